@@ -1,0 +1,185 @@
+"""Checkpoints: written atomically, verified when read, safetensors and JSON only.
+
+``checkpoints/round-NNNN/`` holds ``server.safetensors`` (server segment and optimizer), a file per client in
+``clients/`` (its segment and optimizer, where they are the server's to have) and ``state.json``: the round, the history
+so far, and the SHA-256 of every file. There is no RNG state: every draw follows from the seed and its name
+(`sglr_flower.seeds`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sglr_flower.errors import UserError
+
+# Below Flower's logger, so that a run's messages go where Flower's go.
+log = logging.getLogger("flwr.sglr")
+KEPT = 3
+"""Checkpoints kept: the last one and two before it, in case the last is damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes
+    ----------
+    folder : Path
+        ``checkpoints/round-NNNN``.
+    server_round : int
+        The last round that is in it.
+    history : dict[str, Any]
+        What the run had recorded until then (JSON).
+    """
+
+    folder: Path
+    server_round: int
+    history: dict[str, Any]
+
+    def server_state(self) -> dict[str, Tensor]:
+        """The server segment's and its optimizer's tensors."""
+        return safetensors.torch.load_file(self.folder / "server.safetensors")
+
+    def client_states(self, clients: Iterable[int]) -> dict[int, dict[str, Tensor]]:
+        """The clients' tensors.
+
+        Raises
+        ------
+        UserError
+            If the checkpoint does not hold a client's.
+        """
+        return {client: load_client(self.folder, client) for client in clients}
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old or the new one, whenever the process or machine dies."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def client_file(folder: Path, client: int) -> Path:
+    """Where a client's state lies in a checkpoint folder."""
+    return folder / "clients" / f"client-{client:05d}.safetensors"
+
+
+def save_clients(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Write clients' states into a checkpoint folder."""
+    (folder / "clients").mkdir(parents=True, exist_ok=True)
+    for client, state in states.items():
+        write_atomic(client_file(folder, client), _pack(state))
+
+
+def load_client(folder: Path, client: int) -> dict[str, Tensor]:
+    """Read one client's state.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or damaged; the sentence names it.
+    """
+    path = client_file(folder, client)
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint file {path} cannot be read: {error}") from None
+
+
+def save(
+    checkpoints: Path,
+    server_round: int,
+    server_state: Mapping[str, Tensor],
+    client_states: Mapping[int, Mapping[str, Tensor]],
+    history: Mapping[str, Any],
+) -> Path:
+    """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
+
+    ``client_states`` is empty where the nodes keep their clients' states themselves.
+    """
+    partial = checkpoints / f".round-{server_round:04d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    save_clients(partial, client_states)
+    write_atomic(partial / "server.safetensors", _pack(server_state))
+    files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
+    write_atomic(
+        partial / "state.json", json.dumps({"round": server_round, "files": files, "history": history}).encode()
+    )
+    folder = checkpoints / f"round-{server_round:04d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    prune(checkpoints)
+    return folder
+
+
+def prune(checkpoints: Path) -> None:
+    """Drop all but the newest checkpoints of a folder."""
+    for old in _rounds(checkpoints)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def latest(checkpoints: Path) -> Checkpoint:
+    """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    folders = _rounds(checkpoints)
+    damage = ""
+    for folder in folders:
+        try:
+            return _verify(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damage = f"{folder} is damaged ({error})"
+            log.warning("checkpoint %s; the one before is used", damage)
+    if folders:
+        raise UserError(f"no checkpoint to resume from: {damage}, and no whole one is before it")
+    raise UserError(f"no checkpoint to resume from in {checkpoints}")
+
+
+def _verify(folder: Path) -> Checkpoint:
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for name, expected in state["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if _sha256(path) != expected:
+            raise ValueError(f"{name} does not have the SHA-256 it was written with")
+    return Checkpoint(folder, state["round"], state["history"])
+
+
+def _pack(state: Mapping[str, Tensor]) -> bytes:
+    content: bytes = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    )
+    return content
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
+
+
+def _rounds(checkpoints: Path) -> list[Path]:
+    """Committed checkpoints, newest first."""
+    return sorted(checkpoints.glob("round-*"), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,252 @@
+"""The run-config: every key once, typed, with its unit, range and default.
+
+The same object is built from a TOML file, from ``-s key=value`` pairs and from Flower's ``context.run_config``;
+``RunConfig.parse`` is the only way in, and whatever is wrong ends as one `UserError` sentence.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sglr_flower import methods, splitavg, splitlr
+from sglr_flower.errors import UserError
+
+Scalar = str | int | float | bool
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """One run's settings, immutable; field names are the kebab-case keys with underscores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, validate_default=True)
+
+    method: str = Field(
+        "sglr",
+        description="which updates are made: sglr, slr (SplitLr only), sgl (SplitAvg only) or psl (neither)",
+    )
+    model: str = Field("resnet16", description="network to cut; a registered name")
+    cut: str = Field(
+        "",
+        description="last stage of the client segment, by name or by number of stages; empty: the model's own default",
+    )
+    dataset: str = Field("digits", description="fashion-mnist, mnist, or digits (bundled, no download)")
+    data_dir: str = Field(
+        "",
+        description="absolute folder with the data set in torchvision's layout; empty: "
+        "SGLR_DATA_DIR, else a cache in the user's data folder, downloaded",
+    )
+    partition: str = Field(
+        "balanced",
+        description="how train images are dealt to clients: balanced "
+        "(i.i.d., equal classes), iid, dirichlet:ALPHA, shards:K, linear, ...",
+    )
+    num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
+    samples_per_client: int = Field(120, ge=0, description="train images of one client; 0: all there are, divided")
+    batch_size: int = Field(8, ge=1, le=65_536, description="images of one client in one step")
+    num_server_rounds: int = Field(40, ge=1, description="rounds to train")
+    local_epochs: int = Field(1, ge=1, description="passes over a client's data in one round")
+    fraction_train: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="fraction of the clients that take part in a round, drawn anew each round; at least one",
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        "adam", description="of both sides; adam with beta 0.9/0.999, sgd without momentum"
+    )
+    client_lr: float = Field(1e-3, gt=0, description="eta_0, the clients' learning rate")
+    splitlr_alpha: float = Field(0.5, ge=0, le=2, description="SplitLr: the server's rate is eta_0 * C^alpha; 0: off")
+    lr_schedule: str = Field(
+        "constant",
+        description="constant, cosine, or step (x0.1 once 80 % of the rounds are done); scales both sides' rates alike",
+    )
+    splitavg_phi: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="SplitAvg: fraction of a step's clients whose cut gradients are averaged; 0: off",
+    )
+    splitavg_phase: str = Field(
+        "all",
+        description="rounds in which SplitAvg acts: all, first:F or last:F, F a fraction of the rounds in (0, 1]",
+    )
+    splitavg_over: Literal["clients", "clients-and-samples"] = Field(
+        "clients", description="what is averaged: active clients position by position, or clients and samples"
+    )
+    cut_gradient_scale: Literal["own", "joint"] = Field(
+        "own",
+        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
+    )
+    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
+        "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
+    )
+    initial_segments: Literal["independent", "shared"] = Field(
+        "independent", description="clients' initial weights: each its own draw, or all the same"
+    )
+    sample_order: Literal["every-epoch", "once"] = Field(
+        "every-epoch", description="a client's images are shuffled every epoch, or once and reused"
+    )
+    exchange: Literal["auto", "stream", "grid"] = Field(
+        "auto",
+        description="how a step's tensors travel: stream (gRPC), grid (Flower messages), or auto (stream, and "
+        "grid where no stream can be had)",
+    )
+    step_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="seconds that a node or the server waits for the other "
+        "side's next frame before the round ends in an error",
+    )
+    evaluate: Literal["server", "client"] = Field(
+        "server",
+        description="server: client segments come up and are scored on the server's images; client: smashed "
+        "test images go up, no weights leave",
+    )
+    evaluate_every: int = Field(
+        1,
+        ge=0,
+        description="rounds between evaluations; the last round is always evaluated; 0: only that one",
+    )
+    evaluate_samples: int = Field(
+        1000,
+        ge=0,
+        description="validation images, and as many test images, scored per client at an evaluation; 0: all",
+    )
+    checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="of weights and activations; float64 to check numbers"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="every random draw of the run follows from it")
+    run_dir: str = Field(
+        "",
+        description="absolute folder the run writes; empty: a new one, ./runs/NAME with `sglr "
+        "run`, in the user's data folder with `flwr run`",
+    )
+    resume: bool = Field(
+        False, description="continue the run in run-dir from its last checkpoint; set by `sglr resume`"
+    )
+
+    @field_validator("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", mode="before")
+    @classmethod
+    def _whole_number_is_a_rate(cls, value: object) -> object:
+        # TOML and `-s key=1` give an int where a person means 1.0; bool is an int in Python and no number here.
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        methods.get(value)
+        return value
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        splitlr.schedule_factor(value, 1, 1)
+        return value
+
+    @field_validator("splitavg_phase")
+    @classmethod
+    def _known_phase(cls, value: str) -> str:
+        splitavg.in_phase(value, 1, 1)
+        return value
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Validate kebab-case ``values``; keys left out take their defaults.
+
+        Raises
+        ------
+        UserError
+            With one sentence that names the first offending key, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(_sentence(error)) from None
+
+    def values(self) -> dict[str, Scalar]:
+        """All keys (kebab-case) and values, as they are written to TOML and sent to nodes."""
+        return self.model_dump(by_alias=True)
+
+    def replace(self, **changes: Scalar) -> RunConfig:
+        """A copy with some fields (underscored names) changed, validated again."""
+        return RunConfig.parse({**self.values(), **{_kebab(key): value for key, value in changes.items()}})
+
+    def to_toml(self) -> str:
+        """The whole config as TOML text that `read_toml` and `flwr run --run-config` read."""
+        return tomli_w.dumps(self.values())
+
+
+def keys() -> tuple[str, ...]:
+    """All run-config keys, kebab-case, in the order in which they are documented."""
+    return tuple(_kebab(name) for name in RunConfig.model_fields)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a flat TOML run-config.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or is not TOML; the sentence names it.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not valid TOML: {error}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """Read one ``key=value`` of the command line, the value typed by the key's own type.
+
+    Raises
+    ------
+    UserError
+        If the ``=`` is missing, or the key is unknown.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"-s {text!r} must have the form key=value")
+    field = RunConfig.model_fields.get(key.strip().replace("-", "_"))
+    if field is None:
+        raise UserError(_unknown_key(key.strip()))
+    if field.annotation in (int, float, bool):
+        try:
+            parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            return key.strip(), value  # the validator names key, value and type
+        return key.strip(), parsed
+    return key.strip(), value
+
+
+def _unknown_key(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, keys(), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(keys())}"
+    return f"unknown run-config key {key!r}: {hint}"
+
+
+def _sentence(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one sentence: key, value, what is allowed."""
+    first = error.errors()[0]
+    key, value = str(first["loc"][0]), first["input"]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(key)
+    if first["type"] == "value_error":
+        return f"run-config key {key} = {value!r}: {first['ctx']['error']}"
+    allowed = str(first["msg"]).removeprefix("Input ")
+    return f"run-config key {key} = {value!r}: it {allowed}"

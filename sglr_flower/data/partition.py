@@ -1,0 +1,252 @@
+"""Which client holds which training images.
+
+"balanced" is drawn as the authors of SGLR do (arXiv 2112.05929 and its code): every client the same number of
+images of every class. The others are partitioners of Flower Datasets
+(https://flower.ai/docs/datasets/ref-api/flwr_datasets.partitioner.html), which see the images in an order
+drawn with the run's seed, since several of them cut the list as it comes.
+"""
+
+import math
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sglr_flower.data.draw import balanced_order, generator
+from sglr_flower.errors import UserError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+_PARAMETERS = {
+    "balanced": "",
+    "iid": "",
+    "dirichlet": "ALPHA",
+    "pathological": "K",
+    "shards": "K",
+    "linear": "",
+    "square": "",
+}
+"""Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K."""
+
+
+def names() -> tuple[str, ...]:
+    """Name the partitions, without their parameters."""
+    return tuple(_PARAMETERS)
+
+
+def parse(spec: str) -> tuple[str, float]:
+    """Read the run-config's ``partition``.
+
+    Parameters
+    ----------
+    spec : str
+        - ``balanced``: the same number of every class for every client, as equal as possible;
+        - ``iid``: equal shares at random (IidPartitioner);
+        - ``dirichlet:ALPHA``: each class spread with shares from Dirichlet(ALPHA), the smaller ALPHA the more
+          uneven (DirichletPartitioner, arXiv 1905.12022);
+        - ``pathological:K``: K classes for each client; with few clients some classes go to nobody
+          (PathologicalPartitioner, first-deterministic as in arXiv 2102.02079);
+        - ``shards:K``: the images sorted by class, cut into equal shards, K shards for each client, the
+          remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
+        - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
+          (LinearPartitioner, SquarePartitioner).
+
+    Returns
+    -------
+    tuple of str and float
+        The name and its parameter, 0 where it takes none.
+
+    Raises
+    ------
+    UserError
+        The name is unknown or the parameter is missing, needless or out of range.
+    """
+    name, colon, text = spec.partition(":")
+    if name not in _PARAMETERS:
+        allowed = ", ".join(f"{known}:{kind}" if kind else known for known, kind in _PARAMETERS.items())
+        raise UserError(f"partition is {spec!r}, which is not one of {allowed}.")
+    kind = _PARAMETERS[name]
+    if not kind:
+        if colon:
+            raise UserError(f"partition is {spec!r}, but {name} takes no parameter: write {name!r}.")
+        return name, 0.0
+    try:
+        value = float(text) if kind == "ALPHA" else float(int(text))
+    except (ValueError, OverflowError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        wanted = "a positive number such as 0.5" if kind == "ALPHA" else "a positive whole number such as 2"
+        raise UserError(f"partition is {spec!r}, but the {kind} of {name}:{kind} must be {wanted}.")
+    return name, value
+
+
+def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
+    """Divide the training images among the clients, alike on every node and in every process.
+
+    Parameters
+    ----------
+    labels : torch.Tensor
+        int64 [n], the class of every training image, from 0 up.
+    spec : str
+        The run-config's ``partition``, see `parse`.
+    num_clients : int
+        How many clients, at least 1.
+    samples_per_client : int
+        0 divides all there is. Otherwise "balanced" gives each client exactly this many, and every other
+        partition at most this many, drawn at random from its share.
+    seed : int
+        The run's seed, at least 0.
+
+    Returns
+    -------
+    list of torch.Tensor
+        For each client the int64 [n_i] indices of its images, ascending, n_i at least 1; no image is in two.
+
+    Raises
+    ------
+    UserError
+        `spec`, `num_clients` or `samples_per_client` is out of range, there are too few images (of a class), or
+        a client is left with none.
+    """
+    name, parameter = parse(spec)
+    _check_sizes(len(labels), num_clients, samples_per_client)
+    classes = labels.numpy().astype(np.int64, copy=False)
+    if name == "balanced":
+        shares = _balanced(classes, num_clients, samples_per_client, seed)
+    else:
+        _check_parameter(classes, spec, name, parameter, num_clients)
+        uncapped = _flower_shares(classes.tobytes(), spec, num_clients, seed)
+        shares = _capped(uncapped, samples_per_client, seed)
+    return [torch.from_numpy(np.sort(share)) for share in shares]
+
+
+def _check_sizes(available: int, num_clients: int, samples_per_client: int) -> None:
+    if num_clients < 1:
+        raise UserError(f"num-clients is {num_clients}, but there must be at least 1.")
+    if samples_per_client < 0:
+        raise UserError(f"samples-per-client is {samples_per_client}, but must be 0 (all there are) or more.")
+    if num_clients > available:
+        raise UserError(
+            f"num-clients is {num_clients}, but every client needs a train image, and there are {available}."
+        )
+    if num_clients * samples_per_client > available:
+        raise UserError(
+            f"num-clients {num_clients} with samples-per-client {samples_per_client} asks for "
+            f"{num_clients * samples_per_client} train images, but there are {available}: "
+            f"samples-per-client must be at most {available // num_clients} (0 divides all there are)."
+        )
+
+
+def _balanced(
+    classes: npt.NDArray[np.int64], num_clients: int, samples_per_client: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """Deal the images out like cards sorted by class: a class's counts differ by one at most."""
+    draw = generator(seed, "partition")
+    order = balanced_order(classes, draw)
+    if samples_per_client:
+        _check_smallest_class(classes, num_clients, samples_per_client)
+        order = order[: num_clients * samples_per_client]
+    by_class = order[np.argsort(classes[order], kind="stable")]
+    return [by_class[client::num_clients] for client in range(num_clients)]
+
+
+def _check_smallest_class(classes: npt.NDArray[np.int64], num_clients: int, samples_per_client: int) -> None:
+    counts = np.unique(classes, return_counts=True)[1]
+    balanced = len(counts) * int(counts.min())
+    if num_clients * samples_per_client > balanced:
+        raise UserError(
+            f"num-clients {num_clients} with samples-per-client {samples_per_client} asks for more than the "
+            f"{counts.min()} train images of the smallest class: with partition balanced, "
+            f"samples-per-client must be at most {balanced // num_clients} (0 divides all there are)."
+        )
+
+
+def _check_parameter(classes: npt.NDArray[np.int64], spec: str, name: str, parameter: float, num_clients: int) -> None:
+    if name == "pathological" and parameter > (present := len(np.unique(classes))):
+        raise UserError(f"partition is {spec!r}, but there are only {present} classes, so K can be at most {present}.")
+    if name == "shards" and parameter * num_clients > len(classes):
+        raise UserError(
+            f"partition is {spec!r}, but {len(classes)} train images and num-clients {num_clients} allow for "
+            f"at most {len(classes) // num_clients} shards each."
+        )
+
+
+# Remembered in the process: a node's process asks again every round, and DirichletPartitioner takes a while.
+@lru_cache(maxsize=2)
+def _flower_shares(labels: bytes, spec: str, num_clients: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """Let a partitioner of Flower Datasets divide the images.
+
+    Parameters
+    ----------
+    labels : bytes
+        The labels' int64 values: bytes can be looked up by what they hold, arrays cannot.
+    spec, num_clients, seed
+        As in `partition`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        For each client the int64 indices of its images, in no particular order.
+    """
+    # Imported here because it takes more than 2 s, which the default partition need not wait for.
+    from datasets import Dataset
+
+    classes = np.frombuffer(labels, np.int64)
+    order = generator(seed, "partition").permutation(len(classes))
+    partitioner = _partitioner(spec, num_clients, seed)
+    try:
+        # The partitioners warn of what their errors then say, and Arrow below them of its own future.
+        with warnings.catch_warnings(action="ignore"):
+            # A table in memory: nothing of it touches the Hugging Face hub, nor a cache on disk.
+            partitioner.dataset = Dataset.from_dict({"index": order, "label": classes[order]})
+            shares = tuple(
+                np.asarray(partitioner.load_partition(client)["index"][:], np.int64) for client in range(num_clients)
+            )
+    except ValueError as error:
+        raise _too_thin(spec, num_clients, len(classes)) from error
+    if not all(len(share) for share in shares):
+        raise _too_thin(spec, num_clients, len(classes))
+    return shares
+
+
+def _partitioner(spec: str, num_clients: int, seed: int) -> "Partitioner":
+    from flwr_datasets import partitioner as flower
+
+    name, parameter = parse(spec)
+    match name:
+        case "iid":
+            return flower.IidPartitioner(num_clients)
+        case "dirichlet":
+            # Flower's own least size of 10 rules out the small ALPHA that one may well want to see.
+            return flower.DirichletPartitioner(num_clients, "label", parameter, min_partition_size=1, seed=seed)
+        case "pathological":
+            return flower.PathologicalPartitioner(
+                num_clients, "label", int(parameter), class_assignment_mode="first-deterministic", seed=seed
+            )
+        case "shards":
+            return flower.ShardPartitioner(num_clients, "label", num_shards_per_partition=int(parameter), seed=seed)
+        case "linear":
+            return flower.LinearPartitioner(num_clients)
+        case "square":
+            return flower.SquarePartitioner(num_clients)
+    raise AssertionError(name)
+
+
+def _too_thin(spec: str, num_clients: int, available: int) -> UserError:
+    return UserError(
+        f"partition {spec!r} leaves some client without samples (train images {available}, num-clients "
+        f"{num_clients}): use fewer clients, or a partition that is less uneven."
+    )
+
+
+def _capped(
+    shares: tuple[npt.NDArray[np.int64], ...], samples_per_client: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """Keep at most `samples_per_client` random ones of each share, or all of them for 0."""
+    draw = generator(seed, "samples-per-client")
+    return [draw.permutation(share)[: samples_per_client or None] for share in shares]

@@ -1,0 +1,353 @@
+"""Runs a Flower app on a private simulation SuperLink and says how it ended.
+
+``flwr run`` alone leaves a SuperLink behind that others may share, and exits 0 when the ServerApp raised. Here
+SuperLink, SuperExec, simulation, Ray and the ``flwr`` command form one process group that belongs to one call.
+A keeper process leads that group and reads from a pipe whose other end only the caller holds. The pipe closes
+when the call ends in whatever way, SIGKILL included, and then the keeper ends the group and itself.
+"""
+
+import contextlib
+import http.client
+import itertools
+import json
+import math
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sglr_flower.errors import UserError
+
+START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
+END_SECONDS = 5.0  # Flower's own force-exit limit, so waiting longer brings nothing
+
+# What Flower raises in place of the exception that matters; that one stands earlier in the log.
+_WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+): (.+?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Size of a simulation.
+
+    Attributes
+    ----------
+    nodes : int
+        Number of simulated SuperNodes.
+    cpus_per_node : float
+        CPUs that Ray sets aside for a node while it handles a message.
+    gpus_per_node : float
+        GPUs, or the share of one, that Ray sets aside for a node while it handles a message.
+    """
+
+    nodes: int
+    cpus_per_node: float
+    gpus_per_node: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    succeeded : bool
+        Whether the SuperLink recorded the run as completed.
+    reason : str
+        Empty on success, otherwise one sentence saying why the run failed.
+    """
+
+    succeeded: bool
+    reason: str
+
+
+def simulate(
+    app_dir: Path,
+    run_config: Path,
+    resources: Resources,
+    log_file: Path,
+    watch: Callable[[], None],
+    interval: float = 0.25,
+) -> Outcome:
+    """Run a Flower app on a private local simulation and wait for its end.
+
+    Parameters
+    ----------
+    app_dir : Path
+        Directory of the app's ``pyproject.toml``.
+    run_config : Path
+        TOML file with the run-config.
+    resources : Resources
+        Size of the simulation.
+    log_file : Path
+        File to which everything the run logs is appended.
+    watch : Callable[[], None]
+        Called every `interval` seconds while the run lasts.
+    interval : float
+        Seconds between two calls of `watch`.
+
+    Returns
+    -------
+    Outcome
+        What the SuperLink recorded about the run, not what the exit code of ``flwr run`` says.
+
+    Raises
+    ------
+    UserError
+        If a node asks for more than this machine has; nothing has been started then.
+    """
+    # With RAY_ADDRESS the user points at a cluster of their own (`ray start` on several machines). It is left
+    # alone on purpose, and what fits is then not for this machine to say.
+    own_ray = not os.environ.get("RAY_ADDRESS")
+    if own_ray:
+        _check_fits(resources)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log, _superlink(log_file) as link:
+        before = log_file.stat().st_size
+        if not link.wait_until_up():
+            return Outcome(
+                False, f"Flower's SuperLink did not start: {_complaint(log_file.read_text())} (see {log_file})."
+            )
+        command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
+        command += ["--federation-config", _federation_config(resources, own_ray)]
+        with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
+            while client.poll() is None:
+                watch()
+                time.sleep(interval)
+        watch()
+        said = log_file.read_bytes()[before:].decode(errors="replace")
+        return _outcome(link.recorded_run(), said, log_file)
+
+
+@dataclass(frozen=True)
+class _SuperLink:
+    """A running private SuperLink: its port, its keeper and the environment of everything that belongs to it."""
+
+    port: int
+    keeper: subprocess.Popen[bytes]
+    env: dict[str, str]
+
+    def wait_until_up(self) -> bool:
+        deadline = time.monotonic() + START_SECONDS
+        while self.keeper.poll() is None and time.monotonic() < deadline:
+            # http.client and not urllib: it uses no proxy, whatever the environment says.
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+            with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return True
+            time.sleep(0.1)
+        return False
+
+    @contextlib.contextmanager
+    def flwr(self, arguments: Sequence[str], stdout: IO[bytes] | int, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+        client = subprocess.Popen(
+            [_script("flwr"), *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            process_group=self.keeper.pid,  # so that the keeper ends it where this process no longer can
+        )
+        try:
+            yield client
+        finally:
+            client.terminate()
+            client.wait()
+
+    def recorded_run(self) -> dict[str, str]:
+        """Return what the SuperLink knows of its run, or nothing where it never got one."""
+        # The SuperLink is private: the run it lists is ours, so no run id has to be fished out of the log.
+        if self.keeper.poll() is not None:
+            return {}
+        with self.flwr(["ls", "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+            listing, _ = client.communicate()
+        with contextlib.suppress(ValueError, LookupError):
+            run: dict[str, str] = json.loads(listing)["runs"][0]
+            return run
+        return {}
+
+
+@contextlib.contextmanager
+def _superlink(log_file: Path) -> Iterator[_SuperLink]:
+    """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
+    # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
+    home = Path(tempfile.mkdtemp(prefix="sglr-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "{address}"\ninsecure = true\n'
+    )
+    env = _environment(home)
+    # Under --isolation subprocess the SuperLink starts its SuperExec in another session, out of reach of a signal
+    # to our group, and a simulation has been seen to outlive both. Under --isolation process we start it.
+    link = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
+    link += ["--host", "127.0.0.1", "--port", str(port)]
+    executor = [_script("flower-superexec"), "--insecure", "--runtime-api-address", address]
+    root = str(Path(__file__).resolve().parents[1])
+    keep = f"import sys; sys.path.insert(0, {root!r}); from sglr_flower.launch import keep; keep(*sys.argv[1:])"
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", keep, str(home), str(log_file.resolve()), json.dumps([link, executor])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
+    )
+    try:
+        yield _SuperLink(port, keeper, env)
+    finally:
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            keeper.wait(END_SECONDS + 5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
+        keeper.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def keep(home: str, log_file: str, commands: str) -> None:
+    """Run the commands in this process's group until stdin closes or one ends, then end the whole group.
+
+    Parameters
+    ----------
+    home : str
+        The SuperLink's directory, removed at the end.
+    log_file : str
+        Where the commands' output is appended if one of them ends by itself.
+    commands : str
+        JSON list of command lines.
+    """
+    output = Path(home) / "superlink.log"
+    with output.open("wb") as sink:
+        children = [
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+            for command in json.loads(commands)
+        ]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # after the start: a child would inherit it
+    while all(child.poll() is None for child in children):
+        if select.select([sys.stdin], [], [], 0.5)[0]:
+            break
+    else:
+        with Path(log_file).open("ab") as log:
+            log.write(output.read_bytes())
+    os.killpg(0, signal.SIGTERM)
+    deadline = time.monotonic() + END_SECONDS
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+    shutil.rmtree(home, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    # The user's FLWR_ variables speak of their own SuperLink: its home, fixed ports, database.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    local = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
+    env |= {
+        # SuperLink and SuperExec look their helpers up by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "NO_PROXY": local,
+        "no_proxy": local,
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        # ray.init() joins the cluster named in Ray's temporary directory; in a private one it finds none.
+        "RAY_TMPDIR": str(home),
+    }
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+    return quiet | env
+
+
+def _federation_config(resources: Resources, own_ray: bool) -> str:
+    # Flower takes whole CPUs only. A share of one becomes a whole one of a machine said to have that many more.
+    share = math.ceil(resources.cpus_per_node)
+    values: dict[str, float] = {
+        "num-supernodes": resources.nodes,
+        "client-resources-num-cpus": share,
+        "client-resources-num-gpus": resources.gpus_per_node,
+    }
+    if own_ray:
+        # Flower fills all the CPUs of Ray with actors; more of them than nodes would only cost time and memory.
+        at_once = min(resources.nodes, int(_cpus() / resources.cpus_per_node + 1e-9))
+        values["init-args-num-cpus"] = share * at_once
+    return " ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _check_fits(resources: Resources) -> None:
+    cpus = _cpus()
+    if not 0 < resources.cpus_per_node <= cpus:
+        raise UserError(
+            f"A node asks for {resources.cpus_per_node:g} CPUs, but this machine has {cpus}: "
+            f"ask for more than 0 and at most {cpus}."
+        )
+    if resources.gpus_per_node > 0 and resources.gpus_per_node > (gpus := _gpus()):
+        raise UserError(
+            f"A node asks for {resources.gpus_per_node:g} GPUs, but this machine has {gpus}: ask for at most {gpus}."
+        )
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    import torch  # two seconds, spent only where a GPU is asked for
+
+    return torch.cuda.device_count()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _script(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise UserError(f"The command {name} is neither beside {sys.executable} nor on the PATH: install flwr.")
+    return found
+
+
+def _outcome(run: dict[str, str], said: str, log_file: Path) -> Outcome:
+    status = run.get("status", "")
+    if status == "finished:completed":
+        return Outcome(True, "")
+    if not run:
+        return Outcome(False, f"Flower did not take the run: {_complaint(said)} (see {log_file}).")
+    details = run["status-details"].removeprefix("Simulation failed with exception: ").strip()
+    return Outcome(False, _raised(details, said) or f"The run ended as {status}, {details} (see {log_file}).")
+
+
+def _raised(details: str, said: str) -> str:
+    """Return the exception that ended the run as "name: message", or nothing where the log holds none."""
+    for found in reversed(list(_RAISED.finditer(said))):
+        name, line = found.groups()
+        if line not in _WRAPPERS and (details in _WRAPPERS or details.startswith(line)):
+            message = " ".join((line if details in _WRAPPERS else details).split())  # details has all its lines
+            return message if name == UserError.__name__ else f"{name}: {message}"
+    return ""
+
+
+def _complaint(said: str) -> str:
+    """Return the last thing said: a line, or the first paragraph in the last of the boxes that `flwr` draws."""
+    box = said.rpartition("╭")[2].partition("╮")[2].partition("╰")[0]
+    lines = [line.strip("│ ") for line in (box or said).strip().splitlines()]
+    return " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1]

@@ -1,0 +1,141 @@
+"""What a run measures: one row per round, the best round of every client, the summary."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sglr_flower.split.rounds import Score
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """A row of ``metrics.csv``; accuracies are fractions in [0, 1], None in rounds without an evaluation.
+
+    Attributes
+    ----------
+    round, steps, clients : int
+        The round, its server steps, the clients that took part.
+    train_loss : float
+        Mean loss per training sample.
+    client_lr, server_lr : float
+        eta_c, and eta_s of a step in which all participants are present.
+    validation_accuracy_mean, validation_accuracy_std, validation_loss_mean : float | None
+        Over the clients; the standard deviation is the population's.
+    test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None
+        The same on test images.
+    seconds : float
+        Wall time of the round, evaluation and checkpoint included.
+    step_seconds_median : float
+        Median wall time of a step.
+    bytes_up, bytes_down : int
+        What training sent over the exchange (frames; in-process: the tensors that would have travelled).
+    evaluation_bytes : int
+        What a client-side evaluation sent, both ways.
+    """
+
+    round: int
+    steps: int
+    clients: int
+    train_loss: float
+    client_lr: float
+    server_lr: float
+    validation_accuracy_mean: float | None
+    validation_accuracy_std: float | None
+    validation_loss_mean: float | None
+    test_accuracy_mean: float | None
+    test_accuracy_std: float | None
+    test_loss_mean: float | None
+    seconds: float
+    step_seconds_median: float
+    bytes_up: int
+    bytes_down: int
+    evaluation_bytes: int
+
+
+COLUMNS = tuple(column.name for column in fields(RoundMetrics))
+
+
+def evaluation_columns(scores: Mapping[int, Score]) -> dict[str, float | None]:
+    """The evaluation's columns of a row, from the clients' scores (empty: all None)."""
+    columns: dict[str, float | None] = {}
+    for split in ("validation", "test"):
+        tallies = [score.of(split) for score in scores.values()]
+        accuracies = [tally.accuracy for tally in tallies]
+        columns[f"{split}_accuracy_mean"] = statistics.fmean(accuracies) if tallies else None
+        columns[f"{split}_accuracy_std"] = statistics.pstdev(accuracies) if tallies else None
+        columns[f"{split}_loss_mean"] = statistics.fmean(tally.mean_loss for tally in tallies) if tallies else None
+    return columns
+
+
+@dataclass(frozen=True)
+class Best:
+    """A client's best validation round and its test accuracy there, which is what the paper tests."""
+
+    round: int
+    validation_accuracy: float
+    test_accuracy: float
+
+
+@dataclass
+class History:
+    """All that a run has recorded so far; part of every checkpoint.
+
+    Attributes
+    ----------
+    rows : list[RoundMetrics]
+        One per round.
+    best : dict[int, Best]
+        Client -> its best validation round; the earlier one on a tie.
+    """
+
+    rows: list[RoundMetrics] = field(default_factory=list)
+    best: dict[int, Best] = field(default_factory=dict)
+
+    def add(self, row: RoundMetrics, scores: Mapping[int, Score]) -> None:
+        """Record a round."""
+        self.rows.append(row)
+        for client, score in scores.items():
+            accuracy = score.validation.accuracy
+            if client not in self.best or accuracy > self.best[client].validation_accuracy:
+                self.best[client] = Best(row.round, accuracy, score.test.accuracy)
+
+    def last_evaluated(self) -> RoundMetrics | None:
+        """The last row that has an evaluation."""
+        return next((row for row in reversed(self.rows) if row.test_accuracy_mean is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "best": {str(client): asdict(best) for client, best in self.best.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> History:
+        """Inverse of `to_json`."""
+        return cls(
+            [RoundMetrics(**row) for row in values["rows"]],
+            {int(client): Best(**best) for client, best in values["best"].items()},
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of ``summary.json``: totals, and accuracy over clients at each one's best validation round."""
+        tested = [best.test_accuracy for best in self.best.values()]
+        last = self.last_evaluated()
+        return {
+            "rounds": len(self.rows),
+            "steps": sum(row.steps for row in self.rows),
+            "seconds": sum(row.seconds for row in self.rows),
+            "step_seconds_median": statistics.median(row.step_seconds_median for row in self.rows),
+            "test_accuracy_mean": statistics.fmean(tested),
+            "test_accuracy_std": statistics.pstdev(tested),
+            "last_round_test_accuracy_mean": last.test_accuracy_mean if last else None,
+            "last_round_test_accuracy_std": last.test_accuracy_std if last else None,
+            "train_loss": self.rows[-1].train_loss,
+            "bytes_up": sum(row.bytes_up for row in self.rows),
+            "bytes_down": sum(row.bytes_down for row in self.rows),
+            "evaluation_bytes": sum(row.evaluation_bytes for row in self.rows),
+        }

@@ -1,0 +1,189 @@
+"""The run directory: what a run writes, for people, reports and resume.
+
+``config.toml`` (the resolved run-config), ``metrics.csv`` (one row per round), ``summary.json``, TensorBoard events,
+``checkpoints/``, and ``status.json``, which says at any moment how far the run is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from sglr_flower import checkpoint
+from sglr_flower.checkpoint import write_atomic
+from sglr_flower.config import RunConfig, read_toml
+from sglr_flower.errors import UserError
+from sglr_flower.metrics import COLUMNS, History, RoundMetrics
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+STATUS_INTERVAL = 0.2
+"""Seconds between two writes of ``status.json`` within a round: often enough to watch, too rare to cost."""
+
+
+def default_run_dir(parent: Path | None, config: RunConfig) -> Path:
+    """A new directory's path in ``parent`` (None: the user's data folder), named by time, method and data set."""
+    parent = parent or platformdirs.user_data_path("sglr-flower") / "runs"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.dataset}"
+    candidates = (parent / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+class RunDirectory:
+    """One run's folder.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / ".lock")
+        self._status: dict[str, Any] = {}
+        self._status_due = 0.0
+        self._events: SummaryWriter | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def run_id(self) -> str:
+        """What nodes file their own checkpoints of this run under: 32 hexadecimal digits, the same when resumed."""
+        return (self.path / "run-id").read_text(encoding="utf-8")
+
+    def make(self) -> None:
+        """Create the folder for a new run.
+
+        Raises
+        ------
+        UserError
+            If it cannot be written, or holds a run already; nothing in it is touched.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".writable").touch()
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"run directory {self.path} (run-dir) cannot be written: {reason}") from None
+        if (self.path / "config.toml").exists():
+            raise UserError(
+                f"run directory {self.path} (run-dir) holds another run: give a new one, or continue that run with "
+                f"`sglr resume {self.path}`"
+            )
+
+    def read_config(self) -> RunConfig:
+        """The resolved config of the run in this folder.
+
+        Raises
+        ------
+        UserError
+            If the folder holds no run, or its config is damaged.
+        """
+        if not (self.path / "config.toml").is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.toml")
+        try:
+            return RunConfig.parse(read_toml(self.path / "config.toml"))
+        except UserError as error:
+            raise UserError(f"{self.path / 'config.toml'} is damaged: {error}") from None
+
+    def open(self, config: RunConfig) -> None:
+        """Take the folder for this process (until it ends, however it ends) and write the config of a new run.
+
+        Raises
+        ------
+        UserError
+            If another process is training in it, or it holds another run.
+        """
+        if config.resume:
+            saved = self.read_config()
+            if saved.replace(resume=True) != config:
+                changed = [key for key, value in config.values().items() if saved.values()[key] != value]
+                raise UserError(
+                    f"run directory {self.path} (run-dir) holds a run with other settings: "
+                    f"{', '.join(key for key in changed if key != 'resume')} differ"
+                )
+        else:
+            self.make()
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another process is training in {self.path}: wait for it or stop it") from None
+        if not config.resume:
+            write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
+            write_atomic(self.path / "config.toml", config.to_toml().encode())
+
+    def start(self, history: History) -> None:
+        """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, whatever was there."""
+        from torch.utils.tensorboard import SummaryWriter  # half a second to import
+
+        write_atomic(self.path / "metrics.csv", _csv_rows([dict(zip(COLUMNS, COLUMNS, strict=True))]))
+        for row in history.rows:
+            self._append(row)
+        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(history.rows) + 1)
+
+    def record(self, row: RoundMetrics) -> None:
+        """Add a round to ``metrics.csv`` and to the TensorBoard events."""
+        self._append(row)
+        assert self._events is not None
+        for name, value in asdict(row).items():
+            if value is not None and name != "round":
+                self._events.add_scalar(name, value, row.round)
+        self._events.flush()
+
+    def status(self, *, force: bool = True, **changes: Any) -> None:
+        """Write ``status.json``: the last status with ``changes``; without ``force`` only now and then."""
+        self._status.update(changes)
+        now = time.monotonic()
+        if force or now >= self._status_due:
+            self._status_due = now + STATUS_INTERVAL
+            write_atomic(self.path / "status.json", json.dumps(self._status).encode())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_atomic(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._events is not None:
+            self._events.close()
+        self._lock.release()
+
+    def latest_checkpoint(self) -> checkpoint.Checkpoint:
+        """The newest whole checkpoint (see `checkpoint.latest`)."""
+        return checkpoint.latest(self.checkpoints)
+
+    def _append(self, row: RoundMetrics) -> None:
+        with (self.path / "metrics.csv").open("ab") as file:
+            file.write(_csv_rows([asdict(row)]))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty if there is none (yet)."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values
+
+
+def _csv_rows(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,80 @@
+"""A round as a value: everything that the nodes and the server have to agree on before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sglr_flower.seeds import generator
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """The settings of one training round, the same on every node and on the server.
+
+    Attributes
+    ----------
+    seed : int
+        The run's seed; all draws of the round follow from it.
+    server_round : int
+        From 1.
+    clients : tuple[int, ...]
+        The clients that take part, ascending.
+    local_epochs : int
+        Passes over each client's data.
+    batch_size : int
+        Samples of one client in one step; its last batch of an epoch may be smaller.
+    reshuffle : bool
+        Whether the sample order is drawn anew every epoch, or once for the run.
+    client_lr : float
+        eta_c of this round, after the schedule.
+    alpha : float
+        SplitLr's exponent; 0: off.
+    phi : float
+        SplitAvg's fraction in this round; 0: off.
+    average_over : str
+        ``clients`` or ``clients-and-samples``.
+    gradient_scale : str
+        ``own``: cut gradients of a client's own batch mean (eq. 5); ``joint``: of the concatenated batch's mean.
+    loss : str
+        ``cross-entropy`` or ``binary-cross-entropy``.
+    """
+
+    seed: int
+    server_round: int
+    clients: tuple[int, ...]
+    local_epochs: int
+    batch_size: int
+    reshuffle: bool
+    client_lr: float
+    alpha: float
+    phi: float
+    average_over: str
+    gradient_scale: str
+    loss: str
+
+    def batches(self, client: int, num_samples: int) -> tuple[Tensor, ...]:
+        """Sample indices of the client's batches in this round, in order; int64, each of shape (b,).
+
+        A client with fewer samples simply has fewer batches: in later steps it is absent, and nothing is dropped.
+        """
+        first_epoch = (self.server_round - 1) * self.local_epochs
+        batches: list[Tensor] = []
+        for epoch in range(first_epoch, first_epoch + self.local_epochs):
+            draw = generator(self.seed, "order", client, epoch if self.reshuffle else "once")
+            batches.extend(torch.randperm(num_samples, generator=draw).split(self.batch_size))
+        return tuple(batches)
+
+
+def draw_participants(seed: int, server_round: int, num_clients: int, fraction: float) -> tuple[int, ...]:
+    """The clients of one round: ``fraction`` of all (at least one), uniform without replacement, ascending.
+
+    Clients are drawn, not nodes, so that the training does not depend on how clients are spread over nodes.
+    """
+    if fraction == 1.0:
+        return tuple(range(num_clients))
+    count = max(1, round(fraction * num_clients))
+    order = torch.randperm(num_clients, generator=generator(seed, "participants", server_round))
+    return tuple(sorted(order[:count].tolist()))

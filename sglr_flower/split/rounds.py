@@ -1,0 +1,260 @@
+"""One round, seen from both sides: sessions on the nodes, and the server's loop over a link to them.
+
+A *session* is a node's side of a round (what it uploads next, given the answer to its last upload); a *link* is how
+the server reaches the sessions of all nodes. Every exchange is a link; `LocalLink` is the one without a wire.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from sglr_flower.data.datasets import ImageSet, to_input
+from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.server import ServerSegment, by_client
+
+EVALUATION_SAMPLES = 1000
+"""Samples in one upload of an evaluation, over all clients of the node: 32 MB of ResNet16's smashed data."""
+
+
+class Session(Protocol):
+    """A node's side of a round."""
+
+    def start(self) -> Upload:
+        """The first upload."""
+
+    def advance(self, download: Download) -> Upload | None:
+        """Use the answer to the last upload; the next upload, or None at the end of the round."""
+
+
+class Link(Protocol):
+    """The server's connection to the nodes of a round."""
+
+    @property
+    def bytes_up(self) -> int:
+        """What the nodes have sent so far."""
+
+    @property
+    def bytes_down(self) -> int:
+        """What was sent to the nodes so far."""
+
+    def receive(self) -> dict[int, Upload]:
+        """The next upload of every node that still has one; empty when all are done."""
+
+    def send(self, downloads: Mapping[int, Download]) -> None:
+        """Answer the uploads last received."""
+
+
+class TrainSession:
+    """A node's side of a training round: forward, and then backward and the next forward for each answer."""
+
+    def __init__(self, cohort: Cohort, plan: RoundPlan) -> None:
+        self._cohort, self._plan = cohort, plan
+        cohort.begin(plan)
+        self._upload: Upload | None = None
+
+    def start(self) -> Upload:
+        """Forward the first step."""
+        return self._forward(0)
+
+    def advance(self, download: Download) -> Upload | None:
+        """Backward and step with the gradients received; forward the next step if there is one."""
+        assert self._upload is not None
+        self._cohort.backward(download)
+        return None if self._upload.last else self._forward(self._upload.step + 1)
+
+    def restore(self, step: int) -> None:
+        """Rebuild the graph of a step that was already uploaded, so that `advance` can take its answer."""
+        self._upload = self._cohort.forward(self._plan, step, recompute=True)
+
+    def _forward(self, step: int) -> Upload:
+        self._upload = self._cohort.forward(self._plan, step)
+        return self._upload
+
+
+class EvaluateSession:
+    """A node's side of an evaluation: smashed data of its validation, then of its test images, in chunks."""
+
+    def __init__(
+        self,
+        segments: Mapping[int, nn.Module],
+        dtype: torch.dtype,
+        server_round: int,
+        images: Mapping[str, ImageSet],
+    ) -> None:
+        self._segments, self._dtype, self._round = segments, dtype, server_round
+        size = max(1, EVALUATION_SAMPLES // len(segments))
+        self._chunks = [
+            (split, images[split].take(indices))
+            for split in ("validation", "test")
+            for indices in torch.arange(len(images[split])).split(size)
+        ]
+        self._step = -1
+
+    def start(self) -> Upload:
+        """Smashed data of the first chunk."""
+        upload = self._next()
+        assert upload is not None
+        return upload
+
+    def advance(self, download: Download) -> Upload | None:
+        """Smashed data of the next chunk; the answer to an evaluation's upload carries nothing."""
+        return self._next()
+
+    def restore(self, step: int) -> None:
+        """Go on after chunk ``step``."""
+        self._step = step
+
+    def _next(self) -> Upload | None:
+        self._step += 1
+        if self._step == len(self._chunks):
+            return None
+        split, chunk = self._chunks[self._step]
+        device = next(next(iter(self._segments.values())).parameters()).device
+        inputs = to_input(chunk.images.to(device), self._dtype)
+        with torch.no_grad():
+            smashed = [segment.eval()(inputs) for segment in self._segments.values()]
+        return Upload(
+            server_round=self._round,
+            step=self._step,
+            split=split,
+            clients=tuple(self._segments),
+            sizes=(len(chunk),) * len(smashed),
+            smashed=torch.cat(smashed),
+            labels=chunk.labels.repeat(len(smashed)),
+            last=self._step + 1 == len(self._chunks),
+        )
+
+
+class LocalLink:
+    """The link without a wire: sessions in this process; bytes are those of the tensors that would travel."""
+
+    def __init__(self, sessions: Mapping[int, Session]) -> None:
+        self._sessions = sessions
+        self._pending = {node: session.start() for node, session in sessions.items()}
+        self.bytes_up = self.bytes_down = 0
+
+    def receive(self) -> dict[int, Upload]:
+        """Uploads of all sessions that have one."""
+        self.bytes_up += sum(upload.nbytes for upload in self._pending.values())
+        return self._pending
+
+    def send(self, downloads: Mapping[int, Download]) -> None:
+        """Advance every session."""
+        self._pending = {}
+        for node, download in downloads.items():
+            self.bytes_down += download.nbytes
+            upload = self._sessions[node].advance(download)
+            if upload is not None:
+                self._pending[node] = upload
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a training round did.
+
+    Attributes
+    ----------
+    steps : int
+        Server steps.
+    samples : int
+        Samples seen by the server.
+    loss : float
+        Mean training loss per sample.
+    step_seconds_median : float
+        Median wall time of a step, from the server's answer to the step before to its own answer; of a round with one
+        step, that step's time from the opening of the round.
+    """
+
+    steps: int
+    samples: int
+    loss: float
+    step_seconds_median: float
+
+
+def train_round(
+    server: ServerSegment, plan: RoundPlan, link: Link, on_step: Callable[[int, float], None] | None = None
+) -> RoundResult:
+    """Algorithm 1's outer loop on the server: receive, step, answer, until no node has a further batch.
+
+    Parameters
+    ----------
+    server : ServerSegment
+        Trained in place.
+    plan : RoundPlan
+        The round's settings.
+    link : Link
+        To the nodes' `TrainSession`.
+    on_step : Callable[[int, float], None]
+        Told the number of steps done and the step's loss.
+    """
+    steps, samples, total, stamps = 0, 0, 0.0, [time.perf_counter()]
+    while uploads := link.receive():
+        downloads, loss = server.step(plan, uploads)
+        link.send(downloads)
+        stamps.append(time.perf_counter())
+        size = sum(sum(upload.sizes) for upload in uploads.values())
+        steps, samples, total = steps + 1, samples + size, total + loss * size
+        if on_step is not None:
+            on_step(steps, loss)
+    seconds = [after - before for before, after in itertools.pairwise(stamps)]
+    # The first one holds the opening of the round: start-up of the nodes, not a step.
+    return RoundResult(steps, samples, total / samples, statistics.median(seconds[1:] or seconds))
+
+
+@dataclass
+class Tally:
+    """Right predictions, summed cross-entropy and images, added up over chunks."""
+
+    correct: int = 0
+    loss: float = 0.0
+    images: int = 0
+
+    def add(self, correct: int, loss: float, images: int) -> None:
+        """Count one more chunk."""
+        self.correct, self.loss, self.images = self.correct + correct, self.loss + loss, self.images + images
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction in [0, 1]."""
+        return self.correct / self.images
+
+    @property
+    def mean_loss(self) -> float:
+        """Cross-entropy per image, nats."""
+        return self.loss / self.images
+
+
+@dataclass(frozen=True)
+class Score:
+    """One client's score: (its client segment + the server segment) on validation and test images."""
+
+    validation: Tally = field(default_factory=Tally)
+    test: Tally = field(default_factory=Tally)
+
+    def of(self, split: str) -> Tally:
+        """The tally of ``validation`` or ``test``."""
+        return self.validation if split == "validation" else self.test
+
+
+def evaluate_round(server: ServerSegment, link: Link) -> dict[int, Score]:
+    """Score every client on the smashed images that its node sends (`EvaluateSession`); no weights move."""
+    scores: dict[int, Score] = {}
+    while uploads := link.receive():
+        for node, upload in uploads.items():
+            smashed = by_client({node: (upload, upload.smashed)})
+            labels = by_client({node: (upload, upload.labels)})
+            for client in upload.clients:
+                score = scores.setdefault(client, Score())
+                score.of(upload.split).add(*server.score(smashed[client], labels[client]), len(labels[client]))
+        link.send({node: Download(upload.server_round, upload.step) for node, upload in uploads.items()})
+    return dict(sorted(scores.items()))

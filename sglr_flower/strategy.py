@@ -1,0 +1,424 @@
+"""SplitStrategy: the server's side of a run on Flower.
+
+Algorithm 1 of arXiv 2112.05929 itself is in `sglr_flower.split` and the run's loop in `sglr_flower.training`; here they
+are moved over Flower: one message per node and round, and inside it one stream (or, with the grid exchange, a message
+per step).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from sglr_flower import methods, training
+from sglr_flower.config import RunConfig
+from sglr_flower.data import datasets
+from sglr_flower.errors import UserError
+from sglr_flower.exchange.grid import GridLink
+from sglr_flower.exchange.stream import ExchangeError, StreamServer
+from sglr_flower.inprocess import spread
+from sglr_flower.metrics import History
+from sglr_flower.node import ANSWER, CONFIG, ORDER, STATES, pack_states, unpack_states
+from sglr_flower.rundir import RunDirectory, default_run_dir
+from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.rounds import Link
+
+# Below Flower's logger, so that a run's messages go where Flower's go.
+log = logging.getLogger("flwr.sglr")
+
+
+class SplitStrategy(Strategy):
+    """Split learning as a Flower strategy: it holds the server segment and drives the nodes' cohorts.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run; method, rates, exchange and everything else come from it.
+    directory : RunDirectory
+        Opened with ``config``; what the run writes.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
+        self.config = config
+        self.directory = directory
+        self.sizes: Mapping[int, int] = {}
+        self._hosted: dict[int, tuple[int, ...]] = {}
+        self._streaming: set[int] = set()
+        self._threads = 0
+        self._run_id = directory.run_id
+        self._grid: Grid
+        self._streams: StreamServer
+
+    @property
+    def count(self) -> int:
+        """Nodes that host clients."""
+        return len(self._hosted)
+
+    @property
+    def exchange(self) -> str:
+        """The exchange in use: ``stream``, ``grid``, or ``stream+grid`` where nodes differ."""
+        used = [name for name, nodes in (("stream", self._streaming), ("grid", self._on_grid)) if nodes]
+        return "+".join(used)
+
+    @property
+    def _on_grid(self) -> set[int]:
+        return self._hosted.keys() - self._streaming
+
+    def summary(self) -> None:
+        """Log the settings."""
+        c = self.config
+        log.info("SplitStrategy: %s with %s on %s", c.method, c.model, c.dataset)
+        log.info("\t├──> clients: %d of %d samples, batch %d", c.num_clients, c.samples_per_client, c.batch_size)
+        log.info("\t├──> rounds: %d of %d local epoch(s)", c.num_server_rounds, c.local_epochs)
+        log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, c.splitlr_alpha, c.lr_schedule)
+        log.info("\t├──> SplitAvg: phi %g over %s, %s", c.splitavg_phi, c.splitavg_over, c.splitavg_phase)
+        log.info("\t└──> run directory: %s", self.directory.path)
+
+    def start(self, grid: Grid) -> Result:  # type: ignore[override]
+        """Run to the end: greet the nodes, hand out the clients, train all rounds.
+
+        Rounds, rates and timeouts come from the run-config, so the parent's other arguments do not exist here.
+
+        Returns
+        -------
+        Result
+            ``arrays``: the final server segment; per round the training and evaluation metrics.
+
+        Raises
+        ------
+        UserError
+            If a setting does not fit the nodes or their data.
+        ExchangeError
+            If a node fails, or is silent for longer than ``step-timeout``.
+        """
+        self._grid = grid
+        self.summary()
+        # As many streams as nodes may come; a stream's thread waits, it does not compute.
+        self._streams = StreamServer(max_streams=256)
+        try:
+            self.directory.status(state="starting", rounds=self.config.num_server_rounds)
+            self._assign(self._greet())
+            summary = training.train(self.config, self, self.directory)
+        finally:
+            self._streams.stop()
+        log.info(
+            "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
+            100 * summary["test_accuracy_mean"],
+            100 * summary["test_accuracy_std"],
+            self.config.num_clients,
+        )
+        return self._result()
+
+    # ---- the hooks of a Flower strategy
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each node that hosts a client of this round.
+
+        ``arrays`` is empty: in split learning no weights travel to train.
+        """
+        clients = set(methods.plan(self.config, server_round).clients)
+        nodes = [node for node, hosted in self._hosted.items() if clients.intersection(hosted)]
+        return [self._order("train", node, {"round": server_round}, config) for node in nodes]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the nodes' closing replies of a round; there are no weights to aggregate."""
+        nodes = len(list(replies))
+        return None, MetricRecord({"nodes": nodes})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message for each node, which opens its client-side evaluation."""
+        return [self._order("evaluate", node, {"round": server_round}, config) for node in self._hosted]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Check the closing replies of an evaluation; the scores are the server's own."""
+        return MetricRecord({"nodes": len(list(replies))})
+
+    # ---- how `training.train` reaches the nodes (training.Nodes)
+
+    @contextmanager
+    def train(self, plan: RoundPlan) -> Iterator[Link]:
+        """Open a training round."""
+        messages = self.configure_train(plan.server_round, ArrayRecord(), ConfigRecord(), self._grid)
+        with self._round(messages) as link:
+            yield link
+        self.aggregate_train(plan.server_round, link.replies)
+
+    @contextmanager
+    def evaluate(self, server_round: int) -> Iterator[Link]:
+        """Open a client-side evaluation."""
+        messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
+        with self._round(messages) as link:
+            yield link
+        self.aggregate_evaluate(server_round, link.replies)
+
+    def collect(self, server_round: int, *, checkpoint: bool, weights: bool) -> dict[int, dict[str, Tensor]]:
+        """Have all nodes bring their clients' states, or keep a checkpoint of them if no weights may leave."""
+        order = {"checkpoint": checkpoint, "round": server_round, "run-id": self._run_id}
+        replies = self._deliver([self._query("collect", node, order) for node in self._hosted])
+        states: dict[int, dict[str, Tensor]] = {}
+        for reply in replies.values():
+            if STATES in reply.content.config_records:
+                states |= unpack_states(reply.content)
+        return dict(sorted(states.items()))
+
+    # ---- setting up
+
+    def _greet(self) -> dict[int, ConfigRecord]:
+        """Wait for the nodes and ask each what it is; node -> its answer, in the order of their partitions."""
+        wanted, answers = 1, dict[int, ConfigRecord]()
+        asked = "" if self.config.exchange == "grid" else self._streams.address
+        order = {"address": asked, "secret": self._streams.reach_secret}
+        deadline = time.monotonic() + self.config.step_timeout
+        while len(answers) < wanted:
+            new = [node for node in self._grid.get_node_ids() if node not in answers]
+            replies = self._deliver([self._query("hello", node, order) for node in new])
+            answers |= {node: reply.content.config_records[ANSWER] for node, reply in replies.items()}
+            # A node that knows of its siblings tells how many to wait for.
+            wanted = max([wanted, *(_int(answer, "num-partitions") for answer in answers.values())])
+            if len(answers) < wanted:
+                if time.monotonic() > deadline:
+                    raise ExchangeError(
+                        f"{len(answers)} of {wanted} nodes were there after {self.config.step_timeout:g} s"
+                    )
+                time.sleep(0.2)
+        return dict(sorted(answers.items(), key=lambda item: (_int(item[1], "partition-id"), item[0])))
+
+    def _assign(self, answers: Mapping[int, ConfigRecord]) -> None:
+        """Spread the clients over the nodes, choose each node's exchange, and have the nodes build their cohorts."""
+        parts = spread(self.config.num_clients, len(answers))
+        self._hosted = {node: clients for node, clients in zip(answers, parts, strict=True) if clients}
+        self._streaming = self._choose_streaming(answers)
+        capacity = max(_int(answer, "capacity") for answer in answers.values())
+        if capacity:
+            # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
+            self._threads = max(1, (os.cpu_count() or 1) // min(capacity, self.count))
+        orders = [self._assignment(node, clients) for node, clients in self._hosted.items()]
+        sizes: dict[int, int] = {}
+        for node, reply in self._deliver(orders).items():
+            counted = reply.content.config_records[ANSWER]["sizes"]
+            assert isinstance(counted, list)
+            sizes |= dict(zip(self._hosted[node], (int(size) for size in counted), strict=True))
+        self.sizes = dict(sorted(sizes.items()))
+        log.info("%d client(s) on %d node(s), exchange: %s", len(sizes), self.count, self.exchange)
+        self.directory.status(nodes=self.count, exchange=self.exchange)
+
+    def _assignment(self, node: int, clients: tuple[int, ...]) -> Message:
+        """The message that gives a node its clients, and when resuming their states in the last checkpoint."""
+        restored = self.directory.latest_checkpoint() if self.config.resume else None
+        restore_round = restored.server_round if restored else 0
+        order = {"clients": list(clients), "run-id": self._run_id, "restore-round": restore_round}
+        message = self._query("assign", node, order)
+        message.content[CONFIG] = ConfigRecord({**self.config.values()})
+        if restored and self.config.evaluate == "server":
+            message.content[STATES] = pack_states(restored.client_states(clients))
+        return message
+
+    def _choose_streaming(self, answers: Mapping[int, ConfigRecord]) -> set[int]:
+        """The nodes that use streams; why others do not is said once in the log.
+
+        Raises
+        ------
+        UserError
+            If the run-config insists on streams and a node cannot have one.
+        """
+        if self.config.exchange == "grid":
+            return set()
+        capacity = min((_int(a, "capacity") for a in answers.values() if _int(a, "capacity") > 0), default=self.count)
+        blocked = {node: str(answers[node]["blocked"]) for node in self._hosted if answers[node]["blocked"]}
+        reason = ""
+        if self.count > capacity:
+            # A stream holds its node's worker for the whole round: the nodes waiting for one would never come.
+            reason = f"{self.count} nodes take part but only {capacity} can run at the same time"
+            blocked = dict.fromkeys(self._hosted, reason)
+        elif blocked:
+            node = next(iter(blocked))
+            reason = f"{len(blocked)} of {self.count} node(s) cannot open a stream (node {node}: {blocked[node]})"
+        if reason and self.config.exchange == "stream":
+            raise UserError(
+                f"run-config key exchange = 'stream': {reason}; use fewer nodes with more clients each, or exchange "
+                "auto or grid"
+            )
+        if reason:
+            log.warning("exchange auto: %s, so the grid exchange is used there", reason)
+        return self._hosted.keys() - blocked.keys()
+
+    # ---- messages
+
+    def _order(self, kind: str, node: int, order: Mapping[str, int | str], extra: ConfigRecord) -> Message:
+        """The message that opens a round on a node, over the node's exchange."""
+        exchange = "stream" if node in self._streaming else "grid"
+        record = ConfigRecord({**extra, **order, "threads": self._threads})
+        return Message(RecordDict({ORDER: record}), node, f"{kind}.{exchange}")
+
+    def _query(self, action: str, node: int, order: Mapping[str, Any]) -> Message:
+        record = ConfigRecord({**order, "threads": self._threads})
+        return Message(RecordDict({ORDER: record}), node, f"query.{action}")
+
+    @contextmanager
+    def _round(self, messages: Iterable[Message]) -> Iterator[_RoundLink]:
+        """Open a round on the nodes that the messages are for; at its end all nodes have replied."""
+        opening = {message.metadata.dst_node_id: message for message in messages}
+        streaming = [node for node in opening if node in self._streaming]
+        pending = _Pending(self._grid)
+        links: dict[Link, set[int]] = {}
+        with ExitStack() as stack:
+            if streaming:
+                stream = stack.enter_context(
+                    self._streams.open(streaming, self.config.step_timeout, pending.raise_failures)
+                )
+                links[stream] = set(streaming)
+                for node, secret in stream.secrets.items():
+                    opening[node].content.config_records[ORDER].update(address=self._streams.address, secret=secret)
+                pending.push([opening[node] for node in streaming])
+            on_grid = GridLink({n: m for n, m in opening.items() if n not in self._streaming}, self._deliver)
+            links[on_grid] = opening.keys() - set(streaming)
+            link = _RoundLink(links)
+            yield link
+            link.replies = [*pending.wait(self.config.step_timeout), *on_grid.replies.values()]
+
+    def _deliver(self, messages: list[Message]) -> dict[int, Message]:
+        """Send messages and wait for all replies; node -> reply."""
+        pending = _Pending(self._grid)
+        pending.push(messages)
+        return {reply.metadata.src_node_id: reply for reply in pending.wait(self.config.step_timeout)}
+
+    def _result(self) -> Result:
+        """The run as Flower's own result object."""
+        restored = self.directory.latest_checkpoint()
+        result = Result()
+        weights = {name: tensor for name, tensor in restored.server_state().items() if name.startswith("segment.")}
+        result.arrays = ArrayRecord({name.removeprefix("segment."): tensor for name, tensor in weights.items()})
+        for row in History.from_json(restored.history).rows:
+            figures = {name: value for name, value in asdict(row).items() if value is not None}
+            evaluated = {name: value for name, value in figures.items() if name.startswith(("validation", "test"))}
+            trained = {name: value for name, value in figures.items() if name not in evaluated}
+            result.train_metrics_clientapp[row.round] = MetricRecord(trained)
+            if evaluated:
+                result.evaluate_metrics_serverapp[row.round] = MetricRecord(evaluated)
+        return result
+
+
+class _RoundLink:
+    """Several links as one: the nodes on streams and those on the grid exchange in the same round."""
+
+    def __init__(self, links: Mapping[Link, set[int]]) -> None:
+        self._links = links
+        self.replies: list[Message] = []
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of all uploads so far."""
+        return sum(link.bytes_up for link in self._links)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of all downloads so far."""
+        return sum(link.bytes_down for link in self._links)
+
+    def receive(self) -> dict[int, Upload]:
+        """The next uploads of all nodes."""
+        uploads: dict[int, Upload] = {}
+        for link in self._links:
+            uploads |= link.receive()
+        return uploads
+
+    def send(self, downloads: Mapping[int, Download]) -> None:
+        """Answer them."""
+        for link, nodes in self._links.items():
+            link.send({node: download for node, download in downloads.items() if node in nodes})
+
+
+class _Pending:
+    """Messages sent, whose replies are pulled until all are here; a node's error ends the waiting."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._ids: set[str] = set()
+        self._replies: list[Message] = []
+
+    def push(self, messages: Iterable[Message]) -> None:
+        """Send."""
+        self._ids |= set(self._grid.push_messages(messages))
+
+    def raise_failures(self) -> None:
+        """Pull what is there.
+
+        Raises
+        ------
+        UserError, ExchangeError
+            If a node replied with an error, in the node's own words.
+        """
+        for reply in self._grid.pull_messages(self._ids):
+            self._ids.discard(reply.metadata.reply_to_message_id)
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                raise ExchangeError(f"node {node} failed: {reply.error.reason}")
+            if error := reply.content.config_records[ANSWER].get("error"):
+                raise UserError(str(error))
+            self._replies.append(reply)
+
+    def wait(self, timeout: float) -> list[Message]:
+        """All replies.
+
+        Raises
+        ------
+        UserError, ExchangeError
+            If a node fails or the timeout (seconds) passes.
+        """
+        deadline = time.monotonic() + timeout
+        while self._ids:
+            self.raise_failures()
+            if not self._ids:
+                break
+            if time.monotonic() > deadline:
+                raise ExchangeError(f"{len(self._ids)} node(s) did not reply within {timeout:g} s")
+            time.sleep(0.02)
+        return self._replies
+
+
+def _int(answer: ConfigRecord, key: str) -> int:
+    value = answer[key]
+    assert isinstance(value, int)
+    return value
+
+
+def serve(grid: Grid, values: Mapping[str, Any]) -> None:
+    """Run the ServerApp: a run from its run-config to its result, with a status that tells how it ended.
+
+    Raises
+    ------
+    Exception
+        Whatever ends the run early, so that Flower records it as failed; ``status.json`` holds it as a sentence.
+    """
+    config = RunConfig.parse(values)
+    if not config.run_dir:
+        config = config.replace(run_dir=str(default_run_dir(None, config)))
+    directory = RunDirectory(Path(config.run_dir))
+    directory.open(config)
+    try:
+        datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
+        SplitStrategy(config, directory).start(grid)
+        directory.status(state="finished")
+    except Exception as error:
+        directory.status(state="failed", error=str(error))
+        raise
+    finally:
+        directory.close()

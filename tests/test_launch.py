@@ -1,0 +1,199 @@
+"""Real Flower, no mocks: tiny apps run on private SuperLinks, and nothing may be left of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sglr_flower import launch
+from sglr_flower.errors import UserError
+from sglr_flower.launch import Outcome, Resources, simulate
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+PYPROJECT = """
+[project]
+name = "tiny"
+version = "0.1.0"
+description = "An app for a test."
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "tiny"
+
+[tool.flwr.app.components]
+serverapp = "tiny_app:server"
+clientapp = "tiny_app:client"
+
+[tool.flwr.app.config]
+then = ""
+"""
+
+APP = """
+import time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+client = ClientApp()
+server = ServerApp()
+
+@client.train()
+def train(message, context):
+    return Message(RecordDict({"reply": ConfigRecord({"seen": 1})}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 2:
+        time.sleep(0.1)
+    messages = [Message(RecordDict({"ask": ConfigRecord({})}), node, "train") for node in nodes]
+    print("replies:", len(list(grid.send_and_receive(messages))), flush=True)
+    if context.run_config["then"] == "raise":
+        raise ValueError("failed on purpose,\\nin two lines")
+    if context.run_config["then"] == "sleep":
+        time.sleep(600)
+"""
+
+CALL = """
+import sys
+from pathlib import Path
+from sglr_flower.launch import Resources, simulate
+app, config, log = map(Path, sys.argv[1:])
+simulate(app, config, Resources(2, 0.5, 0), log, lambda: None)
+"""
+
+SMALL = Resources(nodes=2, cpus_per_node=0.5, gpus_per_node=0)
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "tiny_app.py").write_text(APP)
+    for then in ("end", "raise", "sleep"):
+        (tmp_path / f"{then}.toml").write_text(f'then = "{then}"\n')
+    return folder
+
+
+def processes() -> list[tuple[int, int, int]]:
+    """Return (pid, parent, group) of every process that still runs."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state not in "ZX":
+            found.append((int(stat.parent.name), int(parent), int(group)))
+    return found
+
+
+def keepers(caller: int) -> set[int]:
+    """Return the process groups a caller has started: their leaders are its children."""
+    return {pid for pid, parent, group in processes() if parent == caller and pid == group}
+
+
+def home(keeper: int) -> Path:
+    environ = Path(f"/proc/{keeper}/environ").read_bytes().split(b"\0")
+    return Path(next(entry for entry in environ if entry.startswith(b"FLWR_HOME=")).partition(b"=")[2].decode())
+
+
+def left_of(groups: set[int], patience: float) -> list[int]:
+    """Return the processes of the groups that still run after some seconds of patience."""
+    deadline = time.monotonic() + patience
+    while (left := [pid for pid, _, group in processes() if group in groups]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@linux
+def test_two_at_once_end_as_recorded_and_leave_nothing(app: Path) -> None:
+    groups: set[int] = set()
+    homes: set[Path] = set()
+
+    def watch() -> None:
+        new = keepers(os.getpid()) - groups
+        groups.update(new)
+        homes.update(map(home, new))
+
+    def run(then: str) -> Outcome:
+        return simulate(app, app.parent / f"{then}.toml", SMALL, app.parent / f"{then}.log", watch)
+
+    with ThreadPoolExecutor() as pool:
+        ended, raised = pool.map(run, ["end", "raise"])
+
+    assert ended == Outcome(True, "")
+    assert raised == Outcome(False, "ValueError: failed on purpose, in two lines")
+    for then in ("end", "raise"):
+        assert "replies: 2" in (app.parent / f"{then}.log").read_text()
+    assert len(groups) == 2
+    assert left_of(groups, patience=1) == []
+    assert not any(folder.exists() for folder in homes)
+
+
+@linux
+def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> None:
+    def call(name: str) -> subprocess.Popen[str]:
+        arguments = [str(app), str(app.parent / "sleep.toml"), str(app.parent / f"{name}.log")]
+        return subprocess.Popen(
+            [sys.executable, "-c", CALL, *arguments],
+            cwd=Path(launch.__file__).parents[1],
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,  # as a shell does: an interrupt goes to the whole of this group
+        )
+
+    callers = {"killed": call("killed"), "interrupted": call("interrupted")}
+    try:
+        for name, caller in callers.items():
+            log = app.parent / f"{name}.log"
+            while not log.exists() or "replies: 2" not in log.read_text():
+                assert caller.poll() is None, caller.communicate()[1]
+                time.sleep(0.2)
+        groups = {name: keepers(caller.pid) for name, caller in callers.items()}
+        homes = {home(keeper) for group in groups.values() for keeper in group}
+        assert [len(group) for group in groups.values()] == [1, 1]
+
+        callers["killed"].kill()
+        os.killpg(callers["interrupted"].pid, signal.SIGINT)
+
+        assert "KeyboardInterrupt" in callers["interrupted"].communicate(timeout=15)[1]
+        assert left_of(groups["interrupted"], patience=1) == []
+        assert left_of(groups["killed"], patience=10) == []
+        assert not any(folder.exists() for folder in homes)
+    finally:
+        for caller in callers.values():
+            caller.kill()
+            caller.wait()
+
+
+def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
+    (app.parent / "end.toml").write_text("unknown-key = 1\n")
+
+    outcome = simulate(app, app.parent / "end.toml", SMALL, app.parent / "refused.log", lambda: None)
+
+    assert not outcome.succeeded
+    assert "unknown-key" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("resources", "sentence"),
+    [
+        (Resources(2, 4096, 0), "A node asks for 4096 CPUs, but this machine has "),
+        (Resources(2, 0, 0), "A node asks for 0 CPUs, but this machine has "),
+        (Resources(2, 1, 99), "A node asks for 99 GPUs, but this machine has "),
+    ],
+)
+def test_more_than_the_machine_has_is_refused_before_anything_starts(
+    app: Path, resources: Resources, sentence: str
+) -> None:
+    log = app.parent / "never.log"
+    with pytest.raises(UserError, match=sentence):
+        simulate(app, app.parent / "end.toml", resources, log, lambda: None)
+    assert not log.exists()
