@@ -73,6 +73,19 @@ def cohort(
     return made
 
 
+def check(config: RunConfig) -> None:
+    """Find every mistake of a run-config that shows without training: before anything is started or written.
+
+    Raises
+    ------
+    UserError
+        If the model or cut is unknown, the data are missing, or they do not suffice for the partition.
+    """
+    datasets.ensure_present(config.dataset, config.data_dir)
+    model(config).server_segment()
+    client_data(config, [])
+
+
 def evaluation_images(config: RunConfig) -> dict[str, ImageSet]:
     """The validation and test images that an evaluation scores: the same ones in every round, for every client."""
     whole = splits(config)

@@ -116,9 +116,10 @@ def save(
     save_clients(partial, client_states)
     write_atomic(partial / "server.safetensors", _pack(server_state))
     files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
-    write_atomic(
-        partial / "state.json", json.dumps({"round": server_round, "files": files, "history": history}).encode()
-    )
+    state = {"round": server_round, "files": files, "history": history}
+    # A hash of itself too: a figure changed by a flipped bit would still be JSON.
+    written = {"sha256": _state_hash(state), "state": state}
+    write_atomic(partial / "state.json", json.dumps(written).encode())
     folder = checkpoints / f"round-{server_round:04d}"
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -145,7 +146,7 @@ def latest(checkpoints: Path) -> Checkpoint:
     for folder in folders:
         try:
             return _verify(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             damage = f"{folder} is damaged ({error})"
             log.warning("checkpoint %s; the one before is used", damage)
     if folders:
@@ -154,7 +155,14 @@ def latest(checkpoints: Path) -> Checkpoint:
 
 
 def _verify(folder: Path) -> Checkpoint:
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    try:
+        written = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = written["state"]
+        whole = written["sha256"] == _state_hash(state)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError("state.json is not what was written")
     for name, expected in state["files"].items():
         path = folder / name
         if not path.is_file():
@@ -162,6 +170,10 @@ def _verify(folder: Path) -> Checkpoint:
         if _sha256(path) != expected:
             raise ValueError(f"{name} does not have the SHA-256 it was written with")
     return Checkpoint(folder, state["round"], state["history"])
+
+
+def _state_hash(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _pack(state: Mapping[str, Tensor]) -> bytes:
@@ -177,7 +189,7 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def _rounds(checkpoints: Path) -> list[Path]:
     """Committed checkpoints, newest first."""
-    return sorted(checkpoints.glob("round-*"), reverse=True)
+    return sorted(checkpoints.glob("round-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
 
 
 def _sha256(path: Path) -> str:

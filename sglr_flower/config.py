@@ -27,7 +27,9 @@ def _kebab(name: str) -> str:
 class RunConfig(BaseModel):
     """One run's settings, immutable; field names are the kebab-case keys with underscores."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, alias_generator=_kebab, validate_default=True
+    )
 
     method: str = Field(
         "sglr",

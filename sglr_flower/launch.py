@@ -28,6 +28,8 @@ from typing import IO
 
 from sglr_flower.errors import UserError
 
+_Process = subprocess.Popen[bytes]
+
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 END_SECONDS = 5.0  # Flower's own force-exit limit, so waiting longer brings nothing
 
@@ -115,18 +117,17 @@ def simulate(
     with log_file.open("ab") as log, _superlink(log_file) as link:
         before = log_file.stat().st_size
         if not link.wait_until_up():
-            return Outcome(
-                False, f"Flower's SuperLink did not start: {_complaint(log_file.read_text())} (see {log_file})."
-            )
+            return Outcome(False, f"Flower's SuperLink did not start: {_complaint(log_file, before)}")
         command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
         command += ["--federation-config", _federation_config(resources, own_ray)]
         with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
-            while client.poll() is None:
+            while client.poll() is None and link.keeper.poll() is None:
                 watch()
                 time.sleep(interval)
         watch()
-        said = log_file.read_bytes()[before:].decode(errors="replace")
-        return _outcome(link.recorded_run(), said, log_file)
+        if link.keeper.poll() is not None:
+            return Outcome(False, f"Flower's SuperLink ended during the run: {_complaint(log_file, before)}")
+        return _outcome(link.recorded_run(), log_file, before)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _SuperLink:
     """A running private SuperLink: its port, its keeper and the environment of everything that belongs to it."""
 
     port: int
-    keeper: subprocess.Popen[bytes]
+    keeper: _Process
     env: dict[str, str]
 
     def wait_until_up(self) -> bool:
@@ -150,7 +151,7 @@ class _SuperLink:
         return False
 
     @contextlib.contextmanager
-    def flwr(self, arguments: Sequence[str], stdout: IO[bytes] | int, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    def flwr(self, arguments: Sequence[str], stdout: IO[bytes] | int, stderr: int) -> Iterator[_Process]:
         client = subprocess.Popen(
             [_script("flwr"), *arguments],
             env=self.env,
@@ -168,8 +169,6 @@ class _SuperLink:
     def recorded_run(self) -> dict[str, str]:
         """Return what the SuperLink knows of its run, or nothing where it never got one."""
         # The SuperLink is private: the run it lists is ours, so no run id has to be fished out of the log.
-        if self.keeper.poll() is not None:
-            return {}
         with self.flwr(["ls", "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
             listing, _ = client.communicate()
         with contextlib.suppress(ValueError, LookupError):
@@ -182,13 +181,20 @@ class _SuperLink:
 def _superlink(log_file: Path) -> Iterator[_SuperLink]:
     """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
     # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
-    home = Path(tempfile.mkdtemp(prefix="sglr-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))
-    port = _free_port()
+    short = "/tmp" if os.access("/tmp", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
+        port = _free_port()
+        env = _environment(home)
+        with _keeper(Path(home), port, env, log_file) as keeper:
+            yield _SuperLink(port, keeper, env)
+
+
+@contextlib.contextmanager
+def _keeper(home: Path, port: int, env: dict[str, str], log_file: Path) -> Iterator[_Process]:
     address = f"127.0.0.1:{port}"
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "{address}"\ninsecure = true\n'
     )
-    env = _environment(home)
     # Under --isolation subprocess the SuperLink starts its SuperExec in another session, out of reach of a signal
     # to our group, and a simulation has been seen to outlive both. Under --isolation process we start it.
     link = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
@@ -205,7 +211,7 @@ def _superlink(log_file: Path) -> Iterator[_SuperLink]:
         process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
     )
     try:
-        yield _SuperLink(port, keeper, env)
+        yield keeper
     finally:
         assert keeper.stdin is not None
         keeper.stdin.close()
@@ -214,7 +220,6 @@ def _superlink(log_file: Path) -> Iterator[_SuperLink]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(keeper.pid, signal.SIGKILL)
         keeper.wait()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def keep(home: str, log_file: str, commands: str) -> None:
@@ -251,7 +256,7 @@ def keep(home: str, log_file: str, commands: str) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: str) -> dict[str, str]:
     # The user's FLWR_ variables speak of their own SuperLink: its home, fixed ports, database.
     env = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
     local = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
@@ -261,13 +266,13 @@ def _environment(home: Path) -> dict[str, str]:
         "NO_PROXY": local,
         "no_proxy": local,
         "PYTHONUNBUFFERED": "1",
-        "FLWR_HOME": str(home),
+        "FLWR_HOME": home,
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         # ray.init() joins the cluster named in Ray's temporary directory; in a private one it finds none.
-        "RAY_TMPDIR": str(home),
+        "RAY_TMPDIR": home,
     }
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
     return quiet | env
@@ -326,13 +331,14 @@ def _script(name: str) -> str:
     return found
 
 
-def _outcome(run: dict[str, str], said: str, log_file: Path) -> Outcome:
+def _outcome(run: dict[str, str], log_file: Path, before: int) -> Outcome:
     status = run.get("status", "")
     if status == "finished:completed":
         return Outcome(True, "")
     if not run:
-        return Outcome(False, f"Flower did not take the run: {_complaint(said)} (see {log_file}).")
+        return Outcome(False, f"Flower did not take the run: {_complaint(log_file, before)}")
     details = run["status-details"].removeprefix("Simulation failed with exception: ").strip()
+    said = _said(log_file, before)
     return Outcome(False, _raised(details, said) or f"The run ended as {status}, {details} (see {log_file}).")
 
 
@@ -346,8 +352,14 @@ def _raised(details: str, said: str) -> str:
     return ""
 
 
-def _complaint(said: str) -> str:
-    """Return the last thing said: a line, or the first paragraph in the last of the boxes that `flwr` draws."""
+def _complaint(log_file: Path, before: int) -> str:
+    """Return the last line of the log, or the first paragraph in the last of the boxes that `flwr` draws there."""
+    said = _said(log_file, before)
     box = said.rpartition("╭")[2].partition("╮")[2].partition("╰")[0]
     lines = [line.strip("│ ") for line in (box or said).strip().splitlines()]
-    return " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1]
+    text = " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1]
+    return f"{text.rstrip('.')} (see {log_file})."
+
+
+def _said(log_file: Path, before: int) -> str:
+    return log_file.read_bytes()[before:].decode(errors="replace")

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 STATUS_INTERVAL = 0.2
 """Seconds between two writes of ``status.json`` within a round: often enough to watch, too rare to cost."""
 
+LOCK_SECONDS = 10.0
+"""How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
+
 
 def default_run_dir(parent: Path | None, config: RunConfig) -> Path:
     """A new directory's path in ``parent`` (None: the user's data folder), named by time, method and data set."""
@@ -121,13 +124,27 @@ class RunDirectory:
                 )
         else:
             self.make()
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another process is training in {self.path}: wait for it or stop it") from None
+        self._take()
         if not config.resume:
             write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
             write_atomic(self.path / "config.toml", config.to_toml().encode())
+
+    def check_free(self) -> None:
+        """Find out whether another process is training in the folder.
+
+        Raises
+        ------
+        UserError
+            If so.
+        """
+        self._take()
+        self._lock.release()
+
+    def _take(self) -> None:
+        try:
+            self._lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            raise UserError(f"another process is training in {self.path}: wait for it or stop it") from None
 
     def start(self, history: History) -> None:
         """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, whatever was there."""

@@ -108,7 +108,7 @@ class SplitStrategy(Strategy):
         # As many streams as nodes may come; a stream's thread waits, it does not compute.
         self._streams = StreamServer(max_streams=256)
         try:
-            self.directory.status(state="starting", rounds=self.config.num_server_rounds)
+            self.directory.status(state="starting", pid=os.getpid(), rounds=self.config.num_server_rounds)
             self._assign(self._greet())
             summary = training.train(self.config, self, self.directory)
         finally:

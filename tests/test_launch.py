@@ -179,7 +179,7 @@ def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
     outcome = simulate(app, app.parent / "end.toml", SMALL, app.parent / "refused.log", lambda: None)
 
     assert not outcome.succeeded
-    assert "unknown-key" in outcome.reason
+    assert "Invalid run configuration" in outcome.reason
 
 
 @pytest.mark.parametrize(

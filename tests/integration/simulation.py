@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from flwr.app import Context
@@ -12,16 +11,24 @@ from flwr.simulation import run_simulation
 import client_app
 
 
-def simulate(body: Callable[[Grid], None], nodes: int, cpus_per_node: float) -> None:
-    """Run ``body`` with a grid of ``nodes`` simulated SuperNodes; whatever it raises is raised here."""
+def simulate(body: Callable[[Grid], None], nodes: int, workers: int) -> None:
+    """Run ``body`` with a grid of simulated SuperNodes; whatever it raises is raised here.
+
+    Parameters
+    ----------
+    body : Callable[[Grid], None]
+        What the ServerApp does.
+    nodes : int
+        SuperNodes.
+    workers : int
+        How many of them can run at the same time.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         body(grid)
 
-    logging.getLogger("flwr").setLevel(logging.INFO)
-    resources = {"num_cpus": cpus_per_node, "num_gpus": 0.0}
-    run_simulation(
-        app, client_app.app, num_supernodes=nodes, backend_config={"client_resources": resources}
-    )
+    # Flower takes whole CPUs only, so the machine is said to have as many as workers are wanted.
+    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": workers}}
+    run_simulation(app, client_app.app, num_supernodes=nodes, backend_config=backend)

@@ -1,0 +1,44 @@
+"""Small runs for integration tests, and the weights they end with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reference import Weights
+from safetensors.torch import load_file
+
+
+def final_weights(run_dir: Path) -> Weights:
+    """Segments in a run's last checkpoint, named as `reference.plain_loop` names them."""
+    last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
+    files = {"server": last / "server.safetensors"}
+    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in sorted((last / "clients").iterdir())}
+    return {
+        part: {
+            name.removeprefix("segment."): tensor
+            for name, tensor in load_file(path).items()
+            if name.startswith("segment.")
+        }
+        for part, path in files.items()
+    }
+
+
+def largest_difference(left: Weights, right: Weights) -> float:
+    """The largest absolute difference of any weight or buffer; both must hold the same ones."""
+    assert left.keys() == right.keys()
+    largest = 0.0
+    for part, weights in left.items():
+        assert weights.keys() == right[part].keys()
+        for name, tensor in weights.items():
+            largest = max(largest, float((tensor.double() - right[part][name].double()).abs().max()))
+    return largest
+
+
+def distance(left: Weights, right: Weights) -> float:
+    """Euclidean distance of all trainable weights, batch-norm's running statistics left out."""
+    total = 0.0
+    for part, weights in left.items():
+        for name, tensor in weights.items():
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                total += float((tensor.double() - right[part][name].double()).square().sum())
+    return total**0.5

@@ -1,0 +1,138 @@
+"""What a run does on a real Flower simulation besides the keel: fallbacks, participation, evaluation, errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from integration.runs import distance, final_weights, largest_difference
+from integration.simulation import simulate
+
+from sglr_flower import inprocess
+from sglr_flower.config import RunConfig
+from sglr_flower.errors import UserError
+from sglr_flower.strategy import serve
+
+SMALL = {
+    "num-clients": 3,
+    "samples-per-client": 20,
+    "num-server-rounds": 2,
+    "evaluate-every": 0,
+    "evaluate-samples": 40,
+    "dtype": "float64",
+}
+# Partial participation of clients of different sizes, several epochs, averaging over samples, one shared order.
+ODD = {
+    **SMALL,
+    "num-clients": 5,
+    "fraction-train": 0.6,
+    "partition": "linear",
+    "samples-per-client": 0,
+    "local-epochs": 1,
+    "batch-size": 64,
+    "splitavg-over": "clients-and-samples",
+    "cut-gradient-scale": "joint",
+    "sample-order": "once",
+    "loss": "binary-cross-entropy",
+    "initial-segments": "shared",
+}
+
+
+@pytest.fixture(scope="module")
+def few_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """Three nodes of which only one can run at a time."""
+    root, outcome = tmp_path_factory.mktemp("few"), dict[str, str]()
+
+    def body(grid):
+        records: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: records.append(record.getMessage())
+        logging.getLogger("flwr.sglr").addHandler(handler)
+        serve(grid, {**SMALL, "exchange": "auto", "run-dir": str(root / "auto")})
+        logging.getLogger("flwr.sglr").removeHandler(handler)
+        outcome["log"] = "\n".join(records)
+        try:
+            serve(grid, {**SMALL, "exchange": "stream", "run-dir": str(root / "stream")})
+        except UserError as error:
+            outcome["stream"] = str(error)
+
+    simulate(body, nodes=3, workers=1)
+    return root, outcome
+
+
+def test_auto_takes_the_grid_where_the_nodes_cannot_run_at_once(few_workers: tuple[Path, dict[str, str]]) -> None:
+    root, outcome = few_workers
+    assert json.loads((root / "auto" / "summary.json").read_text())["exchange"] == "grid"
+    reason = "exchange auto: 3 nodes take part but only 1 can run at the same time"
+    assert outcome["log"].count(reason) == 1
+
+
+def test_insisting_on_the_stream_there_is_an_error(few_workers: tuple[Path, dict[str, str]]) -> None:
+    root, outcome = few_workers
+    assert outcome["stream"].startswith("run-config key exchange = 'stream': 3 nodes take part but only 1 can run")
+    status = json.loads((root / "stream" / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", outcome["stream"])
+
+
+@pytest.fixture(scope="module")
+def enough_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    root, outcome = tmp_path_factory.mktemp("enough"), dict[str, str]()
+
+    def body(grid):
+        for evaluate in ("server", "client"):
+            for exchange in ("stream", "grid"):
+                values = {**SMALL, "evaluate": evaluate, "exchange": exchange}
+                serve(grid, {**values, "run-dir": str(root / f"{evaluate}-{exchange}")})
+        for exchange in ("stream", "grid"):
+            serve(grid, {**ODD, "exchange": exchange, "run-dir": str(root / f"odd-{exchange}")})
+        try:
+            serve(grid, {**SMALL, "num-clients": 300, "run-dir": str(root / "too-many")})
+        except UserError as error:
+            outcome["too-many"] = str(error)
+
+    simulate(body, nodes=2, workers=2)
+    return root, outcome
+
+
+def summary(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("exchange", ["stream", "grid"])
+def test_evaluation_on_the_clients_scores_as_on_the_server(enough_workers, exchange: str) -> None:
+    root, _ = enough_workers
+    server, client = summary(root / f"server-{exchange}"), summary(root / f"client-{exchange}")
+    for figure in ("test_accuracy_mean", "test_accuracy_std", "last_round_test_accuracy_mean", "steps"):
+        assert client[figure] == pytest.approx(server[figure])
+    # Smashed test images go up (3 clients, 40 + 40 images of 32 x 8 x 8 doubles), and no client's weights.
+    assert client["evaluation_bytes"] > 3 * 80 * 32 * 8 * 8 * 8
+    assert server["evaluation_bytes"] == 0
+    assert list((root / f"server-{exchange}" / "checkpoints").glob("round-*/clients/*"))
+    assert not list((root / f"client-{exchange}" / "checkpoints").glob("round-*/clients/*"))
+
+
+@pytest.mark.parametrize("exchange", ["stream", "grid"])
+def test_odd_settings_are_the_same_training_as_in_process(enough_workers, tmp_path: Path, exchange: str) -> None:
+    root, _ = enough_workers
+    inprocess.run(RunConfig.parse({**ODD, "run-dir": str(tmp_path / "one")}), 1)
+    expected = final_weights(tmp_path / "one")
+
+    assert largest_difference(final_weights(root / f"odd-{exchange}"), expected) < 1e-9
+    inprocess.run(RunConfig.parse({**ODD, "seed": 1, "run-dir": str(tmp_path / "other")}), 1)
+    assert distance(final_weights(tmp_path / "other"), expected) > 0.1
+
+
+def test_bytes_are_the_frames_on_both_exchanges(enough_workers) -> None:
+    root, _ = enough_workers
+    stream, grid = summary(root / "server-stream"), summary(root / "server-grid")
+    assert (stream["bytes_up"], stream["bytes_down"]) == (grid["bytes_up"], grid["bytes_down"])
+    payload = 2 * 3 * 20 * (32 * 8 * 8 * 8 + 8)  # rounds x clients x samples x (smashed data + label)
+    assert payload < stream["bytes_up"] < 1.05 * payload
+
+
+def test_more_samples_than_exist_is_one_sentence(enough_workers) -> None:
+    _, outcome = enough_workers
+    assert "num-clients" in outcome["too-many"]
+    assert "\n" not in outcome["too-many"]
