@@ -68,8 +68,9 @@ def cohort(
     """
     build: Callable[[int], torch.nn.Module] = model(config).client_segment
     made = Cohort(client_data(config, clients), build, config.optimizer, dtype(config), device())
-    for client, state in (states or {}).items():
-        made.load_state(client, state)
+    for client in clients:
+        if states and client in states:
+            made.load_state(client, states[client])
     return made
 
 

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import tomli_w
 import typer
 from rich.console import Console
@@ -99,11 +100,15 @@ def _train(config: RunConfig, directory: RunDirectory, launched: dict[str, Any])
     console = Console()
     console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
     (directory.path / "status.json").unlink(missing_ok=True)
-    with ProgressView(directory.path, config.num_server_rounds, console) as view:
-        if launched["in-process"]:
-            _in_process(config, int(launched["nodes"]), view)
-        else:
-            _through_flower(config, directory, launched, view)
+    try:
+        with ProgressView(directory.path, config.num_server_rounds, console) as view:
+            if launched["in-process"]:
+                _in_process(config, int(launched["nodes"]), view)
+            else:
+                _through_flower(config, directory, launched, view)
+    except KeyboardInterrupt:
+        console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
     console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
 
 
@@ -115,10 +120,8 @@ def _through_flower(config: RunConfig, directory: RunDirectory, launched: dict[s
 
     def watch() -> None:
         view.update()
-        status = read_json(directory.path / "status.json")
-        if status.get("state") not in (None, "finished", "failed") and not _is_alive(status["pid"]):
-            # Flower itself needs a minute to notice.
-            raise UserError(f"the run failed: its training process {status['pid']} was killed (log: {log_file})")
+        if directory.is_abandoned():  # Flower itself needs a minute to notice
+            raise UserError(f"the run failed: its training process was killed (log: {log_file})")
 
     outcome = simulate(_app_dir(), run_config, resources, log_file, watch)
     status = read_json(directory.path / "status.json")
@@ -146,16 +149,6 @@ def _in_process(config: RunConfig, nodes: int, view: ProgressView) -> None:
         view.update()
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's, but alive
-    return True
-
-
 def _app_dir() -> Path:
     """The folder with the Flower app: the checkout, or what an installed package carries of it."""
     checkout = Path(__file__).resolve().parents[1]
@@ -175,25 +168,18 @@ def _cpu_share(nodes: int) -> float:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit status 1, Ctrl-C ends what was started and gives 130."""
+    """Entry point: a user's mistake is one sentence and exit status 1; Ctrl-C ends what was started and gives 130."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("sglr: stopped; `sglr resume RUN_DIR` continues a run that has a checkpoint")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
         sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except Exception as error:
-        if hasattr(error, "show"):  # click's own usage errors
-            error.show()
-            sys.exit(2)
-        raise
 
 
 if __name__ == "__main__":

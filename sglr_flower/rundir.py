@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 STATUS_INTERVAL = 0.2
 """Seconds between two writes of ``status.json`` within a round: often enough to watch, too rare to cost."""
 
+UNDER_WAY = ("starting", "training")
+"""States in ``status.json`` of a run whose process is alive; the others are ``finished`` and ``failed``."""
+
 LOCK_SECONDS = 10.0
 """How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
 
@@ -115,12 +118,12 @@ class RunDirectory:
             If another process is training in it, or it holds another run.
         """
         if config.resume:
-            saved = self.read_config()
-            if saved.replace(resume=True) != config:
-                changed = [key for key, value in config.values().items() if saved.values()[key] != value]
+            saved = self.read_config().values()
+            same_place = {"run-dir", "resume"}  # a run directory may have been moved
+            changed = [key for key, value in config.values().items() if saved[key] != value and key not in same_place]
+            if changed:
                 raise UserError(
-                    f"run directory {self.path} (run-dir) holds a run with other settings: "
-                    f"{', '.join(key for key in changed if key != 'resume')} differ"
+                    f"run directory {self.path} (run-dir) holds a run with other settings: {', '.join(changed)}"
                 )
         else:
             self.make()
@@ -139,6 +142,18 @@ class RunDirectory:
         """
         self._take()
         self._lock.release()
+
+    def is_abandoned(self) -> bool:
+        """Whether the process that was training here is gone although its status says that it trains."""
+        if read_json(self.path / "status.json").get("state") not in UNDER_WAY:
+            return False
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        self._lock.release()
+        # It may have ended well between the two looks.
+        return read_json(self.path / "status.json").get("state") in UNDER_WAY
 
     def _take(self) -> None:
         try:

@@ -12,7 +12,7 @@ def final_weights(run_dir: Path) -> Weights:
     """Segments in a run's last checkpoint, named as `reference.plain_loop` names them."""
     last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
     files = {"server": last / "server.safetensors"}
-    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in sorted((last / "clients").iterdir())}
+    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in sorted(last.glob("clients/*"))}
     return {
         part: {
             name.removeprefix("segment."): tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,17 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from filelock import FileLock
 from integration.runs import final_weights, largest_difference
 
+from sglr_flower import rundir
+from sglr_flower.cli import main
 from sglr_flower.rundir import read_json
 
 QUICK = {
     "num-clients": 4,
     "samples-per-client": 40,
+    "local-epochs": 3,  # rounds long enough to be killed inside
     "num-server-rounds": 6,
     "evaluate-every": 2,
     "evaluate-samples": 100,
@@ -78,7 +83,7 @@ def test_a_run_writes_its_directory_and_a_closing_table(through_flower: tuple[Pa
     test_accuracy_std bytes_up bytes_down"""
     assert set(wanted.split()) <= summary.keys()
     assert (summary["clients"], summary["nodes"], summary["exchange"], summary["rounds"]) == (4, 2, "stream", 6)
-    assert summary["steps"] == 6 * 5
+    assert summary["steps"] == 6 * 3 * 5
     rows = (run_dir / "metrics.csv").read_text().splitlines()
     assert rows[0].startswith("round,steps,clients,train_loss")
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5", "6"]
@@ -106,95 +111,96 @@ def test_the_directory_of_another_run_is_left_alone(through_flower: tuple[Path, 
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(240)
-def test_killed_inside_a_round_through_flower_and_resumed_it_ends_with_the_same_bits(
+def await_step(run_dir: Path, server_round: int) -> dict:
+    """The status as soon as the run is inside the given round or a later one."""
+    deadline = time.monotonic() + 60
+    while True:
+        status = read_json(run_dir / "status.json")
+        if status.get("round", 0) >= server_round and status.get("step", 0) > 0:
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(0.002)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that is dead but not yet reaped does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(300)
+def test_killed_and_stopped_inside_rounds_through_flower_it_ends_with_the_same_bits(
     through_flower: tuple[Path, str],
 ) -> None:
     whole, _ = through_flower
-    cwd, killed = whole.parent, whole.parent / "killed"
-    process = sglr("run", quick(cwd), "--run-dir", "killed", cwd=cwd)
-    kill_when(process, killed, lambda status: status.get("round", 0) >= 3 and status.get("step", 0) > 0)
+    cwd, broken = whole.parent, whole.parent / "broken"
+    process = sglr("run", quick(cwd), "--run-dir", "broken", cwd=cwd)
+    os.kill(await_step(broken, 2)["pid"], signal.SIGKILL)
+    code, out, err = finished(process, within=20)  # Flower alone would take a minute to notice, and exit 0
+    assert code == 1, out + err
+    assert "its training process was killed" in err
 
-    code, out, err = finished(sglr("resume", "killed", cwd=cwd))
+    process = sglr("resume", "broken", cwd=cwd)
+    pid = await_step(broken, 4)["pid"]
+    process.send_signal(signal.SIGINT)
+    code, out, err = finished(process, within=20)
+    assert code == 130, out + err
+    assert f"sglr resume {broken}" in out
+    assert not is_running(pid)
 
+    code, out, err = finished(sglr("resume", "broken", cwd=cwd))
     assert code == 0, out + err
-    assert largest_difference(final_weights(killed), final_weights(whole)) == 0.0
+    assert largest_difference(final_weights(broken), final_weights(whole)) == 0.0
     figures = ("test_accuracy_mean", "test_accuracy_std", "steps", "rounds", "bytes_up", "bytes_down")
-    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (killed, whole))
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (broken, whole))
     assert {name: ours[name] for name in figures} == {name: theirs[name] for name in figures}
-    assert len((killed / "metrics.csv").read_text().splitlines()) == 7
+    assert len((broken / "metrics.csv").read_text().splitlines()) == 7
+
+
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory) -> Path:
+    """One uninterrupted run in a single process."""
+    cwd = tmp_path_factory.mktemp("in-process")
+    code, out, err = finished(sglr("run", quick(cwd), "--in-process", "--run-dir", "whole", cwd=cwd))
+    assert code == 0, out + err
+    return cwd / "whole"
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("evaluate", ["server", "client"])
-def test_killed_again_and_again_in_process_it_ends_with_the_same_bits(tmp_path: Path, evaluate: str) -> None:
-    config = quick(tmp_path, evaluate=evaluate, checkpoint_every=2)
-    code, out, err = finished(sglr("run", config, "--in-process", "--run-dir", "whole", cwd=tmp_path))
-    assert code == 0, out + err
-    # Killed between two rounds (a checkpoint may be half written), inside a round, and after the last one.
+def test_killed_again_and_again_in_process_it_ends_with_the_same_bits(in_process: Path) -> None:
+    cwd, killed = in_process.parent, in_process.parent / "killed"
+    # Between two rounds (a checkpoint may be half written), inside a round, and between again.
     moments: list[Callable[[dict], bool]] = [
         lambda status: status.get("rounds_done", 0) == 2,
-        lambda status: status.get("round", 0) == 4 and status.get("step", 0) >= 2,
+        lambda status: status.get("round", 0) >= 4 and status.get("step", 0) >= 1,
         lambda status: status.get("rounds_done", 0) >= 5,
     ]
-    process = sglr("run", config, "--in-process", "--run-dir", "killed", cwd=tmp_path)
+    process = sglr("run", quick(cwd), "--in-process", "--run-dir", "killed", cwd=cwd)
     for reached in moments:
-        kill_when(process, tmp_path / "killed", reached)
-        process = sglr("resume", "killed", cwd=tmp_path)
+        kill_when(process, killed, reached)
+        process = sglr("resume", "killed", cwd=cwd)
     code, out, err = finished(process)
 
     assert code == 0, out + err
-    assert largest_difference(final_weights(tmp_path / "killed"), final_weights(tmp_path / "whole")) == 0.0
+    assert largest_difference(final_weights(killed), final_weights(in_process)) == 0.0
 
 
-def test_resume_passes_over_a_damaged_checkpoint_and_says_so(tmp_path: Path) -> None:
-    config = quick(tmp_path)
-    process = sglr("run", config, "--in-process", "--run-dir", "run", cwd=tmp_path)
-    kill_when(process, tmp_path / "run", lambda status: status.get("rounds_done", 0) >= 3)
-    last = sorted((tmp_path / "run" / "checkpoints").glob("round-*"))[-1]
-    content = bytearray((last / "server.safetensors").read_bytes())
+def test_resume_passes_over_a_damaged_checkpoint_and_says_so(in_process: Path) -> None:
+    run = shutil.copytree(in_process, in_process.parent / "damaged")
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "round-0006")
+    weights = run / "checkpoints" / "round-0005" / "server.safetensors"
+    content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    (last / "server.safetensors").write_bytes(content)
+    weights.write_bytes(content)
 
-    code, out, err = finished(sglr("resume", "run", cwd=tmp_path))
+    code, out, err = finished(sglr("resume", "damaged", cwd=run.parent))
 
     assert code == 0, out + err
-    assert f"{last.name} is damaged (server.safetensors" in out + err
-    assert finished(sglr("run", config, "--in-process", "--run-dir", "whole", cwd=tmp_path))[0] == 0
-    assert largest_difference(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole")) == 0.0
-
-
-@pytest.mark.timeout(120)
-def test_a_killed_training_process_is_noticed(tmp_path: Path) -> None:
-    """Flower alone would take a minute to notice, and `flwr run` would exit 0."""
-    process = sglr("run", quick(tmp_path, num_server_rounds=1000), "--run-dir", "run", cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while "step" not in (status := read_json(tmp_path / "run" / "status.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.kill(status["pid"], signal.SIGKILL)
-
-    code, _, err = finished(process, within=20)
-
-    assert code == 1
-    assert f"its training process {status['pid']} was killed" in err
-
-
-@pytest.mark.timeout(120)
-def test_ctrl_c_stops_everything_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = sglr("run", quick(tmp_path, num_server_rounds=1000), "--run-dir", "run", cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while "step" not in (status := read_json(tmp_path / "run" / "status.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-
-    code, _, err = finished(process, within=20)
-
-    assert code == 130
-    assert "sglr resume" in err
-    time.sleep(1)
-    assert not Path(f"/proc/{status['pid']}").exists()
+    assert "round-0005 is damaged (server.safetensors" in out + err
+    assert largest_difference(final_weights(run), final_weights(in_process)) == 0.0
 
 
 MISTAKES = {
@@ -220,24 +226,44 @@ MISTAKES = {
 }
 
 
+def mistaken(arguments: list[str], cwd: Path, monkeypatch, capsys) -> str:
+    """Run the command's own entry point (without the three seconds of a new process); what it says to stderr."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.delenv("SGLR_DATA_DIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["sglr", *arguments])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    signal.signal(signal.SIGTERM, before)
+    assert caught.value.code not in (0, None)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    return " ".join(said.err.split())  # a terminal's line breaks are not the sentence's
+
+
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_sentence_and_a_nonzero_exit(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_a_mistake_is_one_sentence_and_a_nonzero_exit(
+    tmp_path: Path, monkeypatch, capsys, arguments: list[str], words: list[str]
+) -> None:
     (tmp_path / "corrupt.toml").write_text("method = 'sglr")
-    code, out, err = finished(sglr("run", *arguments, cwd=tmp_path))
-    assert code != 0
-    assert "Traceback" not in out + err
-    assert all(word in err for word in words), err
+    said = mistaken(["run", *arguments], tmp_path, monkeypatch, capsys)
+    assert all(word in said for word in words), said
     assert (tmp_path / "corrupt.toml").read_text() == "method = 'sglr"
     assert not list(tmp_path.glob("runs/*/checkpoints"))
 
 
-def test_missing_data_and_no_network_is_one_sentence(tmp_path: Path) -> None:
-    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    code, out, err = finished(sglr("run", "-s", "dataset=mnist", "-s", "data-dir=here", cwd=tmp_path, env=nowhere))
-    assert code == 1
-    assert "Traceback" not in out + err
-    assert str(tmp_path / "here") in err
-    assert "mnist" in err
+def test_a_mistake_ends_the_real_command_alike(tmp_path: Path) -> None:
+    code, out, err = finished(sglr("run", "-s", "num-clients=0", cwd=tmp_path))
+    assert (code, out) == (1, "")
+    assert err == "sglr: run-config key num-clients = 0: it should be greater than or equal to 1\n"
+
+
+def test_missing_data_and_no_network_is_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    said = mistaken(["run", "-s", "dataset=mnist", "-s", "data-dir=here"], tmp_path, monkeypatch, capsys)
+    assert str(tmp_path / "here") in said
+    assert "mnist" in said
 
 
 @pytest.mark.parametrize(
@@ -251,15 +277,19 @@ def test_missing_data_and_no_network_is_one_sentence(tmp_path: Path) -> None:
     ids=["no config", "corrupt config", "no launch", "corrupt checkpoints"],
 )
 def test_a_run_that_cannot_be_resumed_says_why(
-    through_flower: tuple[Path, str], tmp_path: Path, damage: Callable[[Path], object], words: list[str]
+    in_process: Path, tmp_path: Path, monkeypatch, capsys, damage: Callable[[Path], object], words: list[str]
 ) -> None:
-    import shutil
-
-    run = tmp_path / "run"
-    shutil.copytree(through_flower[0], run)
+    run = shutil.copytree(in_process, tmp_path / "run")
     (run / "summary.json").unlink()
     damage(run)
-    code, out, err = finished(sglr("resume", "run", cwd=tmp_path))
-    assert code == 1
-    assert "Traceback" not in out + err
-    assert all(word in err for word in words), err
+    said = mistaken(["resume", "run"], tmp_path, monkeypatch, capsys)
+    assert all(word in said for word in words), said
+
+
+def test_two_processes_do_not_train_in_one_directory(in_process: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run = shutil.copytree(in_process, tmp_path / "run")
+    (run / "summary.json").unlink()
+    monkeypatch.setattr(rundir, "LOCK_SECONDS", 0.1)
+    with FileLock(run / ".lock"):
+        said = mistaken(["resume", "run"], tmp_path, monkeypatch, capsys)
+    assert "another process is training in" in said

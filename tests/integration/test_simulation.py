@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,14 @@ def test_insisting_on_the_stream_there_is_an_error(few_workers: tuple[Path, dict
     assert (status["state"], status["error"]) == ("failed", outcome["stream"])
 
 
+def after_its_first_round(finished: Path, copy: Path) -> Path:
+    """A copy of a finished run as it was after its first round."""
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "checkpoints" / "round-0002")
+    (copy / "summary.json").unlink()
+    return copy
+
+
 @pytest.fixture(scope="module")
 def enough_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     root, outcome = tmp_path_factory.mktemp("enough"), dict[str, str]()
@@ -85,6 +94,8 @@ def enough_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
             for exchange in ("stream", "grid"):
                 values = {**SMALL, "evaluate": evaluate, "exchange": exchange}
                 serve(grid, {**values, "run-dir": str(root / f"{evaluate}-{exchange}")})
+            resumed = after_its_first_round(root / f"{evaluate}-stream", root / f"{evaluate}-resumed")
+            serve(grid, {**SMALL, "evaluate": evaluate, "exchange": "stream", "resume": True, "run-dir": str(resumed)})
         for exchange in ("stream", "grid"):
             serve(grid, {**ODD, "exchange": exchange, "run-dir": str(root / f"odd-{exchange}")})
         try:
@@ -122,6 +133,15 @@ def test_odd_settings_are_the_same_training_as_in_process(enough_workers, tmp_pa
     assert largest_difference(final_weights(root / f"odd-{exchange}"), expected) < 1e-9
     inprocess.run(RunConfig.parse({**ODD, "seed": 1, "run-dir": str(tmp_path / "other")}), 1)
     assert distance(final_weights(tmp_path / "other"), expected) > 0.1
+
+
+@pytest.mark.parametrize("evaluate", ["server", "client"])
+def test_resumed_clients_come_from_the_server_or_from_their_nodes(enough_workers, evaluate: str) -> None:
+    """With client-side evaluation no client's weights are in the server's checkpoints: the nodes kept them."""
+    root, _ = enough_workers
+    whole, resumed = final_weights(root / f"{evaluate}-stream"), final_weights(root / f"{evaluate}-resumed")
+    assert largest_difference(resumed, whole) == 0.0
+    assert summary(root / f"{evaluate}-resumed")["bytes_up"] == summary(root / f"{evaluate}-stream")["bytes_up"]
 
 
 def test_bytes_are_the_frames_on_both_exchanges(enough_workers) -> None:
