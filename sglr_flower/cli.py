@@ -1,4 +1,4 @@
-"""The command ``sglr``: run and resume."""
+"""The command ``sglr``: run, resume, keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import click
 import tomli_w
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from sglr_flower.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.launch import Resources, simulate
+from sglr_flower.plots import save_curves
 from sglr_flower.rundir import RunDirectory, default_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
@@ -89,6 +91,15 @@ def resume(
     _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launched)
 
 
+@app.command()
+def keys() -> None:
+    """List all run-config keys: default, range and meaning."""
+    table = Table("key", "default", "allowed", "meaning")
+    for row in documentation():
+        table.add_row(*row)
+    Console().print(table)
+
+
 def _train(config: RunConfig, directory: RunDirectory, launched: dict[str, Any]) -> None:
     """Train with live progress to the closing table.
 
@@ -109,6 +120,7 @@ def _train(config: RunConfig, directory: RunDirectory, launched: dict[str, Any])
     except KeyboardInterrupt:
         console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    save_curves(directory.path)
     console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
 
 

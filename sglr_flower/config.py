@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -191,6 +191,22 @@ class RunConfig(BaseModel):
 def keys() -> tuple[str, ...]:
     """All run-config keys, kebab-case, in the order in which they are documented."""
     return tuple(_kebab(name) for name in RunConfig.model_fields)
+
+
+def documentation() -> list[tuple[str, str, str, str]]:
+    """Key, default, range and meaning of every key, as text."""
+    rows = []
+    for name, field in RunConfig.model_fields.items():
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        bounds = [
+            f"{sign} {getattr(limit, attribute):,}"
+            for limit in field.metadata
+            for attribute, sign in signs.items()
+            if hasattr(limit, attribute)
+        ]
+        allowed = ", ".join(bounds) or ", ".join(str(value) for value in get_args(field.annotation))
+        rows.append((_kebab(name), repr(field.default), allowed, field.description or ""))
+    return rows
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -190,9 +190,12 @@ def _metrics(cohort: Cohort) -> RecordDict:
 
 
 def _store(order: ConfigRecord, context: Context) -> Path:
-    """The folder in which this node keeps its clients' checkpoints of this run."""
-    chosen = str(context.node_config.get("state-dir", ""))
-    return (Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")) / str(order["run-id"])
+    """The folder in which this node keeps its clients' checkpoints: its own, or in a simulation the run's."""
+    if chosen := str(context.node_config.get("state-dir", "")):
+        return Path(chosen) / str(order["run-id"])
+    if concurrent_nodes():
+        return Path(_config(context).run_dir) / "nodes"
+    return platformdirs.user_state_path("sglr-flower") / str(order["run-id"])
 
 
 def _keep(context: Context, cohort: Cohort) -> None:

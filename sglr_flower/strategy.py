@@ -26,7 +26,7 @@ from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.grid import GridLink
-from sglr_flower.exchange.stream import ExchangeError, StreamServer
+from sglr_flower.exchange.stream import MAX_STREAMS, ExchangeError, StreamServer
 from sglr_flower.inprocess import spread
 from sglr_flower.metrics import History
 from sglr_flower.node import ANSWER, CONFIG, ORDER, STATES, pack_states, unpack_states
@@ -105,8 +105,7 @@ class SplitStrategy(Strategy):
         """
         self._grid = grid
         self.summary()
-        # As many streams as nodes may come; a stream's thread waits, it does not compute.
-        self._streams = StreamServer(max_streams=256)
+        self._streams = StreamServer()
         try:
             self.directory.status(state="starting", pid=os.getpid(), rounds=self.config.num_server_rounds)
             self._assign(self._greet())
@@ -241,7 +240,7 @@ class SplitStrategy(Strategy):
         """
         if self.config.exchange == "grid":
             return set()
-        capacity = min((_int(a, "capacity") for a in answers.values() if _int(a, "capacity") > 0), default=self.count)
+        capacity = min([MAX_STREAMS, *(_int(a, "capacity") for a in answers.values() if _int(a, "capacity") > 0)])
         blocked = {node: str(answers[node]["blocked"]) for node in self._hosted if answers[node]["blocked"]}
         reason = ""
         if self.count > capacity:
@@ -384,13 +383,14 @@ class _Pending:
             If a node fails or the timeout (seconds) passes.
         """
         deadline = time.monotonic() + timeout
+        pause = 0.02  # in a simulation a look costs nothing; over a network it is a request, so they get rarer
         while self._ids:
             self.raise_failures()
-            if not self._ids:
-                break
-            if time.monotonic() > deadline:
+            if self._ids and time.monotonic() > deadline:
                 raise ExchangeError(f"{len(self._ids)} node(s) did not reply within {timeout:g} s")
-            time.sleep(0.02)
+            if self._ids:
+                time.sleep(pause)
+                pause = min(0.5, 1.1 * pause)
         return self._replies
 
 

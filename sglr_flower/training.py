@@ -176,7 +176,7 @@ def _round_status(row: RoundMetrics) -> dict[str, Any]:
         "round_seconds": row.seconds,
     }
     if row.test_accuracy_mean is not None:
-        status |= {"accuracy": row.test_accuracy_mean, "accuracy_std": row.test_accuracy_std}
+        status |= {"accuracy": row.test_accuracy_mean, "evaluated_round": row.round}
     return status
 
 

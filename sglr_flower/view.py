@@ -76,7 +76,9 @@ class ProgressView:
         if loss is not None:
             figures.append(f"loss {loss:.4f}")
         if "accuracy" in status:
-            figures.append(f"accuracy {100 * status['accuracy']:.2f} %")
+            evaluated = status["evaluated_round"]
+            of = "" if evaluated == status["rounds_done"] else f" (round {evaluated})"
+            figures.append(f"accuracy {100 * status['accuracy']:.2f} %{of}")
         elapsed = time.monotonic() - self._started
         fresh = done - (self._first_round - 1) if self._first_round is not None else 0.0
         if fresh > 0 and elapsed > 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower.config import RunConfig, keys, parse_assignment, read_toml
+from sglr_flower.config import RunConfig, documentation, keys, parse_assignment, read_toml
 from sglr_flower.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,11 @@ def test_every_key_is_there_and_documented() -> None:
     evaluate evaluate-every evaluate-samples checkpoint-every seed run-dir splitavg-over cut-gradient-scale loss
     initial-segments sample-order"""
     assert set(wanted.split()) <= set(keys())
-    assert all(field.description for field in RunConfig.model_fields.values())
+    rows = {key: (default, allowed, meaning) for key, default, allowed, meaning in documentation()}
+    assert tuple(rows) == keys()
+    assert all(meaning for _, _, meaning in rows.values())
+    assert rows["splitavg-phi"][:2] == ("0.5", "≥ 0, ≤ 1")
+    assert rows["exchange"][:2] == ("'auto'", "auto, stream, grid")
 
 
 def test_it_survives_toml() -> None:

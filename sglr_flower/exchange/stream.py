@@ -26,6 +26,8 @@ from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import Session
 
 SECRET_KEY = "sglr-secret"
+MAX_STREAMS = 500
+"""Streams that a server takes at the same time."""
 REACH_TIMEOUT = 5.0
 """Seconds in which a node must reach the server's port, or it takes the grid exchange."""
 
@@ -138,17 +140,15 @@ class StreamServer(rpc.ExchangeServicer):
 
     Parameters
     ----------
-    max_streams : int
-        Streams at the same time.
     host : str
         Address to bind and to tell the nodes.
     """
 
-    def __init__(self, max_streams: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self._links: list[StreamLink] = []
         self._reach_secret = secrets.token_hex(32)
-        # A stream holds a thread for its whole round; two more answer `Reach`.
-        self._server = grpc.server(ThreadPoolExecutor(max_streams + 2, "sglr-stream"), options=_OPTIONS)
+        # A stream holds a thread, waiting rather than computing, for its whole round; two more answer `Reach`.
+        self._server = grpc.server(ThreadPoolExecutor(MAX_STREAMS + 2, "sglr-stream"), options=_OPTIONS)
         rpc.add_ExchangeServicer_to_server(self, self._server)
         self.address = f"{host}:{self._server.add_insecure_port(f'{host}:0')}"
         self._server.start()

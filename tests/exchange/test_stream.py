@@ -36,7 +36,7 @@ class Echo:
 
 @pytest.fixture
 def server() -> Iterator[StreamServer]:
-    running = StreamServer(max_streams=4)
+    running = StreamServer()
     yield running
     running.stop()
 
@@ -115,7 +115,7 @@ def test_a_node_learns_at_once_that_the_server_gave_up(server: StreamServer) -> 
 
 
 def test_a_node_learns_at_once_that_the_server_is_gone() -> None:
-    server = StreamServer(max_streams=2)
+    server = StreamServer()
     with server.open([11], 20, fine) as link:
         node = Node(Echo(), server.address, link.secrets[11])
         link.receive()

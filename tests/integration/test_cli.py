@@ -89,6 +89,7 @@ def test_a_run_writes_its_directory_and_a_closing_table(through_flower: tuple[Pa
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5", "6"]
     assert (run_dir / "config.toml").exists()
     assert list((run_dir / "tensorboard").glob("events*"))
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [f"round-000{n}" for n in (4, 5, 6)]
     assert f"{100 * summary['test_accuracy_mean']:.2f} ± {100 * summary['test_accuracy_std']:.2f} %" in out
     assert str(run_dir) in out
