@@ -7,6 +7,7 @@ is alive but says nothing by the step timeout.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import queue
 import secrets
@@ -28,6 +29,8 @@ from sglr_flower.split.rounds import Session
 SECRET_KEY = "sglr-secret"
 MAX_STREAMS = 500
 """Streams that a server takes at the same time."""
+REASON_SECONDS = 3.0
+"""How long the server waits for a node's own words after its stream broke."""
 REACH_TIMEOUT = 5.0
 """Seconds in which a node must reach the server's port, or it takes the grid exchange."""
 
@@ -89,12 +92,21 @@ class StreamLink:
                     raise ExchangeError(f"no frame from node(s) {names} within {self._timeout:g} s") from None
                 continue
             if isinstance(upload, ExchangeError):
-                self._check()  # the node's own words, if they are here already, say more
+                if node not in self._open:
+                    continue  # it had sent its last
+                self._await_reason()
                 raise upload
             uploads[node] = upload
             self.bytes_up += size
         self._open = {node for node, upload in uploads.items() if not upload.last}
         return uploads
+
+    def _await_reason(self) -> None:
+        """A node whose handler failed says why in its Flower reply, a moment after its stream broke."""
+        deadline = time.monotonic() + REASON_SECONDS
+        while time.monotonic() < deadline:
+            self._check()
+            time.sleep(0.1)
 
     def send(self, downloads: Mapping[int, Download]) -> None:
         """Answer the uploads last received."""
@@ -127,11 +139,11 @@ class StreamLink:
                 if answer is None:
                     return
                 yield answer
-                if upload.last:
-                    return
-            reason = "the node ended it early"
-        except (FrameError, grpc.RpcError) as error:
-            reason = str(error) or "the connection broke"
+        except FrameError as error:
+            self.ended(node, str(error))
+
+    def ended(self, node: int, reason: str = "the connection ended") -> None:
+        """Take note that a node's stream is over; that is a failure unless its last upload had been received."""
         self._uploads.put((node, ExchangeError(f"the stream of node {node} broke: {reason}"), 0))
 
 
@@ -185,6 +197,8 @@ class StreamServer(rpc.ExchangeServicer):
         for link in list(self._links):
             node = link.claim(secret)
             if node is not None:
+                # Not by the end of `serve`: gRPC leaves a generator suspended where a call breaks off.
+                context.add_callback(functools.partial(link.ended, node))
                 yield from link.serve(node, request_iterator)
                 return
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong, used or outdated secret")

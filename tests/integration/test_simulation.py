@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from integration import failing_client_app
 from integration.runs import distance, final_weights, largest_difference
 from integration.simulation import simulate
 
 from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
+from sglr_flower.exchange.stream import ExchangeError
 from sglr_flower.strategy import serve
 
 SMALL = {
@@ -150,6 +152,23 @@ def test_bytes_are_the_frames_on_both_exchanges(enough_workers) -> None:
     assert (stream["bytes_up"], stream["bytes_down"]) == (grid["bytes_up"], grid["bytes_down"])
     payload = 2 * 3 * 20 * (32 * 8 * 8 * 8 + 8)  # rounds x clients x samples x (smashed data + label)
     assert payload < stream["bytes_up"] < 1.05 * payload
+
+
+def test_a_node_that_fails_inside_a_round_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+    outcome: dict[str, str] = {}
+
+    def body(grid):
+        try:
+            serve(grid, {**SMALL, "exchange": "stream", "run-dir": str(tmp_path / "run")})
+        except ExchangeError as error:
+            outcome["error"] = str(error)
+
+    simulate(body, nodes=2, workers=2, app_of_nodes=failing_client_app.app)
+
+    assert "the device is out of memory" in outcome["error"]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "the device is out of memory" in status["error"]
 
 
 def test_more_samples_than_exist_is_one_sentence(enough_workers) -> None:
