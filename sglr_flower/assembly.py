@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import functools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sglr_flower import methods, splitavg, splitlr
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.datasets import ImageSet, Splits
 from sglr_flower.models import SplitModel
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.server import ServerSegment
+
+
+def plan(config: RunConfig, server_round: int) -> RoundPlan:
+    """The method's round ``server_round`` (from 1) as a value: who takes part, at which rates, what is averaged."""
+    method = methods.get(config.method)
+    acts = method.split_avg and splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
+    factor = splitlr.schedule_factor(config.lr_schedule, server_round, config.num_server_rounds)
+    return RoundPlan(
+        seed=config.seed,
+        server_round=server_round,
+        clients=draw_participants(config.seed, server_round, config.num_clients, config.fraction_train),
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        reshuffle=config.sample_order == "every-epoch",
+        client_lr=config.client_lr * factor,
+        alpha=config.splitlr_alpha if method.split_lr else 0.0,
+        phi=config.splitavg_phi if acts else 0.0,
+        average_over=config.splitavg_over,
+        gradient_scale=config.cut_gradient_scale,
+        loss=config.loss,
+    )
 
 
 def device() -> torch.device:
@@ -50,10 +75,14 @@ def server(config: RunConfig) -> ServerSegment:
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
     """The train images of some clients."""
     train = splits(config).train
-    shares = partition.partition(
-        train.labels, config.partition, config.num_clients, config.samples_per_client, config.seed
-    )
+    shares = _shares(config)
     return {client: train.take(shares[client]) for client in clients}
+
+
+@functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
+def _shares(config: RunConfig) -> list[Tensor]:
+    labels = splits(config).train.labels
+    return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
 
 
 def cohort(
@@ -66,11 +95,16 @@ def cohort(
     UserError
         If the data are missing or do not suffice.
     """
-    build: Callable[[int], torch.nn.Module] = model(config).client_segment
+    initial, restored = model(config), {i: states[i] for i in clients if i in states} if states else {}
+    # Drawing initial weights that are overwritten would cost as much as a client's forward.
+    template = initial.client_segment(clients[0]) if restored else None
+
+    def build(client: int) -> torch.nn.Module:
+        return copy.deepcopy(template) if template and client in restored else initial.client_segment(client)
+
     made = Cohort(client_data(config, clients), build, config.optimizer, dtype(config), device())
-    for client in clients:
-        if states and client in states:
-            made.load_state(client, states[client])
+    for client, state in restored.items():
+        made.load_state(client, state)
     return made
 
 

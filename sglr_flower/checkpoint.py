@@ -63,14 +63,27 @@ class Checkpoint:
         return {client: load_client(self.folder, client) for client in clients}
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one, whenever the process or machine dies."""
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that it is either the old or the new one, whenever the process dies.
+
+    ``durable``: also when the machine dies. That waits for the disk, so it is off for what is written all the time.
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def client_file(folder: Path, client: int) -> Path:
@@ -122,7 +135,9 @@ def save(
     write_atomic(partial / "state.json", json.dumps(written).encode())
     folder = checkpoints / f"round-{server_round:04d}"
     shutil.rmtree(folder, ignore_errors=True)
+    _sync_folder(partial)
     partial.rename(folder)
+    _sync_folder(checkpoints)
     prune(checkpoints)
     return folder
 
@@ -130,16 +145,21 @@ def save(
 def prune(checkpoints: Path) -> None:
     """Drop all but the newest checkpoints of a folder."""
     for old in _rounds(checkpoints)[KEPT:]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # another node may keep its clients in the same folder
 
 
-def latest(checkpoints: Path) -> Checkpoint:
+def latest(checkpoints: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are named in the log and passed over.
+
+    Returns
+    -------
+    Checkpoint | None
+        None if there is not any.
 
     Raises
     ------
     UserError
-        If there is none.
+        If all there are are damaged.
     """
     folders = _rounds(checkpoints)
     damage = ""
@@ -151,7 +171,7 @@ def latest(checkpoints: Path) -> Checkpoint:
             log.warning("checkpoint %s; the one before is used", damage)
     if folders:
         raise UserError(f"no checkpoint to resume from: {damage}, and no whole one is before it")
-    raise UserError(f"no checkpoint to resume from in {checkpoints}")
+    return None
 
 
 def _verify(folder: Path) -> Checkpoint:
@@ -189,7 +209,8 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def _rounds(checkpoints: Path) -> list[Path]:
     """Committed checkpoints, newest first."""
-    return sorted(checkpoints.glob("round-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+    folders = [folder for folder in checkpoints.glob("round-*") if folder.name.removeprefix("round-").isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("round-")), reverse=True)
 
 
 def _sha256(path: Path) -> str:

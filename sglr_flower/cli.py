@@ -6,21 +6,24 @@ import os
 import signal
 import sys
 import threading
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import click
 import tomli_w
 import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from sglr_flower import assembly
+from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.errors import UserError
-from sglr_flower.launch import Resources, simulate
+from sglr_flower.launch import Resources, check_fits, simulate
+from sglr_flower.machine import available_cpus
 from sglr_flower.plots import save_curves
-from sglr_flower.rundir import RunDirectory, default_run_dir, read_json
+from sglr_flower.rundir import RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
 app = typer.Typer(
@@ -28,6 +31,22 @@ app = typer.Typer(
 )
 LAUNCH = "launch.toml"
 """File in the run directory that says how the run was started, for `sglr resume`."""
+
+
+class Launch(BaseModel):
+    """How a run is started; written beside it, so that it is resumed alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = Field(ge=1)
+    cpus_per_node: float = Field(gt=0)
+    gpus_per_node: float = Field(default=0.0, ge=0)
+    in_process: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        """The size of the simulation."""
+        return Resources(self.nodes, self.cpus_per_node, self.gpus_per_node)
 
 
 @app.command()
@@ -51,23 +70,25 @@ def run(
     values |= dict(parse_assignment(text) for text in settings or [])
     if run_dir is not None:
         values["run-dir"] = str(run_dir)
+    if "resume" in values:
+        raise UserError("run-config key resume: `sglr resume RUN_DIR` sets it")
     parsed = RunConfig.parse(values)
-    chosen = Path(parsed.run_dir) if parsed.run_dir else default_run_dir(Path("runs"), parsed)
-    parsed = parsed.replace(run_dir=str(chosen.absolute()), data_dir=_absolute_data_dir(parsed), resume=False)
-    share = cpus_per_node if cpus_per_node is not None else _cpu_share(nodes)
-    launched = {
-        "nodes": nodes,
-        "cpus-per-node": share,
-        "gpus-per-node": gpus_per_node,
-        "in-process": in_process,
-    }
-    from sglr_flower import assembly  # torch: only once the config is right
-
+    launch = Launch(
+        nodes=nodes,
+        cpus_per_node=cpus_per_node if cpus_per_node is not None else _cpu_share(nodes),
+        gpus_per_node=gpus_per_node,
+        in_process=in_process,
+    )
+    parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
+    # Every mistake that shows without training is found before anything is written.
+    check_fits(launch.resources)
     assembly.check(parsed)
-    directory = RunDirectory(Path(parsed.run_dir))
-    directory.make()
-    (directory.path / LAUNCH).write_text(tomli_w.dumps(launched), encoding="utf-8")
-    _train(parsed, directory, launched)
+    chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
+    parsed = parsed.replace(run_dir=str(chosen))
+    directory = RunDirectory(chosen)
+    directory.claim(parsed)
+    write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump()).encode())
+    _train(parsed, directory, launch)
 
 
 @app.command()
@@ -77,18 +98,16 @@ def resume(
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
-    try:
-        launched = tomllib.loads((directory.path / LAUNCH).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{directory.path / LAUNCH} cannot be read: {error}") from None
+    launch = _read_launch(directory)
     summary = read_json(directory.path / "summary.json")
-    if summary:
+    if "test_accuracy_mean" in summary:
         Console().print("this run is finished already")
         Console().print(closing_table(summary, directory.path))
         return
     directory.check_free()
-    directory.latest_checkpoint()
-    _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launched)
+    if directory.latest_checkpoint() is None:
+        Console().print("it has no checkpoint yet, so it starts again from its first round")
+    _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launch)
 
 
 @app.command()
@@ -100,7 +119,20 @@ def keys() -> None:
     Console().print(table)
 
 
-def _train(config: RunConfig, directory: RunDirectory, launched: dict[str, Any]) -> None:
+def _read_launch(directory: RunDirectory) -> Launch:
+    """How the run was started; one of `flwr run` itself had no launch file, but its status knows the nodes."""
+    path = directory.path / LAUNCH
+    if not path.exists():
+        nodes = int(read_json(directory.path / "status.json").get("nodes", 2))
+        return Launch(nodes=nodes, cpus_per_node=_cpu_share(nodes), gpus_per_node=0.0)
+    try:
+        return Launch.model_validate(read_toml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+
+
+def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
     """Train with live progress to the closing table.
 
     Raises
@@ -113,21 +145,23 @@ def _train(config: RunConfig, directory: RunDirectory, launched: dict[str, Any])
     (directory.path / "status.json").unlink(missing_ok=True)
     try:
         with ProgressView(directory.path, config.num_server_rounds, console) as view:
-            if launched["in-process"]:
-                _in_process(config, int(launched["nodes"]), view)
+            if launch.in_process:
+                _in_process(config, launch.nodes, view)
             else:
-                _through_flower(config, directory, launched, view)
+                _through_flower(config, directory, launch.resources, view)
     except KeyboardInterrupt:
         console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    save_curves(directory.path)
+    try:
+        save_curves(directory.path)
+    except Exception as error:  # the training is done and saved; a picture must not make it a failure
+        console.print(f"the curves could not be drawn: {error}", style="yellow", markup=False)
     console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
 
 
-def _through_flower(config: RunConfig, directory: RunDirectory, launched: dict[str, Any], view: ProgressView) -> None:
+def _through_flower(config: RunConfig, directory: RunDirectory, resources: Resources, view: ProgressView) -> None:
     run_config = directory.path / ".run-config.toml"
     run_config.write_text(config.to_toml(), encoding="utf-8")
-    resources = Resources(launched["nodes"], launched["cpus-per-node"], launched["gpus-per-node"])
     log_file = directory.path / "flower.log"
 
     def watch() -> None:
@@ -175,8 +209,8 @@ def _absolute_data_dir(config: RunConfig) -> str:
 
 def _cpu_share(nodes: int) -> float:
     """CPUs per node: all nodes at once as long as Flower can run them at once, else one each."""
-    cpus = os.cpu_count() or 1
-    return cpus / nodes if nodes <= min(32, cpus + 4) else 1.0
+    cpus = available_cpus()
+    return cpus / nodes if nodes <= min(32, (os.cpu_count() or 1) + 4) else 1.0
 
 
 def main() -> None:
@@ -184,7 +218,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
     try:
         sys.exit(app(standalone_mode=False))
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
         Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(1)
     except click.ClickException as error:

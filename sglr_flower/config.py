@@ -247,7 +247,7 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
         except tomllib.TOMLDecodeError:
             return key.strip(), value  # the validator names key, value and type
         return key.strip(), parsed
-    return key.strip(), value
+    return key.strip(), value.strip()
 
 
 def _unknown_key(key: str) -> str:

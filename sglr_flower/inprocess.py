@@ -7,19 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from sglr_flower import assembly, training
 from sglr_flower.config import RunConfig
 from sglr_flower.rundir import RunDirectory
-from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.plan import RoundPlan, spread
 from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession
-
-
-def spread(num_clients: int, num_nodes: int) -> list[tuple[int, ...]]:
-    """Which clients each node hosts: consecutive ones, as evenly as can be."""
-    return [tuple(int(i) for i in part) for part in np.array_split(np.arange(num_clients), num_nodes)]
 
 
 class InProcessNodes:
@@ -73,7 +67,7 @@ class InProcessNodes:
             }
         )
 
-    def collect(self, server_round: int, *, checkpoint: bool, weights: bool) -> dict[int, dict[str, Tensor]]:
+    def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
         """The clients' states; they are the live tensors, in this process they need not travel."""
         return {client: cohort.state(client) for cohort in self.cohorts.values() for client in cohort.clients}
 
@@ -87,10 +81,8 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
         If data are missing or the run directory cannot be used.
     """
     directory = RunDirectory(Path(config.run_dir))
-    directory.open(config)
-    try:
-        states = directory.latest_checkpoint().client_states(range(config.num_clients)) if config.resume else {}
+    with directory.session(config):
+        restored = directory.latest_checkpoint() if config.resume else None
+        states = restored.client_states(range(config.num_clients)) if restored else {}
         nodes = InProcessNodes(config, spread(config.num_clients, num_nodes), states)
-        return training.train(config, nodes, directory)
-    finally:
-        directory.close()
+        return training.train(config, nodes, directory, restored)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from sglr_flower.errors import UserError
+from sglr_flower.machine import available_cpus
 
 _Process = subprocess.Popen[bytes]
 
@@ -112,7 +113,7 @@ def simulate(
     # alone on purpose, and what fits is then not for this machine to say.
     own_ray = not os.environ.get("RAY_ADDRESS")
     if own_ray:
-        _check_fits(resources)
+        check_fits(resources)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log, _superlink(log_file) as link:
         before = log_file.stat().st_size
@@ -169,9 +170,11 @@ class _SuperLink:
     def recorded_run(self) -> dict[str, str]:
         """Return what the SuperLink knows of its run, or nothing where it never got one."""
         # The SuperLink is private: the run it lists is ours, so no run id has to be fished out of the log.
-        with self.flwr(["ls", "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
-            listing, _ = client.communicate()
-        with contextlib.suppress(ValueError, LookupError):
+        with (
+            contextlib.suppress(ValueError, LookupError, subprocess.TimeoutExpired),
+            self.flwr(["ls", "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client,
+        ):
+            listing, _ = client.communicate(timeout=START_SECONDS)
             run: dict[str, str] = json.loads(listing)["runs"][0]
             return run
         return {}
@@ -288,13 +291,22 @@ def _federation_config(resources: Resources, own_ray: bool) -> str:
     }
     if own_ray:
         # Flower fills all the CPUs of Ray with actors; more of them than nodes would only cost time and memory.
-        at_once = min(resources.nodes, int(_cpus() / resources.cpus_per_node + 1e-9))
+        at_once = min(resources.nodes, int(available_cpus() / resources.cpus_per_node + 1e-9))
         values["init-args-num-cpus"] = share * at_once
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _check_fits(resources: Resources) -> None:
-    cpus = _cpus()
+def check_fits(resources: Resources) -> None:
+    """Find out whether this machine has what a node asks for.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    cpus = available_cpus()
     if not 0 < resources.cpus_per_node <= cpus:
         raise UserError(
             f"A node asks for {resources.cpus_per_node:g} CPUs, but this machine has {cpus}: "
@@ -304,10 +316,6 @@ def _check_fits(resources: Resources) -> None:
         raise UserError(
             f"A node asks for {resources.gpus_per_node:g} GPUs, but this machine has {gpus}: ask for at most {gpus}."
         )
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> int:

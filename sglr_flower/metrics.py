@@ -27,7 +27,7 @@ class RoundMetrics:
     test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None
         The same on test images.
     seconds : float
-        Wall time of the round, evaluation and checkpoint included.
+        Wall time of the round, evaluation included; a checkpoint's writing is not.
     step_seconds_median : float
         Median wall time of a step.
     bytes_up, bytes_down : int

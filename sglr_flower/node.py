@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, methods
+from sglr_flower import assembly, checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
@@ -88,7 +89,7 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
 def train_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Run a whole training round over a stream."""
     cohort = _recall(context)
-    session = TrainSession(cohort, methods.plan(_config(context), int(_number(order, "round"))))
+    session = TrainSession(cohort, assembly.plan(_config(context), int(_number(order, "round"))))
     _stream(order, session, context)
     _keep(context, cohort)
     return _metrics(cohort)
@@ -98,7 +99,7 @@ def train_stream(order: ConfigRecord, message: Message, context: Context) -> Rec
 def train_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Make one step of a training round: finish the step that the download answers, begin the next."""
     cohort = _recall(context)
-    session = TrainSession(cohort, methods.plan(_config(context), int(_number(order, "round"))))
+    session = TrainSession(cohort, assembly.plan(_config(context), int(_number(order, "round"))))
     content = _step(session, message)
     _keep(context, cohort)
     return content
@@ -191,11 +192,14 @@ def _metrics(cohort: Cohort) -> RecordDict:
 
 def _store(order: ConfigRecord, context: Context) -> Path:
     """The folder in which this node keeps its clients' checkpoints: its own, or in a simulation the run's."""
+    run_id = str(order["run-id"])
+    if not re.fullmatch("[0-9a-f]{32}", run_id):  # it becomes a path on this node
+        raise UserError(f"the server sent {run_id!r} as the run's id")
     if chosen := str(context.node_config.get("state-dir", "")):
-        return Path(chosen) / str(order["run-id"])
+        return Path(chosen) / run_id
     if concurrent_nodes():
         return Path(_config(context).run_dir) / "nodes"
-    return platformdirs.user_state_path("sglr-flower") / str(order["run-id"])
+    return platformdirs.user_state_path("sglr-flower") / run_id
 
 
 def _keep(context: Context, cohort: Cohort) -> None:

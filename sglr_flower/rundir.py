@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import math
+import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -39,12 +43,26 @@ LOCK_SECONDS = 10.0
 """How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
 
 
-def default_run_dir(parent: Path | None, config: RunConfig) -> Path:
-    """A new directory's path in ``parent`` (None: the user's data folder), named by time, method and data set."""
+def new_run_dir(parent: Path | None, config: RunConfig) -> Path:
+    """Make a new directory in ``parent`` (None: the user's data folder), named by time, method and data set.
+
+    Raises
+    ------
+    UserError
+        If it cannot be made.
+    """
     parent = parent or platformdirs.user_data_path("sglr-flower") / "runs"
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.dataset}"
-    candidates = (parent / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
-    return next(path for path in candidates if not path.exists())
+    for number in itertools.count(1):
+        path = parent.absolute() / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)  # two runs of the same second get two directories
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"run directory {path} (run-dir) cannot be written: {error.strerror or error}") from None
+        return path
+    raise AssertionError("unreachable")
 
 
 class RunDirectory:
@@ -73,8 +91,8 @@ class RunDirectory:
         """What nodes file their own checkpoints of this run under: 32 hexadecimal digits, the same when resumed."""
         return (self.path / "run-id").read_text(encoding="utf-8")
 
-    def make(self) -> None:
-        """Create the folder for a new run.
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder a new run's, by creating its config: of two that try, one succeeds.
 
         Raises
         ------
@@ -83,16 +101,17 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ".writable").touch()
-            (self.path / ".writable").unlink()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"run directory {self.path} (run-dir) cannot be written: {reason}") from None
-        if (self.path / "config.toml").exists():
+            with (self.path / "config.toml").open("x", encoding="utf-8") as file:
+                file.write(config.to_toml())
+            write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
+        except FileExistsError:
             raise UserError(
                 f"run directory {self.path} (run-dir) holds another run: give a new one, or continue that run with "
                 f"`sglr resume {self.path}`"
-            )
+            ) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"run directory {self.path} (run-dir) cannot be written: {reason}") from None
 
     def read_config(self) -> RunConfig:
         """The resolved config of the run in this folder.
@@ -109,28 +128,42 @@ class RunDirectory:
         except UserError as error:
             raise UserError(f"{self.path / 'config.toml'} is damaged: {error}") from None
 
-    def open(self, config: RunConfig) -> None:
-        """Take the folder for this process (until it ends, however it ends) and write the config of a new run.
+    @contextmanager
+    def session(self, config: RunConfig) -> Iterator[None]:
+        """Train in the folder: it is this process's until the block ends, and its status says how that was.
 
         Raises
         ------
         UserError
             If another process is training in it, or it holds another run.
         """
-        if config.resume:
-            saved = self.read_config().values()
-            same_place = {"run-dir", "resume"}  # a run directory may have been moved
-            changed = [key for key, value in config.values().items() if saved[key] != value and key not in same_place]
-            if changed:
-                raise UserError(
-                    f"run directory {self.path} (run-dir) holds a run with other settings: {', '.join(changed)}"
-                )
-        else:
-            self.make()
+        if not config.resume and not (self.path / "config.toml").exists():
+            self.claim(config)
+        self._check_same(config)
         self._take()
-        if not config.resume:
-            write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
-            write_atomic(self.path / "config.toml", config.to_toml().encode())
+        try:
+            if not config.resume and (self.path / "metrics.csv").exists():
+                raise UserError(f"run directory {self.path} (run-dir) holds another run: give a new one")
+            self.status(state="starting", pid=os.getpid(), rounds=config.num_server_rounds)
+            yield
+            self.status(state="finished")
+        except BaseException as error:
+            if self._status:
+                self.status(state="failed", error=str(error) or type(error).__name__)
+            raise
+        finally:
+            if self._events is not None:
+                self._events.close()
+            self._lock.release()
+
+    def _check_same(self, config: RunConfig) -> None:
+        saved = self.read_config().values()
+        same_place = {"run-dir", "resume"}  # a run directory may have been moved
+        changed = [key for key, value in config.values().items() if saved[key] != value and key not in same_place]
+        if changed:
+            raise UserError(
+                f"run directory {self.path} (run-dir) holds a run with other settings: {', '.join(changed)}"
+            )
 
     def check_free(self) -> None:
         """Find out whether another process is training in the folder.
@@ -160,8 +193,10 @@ class RunDirectory:
             self._lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise UserError(f"another process is training in {self.path}: wait for it or stop it") from None
+        except OSError as error:
+            raise UserError(f"run directory {self.path} (run-dir) cannot be written: {error.strerror}") from None
 
-    def start(self, history: History) -> None:
+    def begin(self, history: History) -> None:
         """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, whatever was there."""
         from torch.utils.tensorboard import SummaryWriter  # half a second to import
 
@@ -185,19 +220,17 @@ class RunDirectory:
         now = time.monotonic()
         if force or now >= self._status_due:
             self._status_due = now + STATUS_INTERVAL
-            write_atomic(self.path / "status.json", json.dumps(self._status).encode())
+            write_atomic(self.path / "status.json", json.dumps(self._status).encode(), durable=False)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``; a figure that is not finite becomes null, as JSON knows no other."""
+        summary = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in summary.items()
+        }
         write_atomic(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        if self._events is not None:
-            self._events.close()
-        self._lock.release()
-
-    def latest_checkpoint(self) -> checkpoint.Checkpoint:
+    def latest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The newest whole checkpoint (see `checkpoint.latest`)."""
         return checkpoint.latest(self.checkpoints)
 
@@ -209,10 +242,10 @@ class RunDirectory:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, empty if there is none (yet)."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return values
+    return values if isinstance(values, dict) else {}
 
 
 def _csv_rows(rows: list[dict[str, Any]]) -> bytes:

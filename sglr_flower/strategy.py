@@ -8,7 +8,6 @@ per step).
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,26 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from sglr_flower import methods, training
+from sglr_flower import assembly, methods, training
+from sglr_flower.checkpoint import Checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.grid import GridLink
 from sglr_flower.exchange.stream import MAX_STREAMS, ExchangeError, StreamServer
-from sglr_flower.inprocess import spread
+from sglr_flower.machine import available_cpus
 from sglr_flower.metrics import History
 from sglr_flower.node import ANSWER, CONFIG, ORDER, STATES, pack_states, unpack_states
-from sglr_flower.rundir import RunDirectory, default_run_dir
+from sglr_flower.rundir import RunDirectory, new_run_dir
+from sglr_flower.split import optimizers
 from sglr_flower.split.messages import Download, Upload
-from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.plan import RoundPlan, spread
 from sglr_flower.split.rounds import Link
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
+SETUP_SECONDS = 300.0
+"""How long nodes may take to appear, to load their data, and to hand over their clients' states."""
 
 
 class SplitStrategy(Strategy):
@@ -58,8 +62,9 @@ class SplitStrategy(Strategy):
         self._streaming: set[int] = set()
         self._threads = 0
         self._run_id = directory.run_id
+        self._metrics: dict[int, MetricRecord] = {}
         self._grid: Grid
-        self._streams: StreamServer
+        self._streams: StreamServer | None = None
 
     @property
     def count(self) -> int:
@@ -79,11 +84,13 @@ class SplitStrategy(Strategy):
     def summary(self) -> None:
         """Log the settings."""
         c = self.config
+        plan = assembly.plan(c, 1)
         log.info("SplitStrategy: %s with %s on %s", c.method, c.model, c.dataset)
         log.info("\t├──> clients: %d of %d samples, batch %d", c.num_clients, c.samples_per_client, c.batch_size)
         log.info("\t├──> rounds: %d of %d local epoch(s)", c.num_server_rounds, c.local_epochs)
-        log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, c.splitlr_alpha, c.lr_schedule)
-        log.info("\t├──> SplitAvg: phi %g over %s, %s", c.splitavg_phi, c.splitavg_over, c.splitavg_phase)
+        log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, plan.alpha, c.lr_schedule)
+        phi = c.splitavg_phi if methods.get(c.method).split_avg else 0.0
+        log.info("\t├──> SplitAvg: phi %g over %s, %s", phi, c.splitavg_over, c.splitavg_phase)
         log.info("\t└──> run directory: %s", self.directory.path)
 
     def start(self, grid: Grid) -> Result:  # type: ignore[override]
@@ -105,13 +112,14 @@ class SplitStrategy(Strategy):
         """
         self._grid = grid
         self.summary()
-        self._streams = StreamServer()
-        try:
-            self.directory.status(state="starting", pid=os.getpid(), rounds=self.config.num_server_rounds)
-            self._assign(self._greet())
-            summary = training.train(self.config, self, self.directory)
-        finally:
-            self._streams.stop()
+        restored = self.directory.latest_checkpoint() if self.config.resume else None
+        with ExitStack() as stack:
+            if self.config.exchange != "grid":
+                self._streams = self._open_port()
+            if self._streams is not None:
+                stack.callback(self._streams.stop)
+            self._assign(self._greet(), restored)
+            summary = training.train(self.config, self, self.directory, restored)
         log.info(
             "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
             100 * summary["test_accuracy_mean"],
@@ -129,16 +137,15 @@ class SplitStrategy(Strategy):
 
         ``arrays`` is empty: in split learning no weights travel to train.
         """
-        clients = set(methods.plan(self.config, server_round).clients)
+        clients = set(assembly.plan(self.config, server_round).clients)
         nodes = [node for node, hosted in self._hosted.items() if clients.intersection(hosted)]
         return [self._order("train", node, {"round": server_round}, config) for node in nodes]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the nodes' closing replies of a round; there are no weights to aggregate."""
-        nodes = len(list(replies))
-        return None, MetricRecord({"nodes": nodes})
+        """Sum the nodes' own metrics of a round into its metrics in the result; there are no weights to aggregate."""
+        return None, _sum_metrics(replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -147,8 +154,8 @@ class SplitStrategy(Strategy):
         return [self._order("evaluate", node, {"round": server_round}, config) for node in self._hosted]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Check the closing replies of an evaluation; the scores are the server's own."""
-        return MetricRecord({"nodes": len(list(replies))})
+        """Sum the nodes' own metrics of an evaluation; the scores are counted on the server."""
+        return _sum_metrics(replies)
 
     # ---- how `training.train` reaches the nodes (training.Nodes)
 
@@ -158,7 +165,8 @@ class SplitStrategy(Strategy):
         messages = self.configure_train(plan.server_round, ArrayRecord(), ConfigRecord(), self._grid)
         with self._round(messages) as link:
             yield link
-        self.aggregate_train(plan.server_round, link.replies)
+        _, metrics = self.aggregate_train(plan.server_round, link.replies)
+        self._metrics[plan.server_round] = metrics or MetricRecord()
 
     @contextmanager
     def evaluate(self, server_round: int) -> Iterator[Link]:
@@ -168,10 +176,10 @@ class SplitStrategy(Strategy):
             yield link
         self.aggregate_evaluate(server_round, link.replies)
 
-    def collect(self, server_round: int, *, checkpoint: bool, weights: bool) -> dict[int, dict[str, Tensor]]:
-        """Have all nodes bring their clients' states, or keep a checkpoint of them if no weights may leave."""
+    def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
+        """Have all nodes bring weights or states, or keep a checkpoint themselves if no weights may leave."""
         order = {"checkpoint": checkpoint, "round": server_round, "run-id": self._run_id}
-        replies = self._deliver([self._query("collect", node, order) for node in self._hosted])
+        replies = self._deliver([self._query("collect", node, order) for node in self._hosted], SETUP_SECONDS)
         states: dict[int, dict[str, Tensor]] = {}
         for reply in replies.values():
             if STATES in reply.content.config_records:
@@ -180,27 +188,39 @@ class SplitStrategy(Strategy):
 
     # ---- setting up
 
+    def _open_port(self) -> StreamServer | None:
+        """The streams' port; None where none can be had and the grid exchange will do."""
+        try:
+            return StreamServer()
+        except RuntimeError as error:
+            if self.config.exchange == "stream":
+                raise
+            log.warning("exchange auto: no port for streams (%s), so the grid exchange is used", error)
+            return None
+
     def _greet(self) -> dict[int, ConfigRecord]:
         """Wait for the nodes and ask each what it is; node -> its answer, in the order of their partitions."""
+        order = {"address": "", "secret": ""}
+        if self._streams is not None:
+            order = {"address": self._streams.address, "secret": self._streams.reach_secret}
         wanted, answers = 1, dict[int, ConfigRecord]()
-        asked = "" if self.config.exchange == "grid" else self._streams.address
-        order = {"address": asked, "secret": self._streams.reach_secret}
-        deadline = time.monotonic() + self.config.step_timeout
+        deadline = time.monotonic() + SETUP_SECONDS
+        log.info("waiting for the nodes")
         while len(answers) < wanted:
             new = [node for node in self._grid.get_node_ids() if node not in answers]
-            replies = self._deliver([self._query("hello", node, order) for node in new])
-            answers |= {node: reply.content.config_records[ANSWER] for node, reply in replies.items()}
+            pending = _Pending(self._grid, forgive_absence=True)  # a node may be listed and yet be gone
+            pending.push([self._query("hello", node, order) for node in new])
+            for node, reply in pending.wait(SETUP_SECONDS).items():
+                answers[node] = reply.content.config_records[ANSWER]
             # A node that knows of its siblings tells how many to wait for.
             wanted = max([wanted, *(_int(answer, "num-partitions") for answer in answers.values())])
             if len(answers) < wanted:
                 if time.monotonic() > deadline:
-                    raise ExchangeError(
-                        f"{len(answers)} of {wanted} nodes were there after {self.config.step_timeout:g} s"
-                    )
-                time.sleep(0.2)
+                    raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
+                time.sleep(0.2 if not new else 1.0)
         return dict(sorted(answers.items(), key=lambda item: (_int(item[1], "partition-id"), item[0])))
 
-    def _assign(self, answers: Mapping[int, ConfigRecord]) -> None:
+    def _assign(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
         """Spread the clients over the nodes, choose each node's exchange, and have the nodes build their cohorts."""
         parts = spread(self.config.num_clients, len(answers))
         self._hosted = {node: clients for node, clients in zip(answers, parts, strict=True) if clients}
@@ -208,10 +228,10 @@ class SplitStrategy(Strategy):
         capacity = max(_int(answer, "capacity") for answer in answers.values())
         if capacity:
             # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
-            self._threads = max(1, (os.cpu_count() or 1) // min(capacity, self.count))
-        orders = [self._assignment(node, clients) for node, clients in self._hosted.items()]
+            self._threads = max(1, available_cpus() // min(capacity, self.count))
+        orders = [self._assignment(node, clients, restored) for node, clients in self._hosted.items()]
         sizes: dict[int, int] = {}
-        for node, reply in self._deliver(orders).items():
+        for node, reply in self._deliver(orders, SETUP_SECONDS).items():
             counted = reply.content.config_records[ANSWER]["sizes"]
             assert isinstance(counted, list)
             sizes |= dict(zip(self._hosted[node], (int(size) for size in counted), strict=True))
@@ -219,9 +239,8 @@ class SplitStrategy(Strategy):
         log.info("%d client(s) on %d node(s), exchange: %s", len(sizes), self.count, self.exchange)
         self.directory.status(nodes=self.count, exchange=self.exchange)
 
-    def _assignment(self, node: int, clients: tuple[int, ...]) -> Message:
-        """The message that gives a node its clients, and when resuming their states in the last checkpoint."""
-        restored = self.directory.latest_checkpoint() if self.config.resume else None
+    def _assignment(self, node: int, clients: tuple[int, ...], restored: Checkpoint | None) -> Message:
+        """The message that gives a node its clients, and when resuming their states in the checkpoint."""
         restore_round = restored.server_round if restored else 0
         order = {"clients": list(clients), "run-id": self._run_id, "restore-round": restore_round}
         message = self._query("assign", node, order)
@@ -238,7 +257,7 @@ class SplitStrategy(Strategy):
         UserError
             If the run-config insists on streams and a node cannot have one.
         """
-        if self.config.exchange == "grid":
+        if self._streams is None:
             return set()
         capacity = min([MAX_STREAMS, *(_int(a, "capacity") for a in answers.values() if _int(a, "capacity") > 0)])
         blocked = {node: str(answers[node]["blocked"]) for node in self._hosted if answers[node]["blocked"]}
@@ -280,6 +299,7 @@ class SplitStrategy(Strategy):
         links: dict[Link, set[int]] = {}
         with ExitStack() as stack:
             if streaming:
+                assert self._streams is not None
                 stream = stack.enter_context(
                     self._streams.open(streaming, self.config.step_timeout, pending.raise_failures)
                 )
@@ -291,25 +311,26 @@ class SplitStrategy(Strategy):
             links[on_grid] = opening.keys() - set(streaming)
             link = _RoundLink(links)
             yield link
-            link.replies = [*pending.wait(self.config.step_timeout), *on_grid.replies.values()]
+            link.replies = [*pending.wait(self.config.step_timeout).values(), *on_grid.replies.values()]
 
-    def _deliver(self, messages: list[Message]) -> dict[int, Message]:
+    def _deliver(self, messages: list[Message], timeout: float | None = None) -> dict[int, Message]:
         """Send messages and wait for all replies; node -> reply."""
         pending = _Pending(self._grid)
         pending.push(messages)
-        return {reply.metadata.src_node_id: reply for reply in pending.wait(self.config.step_timeout)}
+        return pending.wait(timeout or self.config.step_timeout)
 
     def _result(self) -> Result:
         """The run as Flower's own result object."""
         restored = self.directory.latest_checkpoint()
+        assert restored is not None  # the last round has one
         result = Result()
-        weights = {name: tensor for name, tensor in restored.server_state().items() if name.startswith("segment.")}
-        result.arrays = ArrayRecord({name.removeprefix("segment."): tensor for name, tensor in weights.items()})
+        result.arrays = ArrayRecord(optimizers.segment_weights(restored.server_state()))
         for row in History.from_json(restored.history).rows:
             figures = {name: value for name, value in asdict(row).items() if value is not None}
             evaluated = {name: value for name, value in figures.items() if name.startswith(("validation", "test"))}
             trained = {name: value for name, value in figures.items() if name not in evaluated}
-            result.train_metrics_clientapp[row.round] = MetricRecord(trained)
+            own = self._metrics.get(row.round, MetricRecord())
+            result.train_metrics_clientapp[row.round] = MetricRecord({**trained, **own})
             if evaluated:
                 result.evaluate_metrics_serverapp[row.round] = MetricRecord(evaluated)
         return result
@@ -346,16 +367,37 @@ class _RoundLink:
 
 
 class _Pending:
-    """Messages sent, whose replies are pulled until all are here; a node's error ends the waiting."""
+    """Messages sent, whose replies are pulled until all are here; a node's error ends the waiting.
 
-    def __init__(self, grid: Grid) -> None:
+    Parameters
+    ----------
+    grid : Grid
+        Carries them.
+    forgive_absence : bool
+        Whether a node that is not there is passed over instead.
+    """
+
+    def __init__(self, grid: Grid, *, forgive_absence: bool = False) -> None:
         self._grid = grid
+        self._forgive_absence = forgive_absence
         self._ids: set[str] = set()
-        self._replies: list[Message] = []
+        self._replies: dict[int, Message] = {}
 
-    def push(self, messages: Iterable[Message]) -> None:
-        """Send."""
-        self._ids |= set(self._grid.push_messages(messages))
+    def push(self, messages: list[Message]) -> None:
+        """Send.
+
+        Raises
+        ------
+        ExchangeError
+            If Flower does not take every message: it says so only by a missing id, and the round would go on without.
+        """
+        ids = list(self._grid.push_messages(messages))
+        if len(ids) != len(messages) or not all(ids):
+            nodes = ", ".join(str(message.metadata.dst_node_id) for message in messages)
+            raise ExchangeError(
+                f"Flower did not take all messages for node(s) {nodes}: one is gone, or one is too large"
+            )
+        self._ids |= set(ids)
 
     def raise_failures(self) -> None:
         """Pull what is there.
@@ -369,13 +411,17 @@ class _Pending:
             self._ids.discard(reply.metadata.reply_to_message_id)
             node = reply.metadata.src_node_id
             if reply.has_error():
-                raise ExchangeError(f"node {node} failed: {reply.error.reason}")
+                if self._forgive_absence and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    continue
+                # The last line of what may be a whole traceback; the rest is in the log.
+                lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
+                raise ExchangeError(f"node {node} failed: {lines[-1].strip()}")
             if error := reply.content.config_records[ANSWER].get("error"):
                 raise UserError(str(error))
-            self._replies.append(reply)
+            self._replies[node] = reply
 
-    def wait(self, timeout: float) -> list[Message]:
-        """All replies.
+    def wait(self, timeout: float) -> dict[int, Message]:
+        """All replies, node -> reply.
 
         Raises
         ------
@@ -394,6 +440,19 @@ class _Pending:
         return self._replies
 
 
+def _sum_metrics(replies: Iterable[Message]) -> MetricRecord:
+    """Add up the nodes' metrics, key by key."""
+    total: dict[str, int | float | list[int] | list[float]] = {}
+    for reply in replies:
+        for record in reply.content.metric_records.values():
+            for name, value in record.items():
+                before = total.get(name, 0)
+                assert isinstance(value, int | float)
+                assert isinstance(before, int | float)
+                total[name] = before + value
+    return MetricRecord(total)
+
+
 def _int(answer: ConfigRecord, key: str) -> int:
     value = answer[key]
     assert isinstance(value, int)
@@ -409,16 +468,12 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
         Whatever ends the run early, so that Flower records it as failed; ``status.json`` holds it as a sentence.
     """
     config = RunConfig.parse(values)
+    for key, path in (("run-dir", config.run_dir), ("data-dir", config.data_dir)):
+        if path and not Path(path).is_absolute():
+            raise UserError(f"run-config key {key} = {path!r}: it must be absolute, as Flower runs the app elsewhere")
     if not config.run_dir:
-        config = config.replace(run_dir=str(default_run_dir(None, config)))
+        config = config.replace(run_dir=str(new_run_dir(None, config)))
     directory = RunDirectory(Path(config.run_dir))
-    directory.open(config)
-    try:
+    with directory.session(config):
         datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
         SplitStrategy(config, directory).start(grid)
-        directory.status(state="finished")
-    except Exception as error:
-        directory.status(state="failed", error=str(error))
-        raise
-    finally:
-        directory.close()

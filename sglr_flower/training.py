@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, methods, splitlr
+from sglr_flower import assembly, checkpoint, splitlr
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.metrics import History, RoundMetrics, evaluation_columns
 from sglr_flower.rundir import RunDirectory
+from sglr_flower.split import optimizers
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import (
     EvaluateSession,
@@ -56,25 +57,29 @@ class Nodes(Protocol):
     def evaluate(self, server_round: int) -> AbstractContextManager[Link]:
         """Open a client-side evaluation on all nodes."""
 
-    def collect(self, server_round: int, *, checkpoint: bool, weights: bool) -> dict[int, dict[str, Tensor]]:
-        """Have all nodes checkpoint their clients and/or send the client segments' weights.
+    def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
+        """Have all nodes send their client segments' weights, or for a checkpoint all of their clients' states.
 
         Returns client -> its state, ``segment.NAME`` and, for a checkpoint, ``optimizer.INDEX.NAME``; without the
         clients whose nodes keep their checkpoints themselves.
         """
 
 
-def train(config: RunConfig, nodes: Nodes, directory: RunDirectory) -> dict[str, Any]:
+def train(
+    config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None = None
+) -> dict[str, Any]:
     """Train all rounds that are left and record them in the run directory.
 
     Parameters
     ----------
     config : RunConfig
-        With ``resume``, server and history continue from the directory's last whole checkpoint.
+        The run.
     nodes : Nodes
-        Started, their clients in the state of that checkpoint.
+        Started, their clients in the state of ``restored``.
     directory : RunDirectory
-        Opened with ``config``.
+        In a session of this process.
+    restored : Checkpoint | None
+        Where server and history continue from; None: a run from its beginning.
 
     Returns
     -------
@@ -83,21 +88,20 @@ def train(config: RunConfig, nodes: Nodes, directory: RunDirectory) -> dict[str,
     """
     server = assembly.server(config)
     history = History()
-    if config.resume:
-        restored = directory.latest_checkpoint()
+    if restored is not None:
         server.load_state(restored.server_state())
         history = History.from_json(restored.history)
-    directory.start(history)
+    directory.begin(history)
     images = assembly.evaluation_images(config)
     for server_round in range(len(history.rows) + 1, config.num_server_rounds + 1):
         started = time.perf_counter()
-        plan = methods.plan(config, server_round)
+        plan = assembly.plan(config, server_round)
         result, sent = _train_round(server, plan, nodes, directory)
         last = server_round == config.num_server_rounds
         due = last or (config.evaluate_every > 0 and server_round % config.evaluate_every == 0)
         save = last or server_round % config.checkpoint_every == 0
-        bring = due and config.evaluate == "server"
-        states = nodes.collect(server_round, checkpoint=save, weights=bring) if save or bring else {}
+        bring = save or (due and config.evaluate == "server")
+        states = nodes.collect(server_round, checkpoint=save) if bring else {}
         scores, evaluation_bytes = _evaluate(config, server, nodes, images, server_round, states) if due else ({}, 0)
         row = RoundMetrics(
             round=server_round,
@@ -127,6 +131,7 @@ def train(config: RunConfig, nodes: Nodes, directory: RunDirectory) -> dict[str,
         "nodes": nodes.count,
         "exchange": nodes.exchange,
         **history.summary(),
+        "evaluated_images": len(images["test"]),
         "seed": config.seed,
     }
     directory.finish(summary)
@@ -162,9 +167,8 @@ def _evaluate(
     network = assembly.model(config)
     segments: dict[int, torch.nn.Module] = {}
     for client, state in sorted(states.items()):
-        weights = {name.removeprefix("segment."): tensor for name, tensor in state.items() if "segment." in name}
         segments[client] = network.client_segment(client).to(server.device)
-        segments[client].load_state_dict(weights)
+        segments[client].load_state_dict(optimizers.segment_weights(state))
     session = EvaluateSession(segments, assembly.dtype(config), server_round, images)
     return evaluate_round(server, LocalLink({0: session})), 0
 

@@ -58,7 +58,7 @@ class ProgressView:
         if "exchange" in status and not self._announced:
             self._announced = f"{status['nodes']} node(s), exchange: {status['exchange']}"
             self._console.print(f"training on {self._announced}")
-        done = int(status.get("rounds_done", 0))
+        done = int(status.get("rounds_done", status.get("round", 1) - 1))
         steps = int(status.get("steps", 0))
         part = int(status.get("step", 0)) / steps if steps and status.get("round", 0) > done else 0.0
         if self._first_round is None and "round" in status:
@@ -92,11 +92,12 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     table = Table(title=f"{summary['method']} with {summary['model']} on {summary['dataset']}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
+    loss = "not a number: it diverged" if summary["train_loss"] is None else f"{summary['train_loss']:.4f}"
     rows = {
         "test accuracy": f"{100 * summary['test_accuracy_mean']:.2f} ± {100 * summary['test_accuracy_std']:.2f} % "
         "(mean ± std over clients, each at its best validation round)",
         "last round": f"{100 * summary['last_round_test_accuracy_mean']:.2f} ± "
-        f"{100 * summary['last_round_test_accuracy_std']:.2f} %, training loss {summary['train_loss']:.4f}",
+        f"{100 * summary['last_round_test_accuracy_std']:.2f} %, training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",

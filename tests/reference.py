@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglr_flower import assembly, methods
+from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.seeds import generator
 
@@ -28,7 +28,7 @@ def plain_loop(config: RunConfig) -> Weights:
     optimizers = {i: make(clients[i].parameters(), lr=config.client_lr) for i in everyone}
     server_optimizer = make(server.parameters(), lr=1.0)
     for server_round in range(1, config.num_server_rounds + 1):
-        order = {i: methods.plan(config, server_round).batches(i, len(data[i])) for i in everyone}
+        order = {i: assembly.plan(config, server_round).batches(i, len(data[i])) for i in everyone}
         for step in range(max(len(batches) for batches in order.values())):
             here = [i for i in everyone if step < len(order[i])]
             smashed, cut, labels = {}, {}, {}

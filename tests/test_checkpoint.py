@@ -84,8 +84,7 @@ def test_a_state_of_the_wrong_form_counts_as_damage(tmp_path: Path, state: objec
 
 
 def test_no_whole_checkpoint_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint to resume from in"):
-        checkpoint.latest(tmp_path)
+    assert checkpoint.latest(tmp_path) is None
     truncate(save(tmp_path, 1) / "server.safetensors")
     with pytest.raises(UserError, match=r"no checkpoint to resume from: .*round-0001 is damaged \(server.safetensors"):
         checkpoint.latest(tmp_path)

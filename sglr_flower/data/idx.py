@@ -15,6 +15,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,19 @@ def read(source: Source, root: Path, part: str) -> tuple[Tensor, Tensor]:
     UserError
         A file is damaged.
     """
-    images = _read_file(source.raw(root) / f"{part}-images-idx3-ubyte")
-    labels = _read_file(source.raw(root) / f"{part}-labels-idx1-ubyte")
+    images_file = source.raw(root) / f"{part}-images-idx3-ubyte"
+    labels_file = source.raw(root) / f"{part}-labels-idx1-ubyte"
+    images, labels = _read_file(images_file), _read_file(labels_file)
+    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+        raise UserError(
+            f"Data files {images_file} {tuple(images.shape)} and {labels_file} {tuple(labels.shape)} do not belong "
+            "together: delete them, then start again to download them."
+        )
+    if int(labels.max()) >= len(source.classes):
+        raise UserError(
+            f"Data file {labels_file} has the label {int(labels.max())}, but there are {len(source.classes)} classes: "
+            "delete it, then start again to download it."
+        )
     return images, labels.long()
 
 
@@ -157,7 +169,7 @@ def _read_file(file: Path) -> Tensor:
         shape = np.frombuffer(content, ">i4", count=axes, offset=4)
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape))
     # The file ends within its header or its bytes, or gzip says so in its own ways.
-    except (IndexError, ValueError, EOFError, OSError) as error:
+    except (IndexError, ValueError, EOFError, OSError, zlib.error) as error:
         raise UserError(
             f"Data file {file} cannot be read ({error}): delete it, then start again to download it."
         ) from error

@@ -22,7 +22,7 @@ import grpc
 
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange import exchange_pb2_grpc as rpc
-from sglr_flower.exchange.frames import FrameError, decode_download, decode_upload, encode_download, encode_upload
+from sglr_flower.exchange.frames import decode_download, decode_upload, encode_download, encode_upload
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import Session
 
@@ -125,8 +125,8 @@ class StreamLink:
         """The node that a secret belongs to; each secret is good for one stream."""
         for node, expected in list(self.secrets.items()):
             if hmac.compare_digest(expected, secret):
-                self.secrets.pop(node)
-                return node
+                # Of two calls with one secret, the one that removes it has it.
+                return node if self.secrets.pop(node, None) else None
         return None
 
     def serve(self, node: int, frames: Iterator[pb.Upload]) -> Iterator[pb.Download]:
@@ -139,8 +139,8 @@ class StreamLink:
                 if answer is None:
                     return
                 yield answer
-        except FrameError as error:
-            self.ended(node, str(error))
+        except Exception as error:  # whatever a frame does to us, it is this node's failure and nobody else's
+            self.ended(node, f"{type(error).__name__}: {error}")
 
     def ended(self, node: int, reason: str = "the connection ended") -> None:
         """Take note that a node's stream is over; that is a failure unless its last upload had been received."""

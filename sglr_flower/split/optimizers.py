@@ -36,6 +36,11 @@ def flat_state(segment: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return state
 
 
+def segment_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The segment's own ``state_dict`` (weights and buffers) out of a flat state."""
+    return {name.removeprefix("segment."): tensor for name, tensor in state.items() if name.startswith("segment.")}
+
+
 def load_flat_state(segment: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """Copy what `flat_state` gave into a segment and optimizer of the same shapes."""
     weights: dict[str, Tensor] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +77,13 @@ def draw_participants(seed: int, server_round: int, num_clients: int, fraction: 
     """
     if fraction == 1.0:
         return tuple(range(num_clients))
-    count = max(1, round(fraction * num_clients))
+    count = max(1, math.floor(fraction * num_clients + 0.5))
     order = torch.randperm(num_clients, generator=generator(seed, "participants", server_round))
     return tuple(sorted(order[:count].tolist()))
+
+
+def spread(num_clients: int, num_nodes: int) -> list[tuple[int, ...]]:
+    """Which clients each node hosts: consecutive ones, as evenly as can be; the first nodes have one more."""
+    share, more = divmod(num_clients, num_nodes)
+    starts = [node * share + min(node, more) for node in range(num_nodes + 1)]
+    return [tuple(range(start, end)) for start, end in itertools.pairwise(starts)]

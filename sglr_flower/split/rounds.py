@@ -199,6 +199,7 @@ def train_round(
     """
     steps, samples, total, stamps = 0, 0, 0.0, [time.perf_counter()]
     while uploads := link.receive():
+        check_uploads(plan, steps, uploads)
         downloads, loss = server.step(plan, uploads)
         link.send(downloads)
         stamps.append(time.perf_counter())
@@ -209,6 +210,26 @@ def train_round(
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
     # The first one holds the opening of the round: start-up of the nodes, not a step.
     return RoundResult(steps, samples, total / samples, statistics.median(seconds[1:] or seconds))
+
+
+def check_uploads(plan: RoundPlan, step: int, uploads: Mapping[int, Upload]) -> None:
+    """Refuse uploads that are not of this step, or that name a client twice or one that does not take part.
+
+    Raises
+    ------
+    ValueError
+        Naming the node.
+    """
+    seen: set[int] = set()
+    for node, upload in uploads.items():
+        if (upload.server_round, upload.step, upload.split) != (plan.server_round, step, "train"):
+            raise ValueError(
+                f"node {node} sent {upload.split} step {upload.step} of round {upload.server_round} "
+                f"instead of train step {step} of round {plan.server_round}"
+            )
+        if wrong := [client for client in upload.clients if client in seen or client not in plan.clients]:
+            raise ValueError(f"node {node} sent client(s) {wrong}, which another node sent or which do not take part")
+        seen.update(upload.clients)
 
 
 @dataclass

@@ -223,6 +223,7 @@ MISTAKES = {
         ["corrupt.toml/run", "run-dir", "cannot be written"],
     ),
     "too many CPUs": (["--cpus-per-node", "4096"], ["4096", "CPUs"]),
+    "resume by hand": (["-s", "resume=true"], ["resume", "sglr resume RUN_DIR"]),
     "no nodes": (["--nodes", "0"], ["--nodes", "0"]),
 }
 
@@ -250,7 +251,7 @@ def test_a_mistake_is_one_sentence_and_a_nonzero_exit(
     said = mistaken(["run", *arguments], tmp_path, monkeypatch, capsys)
     assert all(word in said for word in words), said
     assert (tmp_path / "corrupt.toml").read_text() == "method = 'sglr"
-    assert not list(tmp_path.glob("runs/*/checkpoints"))
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_mistake_ends_the_real_command_alike(tmp_path: Path) -> None:
@@ -272,10 +273,11 @@ def test_missing_data_and_no_network_is_one_sentence(tmp_path: Path, monkeypatch
     [
         (lambda run: (run / "config.toml").unlink(), ["is not a run directory"]),
         (lambda run: (run / "config.toml").write_text("method = 7"), ["config.toml is damaged", "method"]),
-        (lambda run: (run / "launch.toml").unlink(), ["launch.toml cannot be read"]),
+        (lambda run: (run / "launch.toml").write_text("nodes = 'two'"), ["launch.toml is damaged", "nodes", "'two'"]),
+        (lambda run: (run / "launch.toml").write_text("nodes = "), ["launch.toml is not valid TOML"]),
         (lambda run: [file.unlink() for file in run.glob("checkpoints/*/server.safetensors")], ["no checkpoint"]),
     ],
-    ids=["no config", "corrupt config", "no launch", "corrupt checkpoints"],
+    ids=["no config", "corrupt config", "wrong launch", "corrupt launch", "corrupt checkpoints"],
 )
 def test_a_run_that_cannot_be_resumed_says_why(
     in_process: Path, tmp_path: Path, monkeypatch, capsys, damage: Callable[[Path], object], words: list[str]
@@ -285,6 +287,25 @@ def test_a_run_that_cannot_be_resumed_says_why(
     damage(run)
     said = mistaken(["resume", "run"], tmp_path, monkeypatch, capsys)
     assert all(word in said for word in words), said
+
+
+def test_a_killed_run_without_a_checkpoint_starts_again(in_process: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(in_process, tmp_path / "run")
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    code, out, err = finished(sglr("resume", "run", cwd=tmp_path))
+    assert code == 0, out + err
+    assert "starts again from its first round" in out
+    assert largest_difference(final_weights(run), final_weights(in_process)) == 0.0
+
+
+def test_two_runs_started_at_once_get_two_directories(tmp_path: Path) -> None:
+    config = quick(tmp_path, num_server_rounds=1)
+    both = [sglr("run", config, "--in-process", "-s", f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
+    for process in both:
+        assert finished(process)[0] == 0
+    seeds = {json.loads(path.read_text())["seed"] for path in tmp_path.glob("runs/*/summary.json")}
+    assert seeds == {1, 2}
 
 
 def test_two_processes_do_not_train_in_one_directory(in_process: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -100,6 +100,9 @@ def enough_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
             serve(grid, {**SMALL, "evaluate": evaluate, "exchange": "stream", "resume": True, "run-dir": str(resumed)})
         for exchange in ("stream", "grid"):
             serve(grid, {**ODD, "exchange": exchange, "run-dir": str(root / f"odd-{exchange}")})
+        # More checkpoints than are kept, from two nodes into one folder.
+        often = {**SMALL, "num-server-rounds": 6, "evaluate": "client", "dtype": "float32"}
+        serve(grid, {**often, "run-dir": str(root / "often")})
         try:
             serve(grid, {**SMALL, "num-clients": 300, "run-dir": str(root / "too-many")})
         except UserError as error:
@@ -144,6 +147,13 @@ def test_resumed_clients_come_from_the_server_or_from_their_nodes(enough_workers
     whole, resumed = final_weights(root / f"{evaluate}-stream"), final_weights(root / f"{evaluate}-resumed")
     assert largest_difference(resumed, whole) == 0.0
     assert summary(root / f"{evaluate}-resumed")["bytes_up"] == summary(root / f"{evaluate}-stream")["bytes_up"]
+
+
+def test_nodes_drop_their_oldest_checkpoints(enough_workers) -> None:
+    root, _ = enough_workers
+    kept = sorted(path.name for path in (root / "often" / "nodes").iterdir())
+    assert kept == ["round-0004", "round-0005", "round-0006"]
+    assert len(list((root / "often" / "nodes" / "round-0006" / "clients").iterdir())) == 3
 
 
 def test_bytes_are_the_frames_on_both_exchanges(enough_workers) -> None:

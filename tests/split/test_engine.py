@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,8 +15,16 @@ from sglr_flower.data.datasets import ImageSet
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan, draw_participants
-from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, evaluate_round, train_round
+from sglr_flower.split.rounds import (
+    EvaluateSession,
+    LocalLink,
+    TrainSession,
+    check_uploads,
+    evaluate_round,
+    train_round,
+)
 from sglr_flower.split.server import ServerSegment, distribute, mean_loss
+from sglr_flower.splitavg import num_active
 
 PLAN = RoundPlan(
     seed=0,
@@ -109,6 +119,34 @@ def test_every_node_gets_the_average_once_and_the_others_their_own() -> None:
         assert ([] if own is None else own[::2, 0].tolist()) == [float(i) for i in others]
 
 
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    phi=st.floats(0, 1),
+    step=st.integers(0, 1000),
+    split_at=st.integers(0, 6),
+)
+def test_active_clients_all_get_the_same_and_the_others_their_own(sizes, phi, step, split_at) -> None:
+    gradients = {i: torch.full((size, 2), float(i + 1)) for i, size in enumerate(sizes)}
+    hosted = {7: tuple(gradients)[:split_at], 8: tuple(gradients)[split_at:]}
+    uploads = {
+        node: upload(clients, tuple(sizes[i] for i in clients), torch.zeros(sum(sizes[i] for i in clients), 2))
+        for node, clients in hosted.items()
+        if clients
+    }
+
+    downloads = distribute(replace(PLAN, phi=phi), step, uploads, gradients)
+
+    active = [i for download in downloads.values() for i in download.active]
+    assert len(active) == num_active(phi, len(sizes))
+    averages = [download.average for download in downloads.values() if download.average is not None]
+    assert all(torch.equal(average, averages[0]) for average in averages)
+    for node, download in downloads.items():
+        own = torch.cat([gradients[i] for i in hosted[node] if i not in active] or [torch.zeros(0, 2)])
+        assert torch.equal(own if download.own is None else download.own, own)
+    if phi == 0:
+        assert not averages
+
+
 def test_recomputing_a_forward_moves_neither_batch_norm_nor_random_numbers() -> None:
     straight, interrupted = cohort({0: 4}), cohort({0: 4})
     download = Download(1, 0, own=torch.randn(2, 2, 2, 2, dtype=torch.float64))
@@ -180,6 +218,24 @@ def test_idle_clients_do_not_move() -> None:
 
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("0."))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("1."))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server_round": 2}, "node 7 sent train step 0 of round 2 instead of train step 0 of round 1"),
+        ({"step": 1}, "node 7 sent train step 1"),
+        ({"split": "test"}, "node 7 sent test step 0"),
+        ({"clients": (0, 9)}, r"node 7 sent client\(s\) \[9\]"),
+    ],
+)
+def test_uploads_of_another_step_or_client_are_refused(changes: dict, words: str) -> None:
+    good = upload((0, 1), (1, 1), torch.zeros(2, 1))
+    check_uploads(PLAN, 0, {7: good})
+    with pytest.raises(ValueError, match=words):
+        check_uploads(PLAN, 0, {7: replace(good, **changes)})
+    with pytest.raises(ValueError, match=r"node 8 sent client\(s\) \[1\]"):
+        check_uploads(PLAN, 0, {7: good, 8: upload((1, 2), (1, 1), torch.zeros(2, 1))})
 
 
 def test_evaluation_counts_by_hand() -> None:
