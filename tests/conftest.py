@@ -1,4 +1,4 @@
-"""Nothing that a test writes may land in the user's home."""
+"""Nothing that a test writes may land in the user's home, and tests beside other work must not collapse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import tempfile
 
 _HOME = tempfile.TemporaryDirectory(prefix="sglr-tests-")
 # Before anything reads them, and inherited by the processes that tests start.
-os.environ["XDG_STATE_HOME"] = f"{_HOME.name}/state"
-os.environ["XDG_DATA_HOME"] = f"{_HOME.name}/share"
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ |= {
+    "XDG_STATE_HOME": f"{_HOME.name}/state",
+    "XDG_DATA_HOME": f"{_HOME.name}/share",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    # ray.init() would join a cluster that another test session on this machine has named in the default directory.
+    "RAY_TMPDIR": _HOME.name,
+    # Two processes of two threads each on two cores take twenty times as long. Simulated nodes set their own number.
+    "OMP_NUM_THREADS": "1",
+}
