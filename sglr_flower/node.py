@@ -71,6 +71,12 @@ def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict
 @replies
 def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Take clients: load their data; their segments are sent, or kept here, or initial ones. Tell their sizes."""
+    # The server's own config, so that both sides compute from one truth whatever this node's app was started with;
+    # only where the data lie is this node's to know.
+    config = RunConfig.parse(message.content.config_records[CONFIG])
+    if own := str(context.node_config.get("data-dir", "")):
+        config = config.replace(data_dir=own)
+    context.state[CONFIG] = ConfigRecord({**config.values()})
     clients = _integers(order["clients"])
     states: dict[int, dict[str, Tensor]] = {}
     if STATES in message.content.config_records:
@@ -78,9 +84,7 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     elif restored := int(_number(order, "restore-round")):
         folder = _store(order, context) / f"round-{restored:04d}"
         states = {client: checkpoint.load_client(folder, client) for client in clients}
-    # The server's own config, so that both sides compute from one truth whatever this node's app was started with.
-    context.state[CONFIG] = message.content.config_records[CONFIG]
-    cohort = assembly.cohort(_config(context), clients, states)
+    cohort = assembly.cohort(config, clients, states)
     _keep(context, cohort)
     return RecordDict({ANSWER: ConfigRecord({"sizes": [len(data) for data in cohort.data.values()]})})
 

@@ -64,7 +64,18 @@ def test_a_frame_is_little_larger_than_its_tensors() -> None:
         {"tensors": encode_upload(UPLOAD).tensors[:-1]},
         {"tensors": encode_download(Download(1, 1, (), None, torch.zeros(2))).tensors},
     ],
-    ids=str,
+    ids=[
+        "samples",
+        "one size",
+        "no samples",
+        "order",
+        "twice",
+        "no clients",
+        "empty",
+        "pickle",
+        "cut off",
+        "a download",
+    ],
 )
 def test_an_upload_that_does_not_fit_is_refused(changes: dict) -> None:
     frame = encode_upload(UPLOAD)

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 
 def final_weights(run_dir: Path) -> Weights:
-    """Segments in a run's last checkpoint, named as `reference.plain_loop` names them."""
+    """Segments in a run's last checkpoint, the server's or its simulated nodes', named as `reference.plain_loop` names them."""
     last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
     files = {"server": last / "server.safetensors"}
-    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in sorted(last.glob("clients/*"))}
+    clients = sorted(last.glob("clients/*")) or sorted((run_dir / "nodes" / last.name).glob("clients/*"))
+    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in clients}
     return {
         part: {
             name.removeprefix("segment."): tensor

@@ -69,9 +69,9 @@ def kill_when(process: subprocess.Popen[str], run_dir: Path, reached: Callable[[
 
 @pytest.fixture(scope="module")
 def through_flower(tmp_path_factory) -> tuple[Path, str]:
-    """One uninterrupted run through Flower: its directory and what it printed."""
+    """One uninterrupted run through Flower, its clients' states kept by the nodes; and what it printed."""
     cwd = tmp_path_factory.mktemp("flower")
-    code, out, err = finished(sglr("run", quick(cwd), "--run-dir", "whole", cwd=cwd))
+    code, out, err = finished(sglr("run", quick(cwd, evaluate="client"), "--run-dir", "whole", cwd=cwd))
     assert code == 0, out + err
     return cwd / "whole", out
 
@@ -137,7 +137,7 @@ def test_killed_and_stopped_inside_rounds_through_flower_it_ends_with_the_same_b
 ) -> None:
     whole, _ = through_flower
     cwd, broken = whole.parent, whole.parent / "broken"
-    process = sglr("run", quick(cwd), "--run-dir", "broken", cwd=cwd)
+    process = sglr("run", quick(cwd, evaluate="client"), "--run-dir", "broken", cwd=cwd)
     os.kill(await_step(broken, 2)["pid"], signal.SIGKILL)
     code, out, err = finished(process, within=20)  # Flower alone would take a minute to notice, and exit 0
     assert code == 1, out + err
@@ -153,6 +153,7 @@ def test_killed_and_stopped_inside_rounds_through_flower_it_ends_with_the_same_b
 
     code, out, err = finished(sglr("resume", "broken", cwd=cwd))
     assert code == 0, out + err
+    assert set(final_weights(whole)) == {"server", "client-0", "client-1", "client-2", "client-3"}
     assert largest_difference(final_weights(broken), final_weights(whole)) == 0.0
     figures = ("test_accuracy_mean", "test_accuracy_std", "steps", "rounds", "bytes_up", "bytes_down")
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (broken, whole))
