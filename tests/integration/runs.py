@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 
 def final_weights(run_dir: Path) -> Weights:
-    """Segments in a run's last checkpoint, the server's or its simulated nodes', named as `reference.plain_loop` names them."""
+    """Segments in a run's last checkpoint, the server's or its simulated nodes', named as in `reference.plain_loop`."""
     last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
     files = {"server": last / "server.safetensors"}
     clients = sorted(last.glob("clients/*")) or sorted((run_dir / "nodes" / last.name).glob("clients/*"))
