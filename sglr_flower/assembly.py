@@ -60,7 +60,7 @@ def model(config: RunConfig) -> SplitModel:
     return SplitModel(
         name=config.model,
         cut=config.cut,
-        num_classes=len(splits(config).classes),
+        num_classes=len(datasets.classes(config.dataset)),
         seed=config.seed,
         shared=config.initial_segments == "shared",
         dtype=dtype(config),

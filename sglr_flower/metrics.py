@@ -26,6 +26,8 @@ class RoundMetrics:
         Over the clients; the standard deviation is the population's.
     test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None
         The same on test images.
+    evaluated_images : int
+        Test images that each client was scored on; 0 in rounds without an evaluation.
     seconds : float
         Wall time of the round, evaluation included; a checkpoint's writing is not.
     step_seconds_median : float
@@ -48,6 +50,7 @@ class RoundMetrics:
     test_accuracy_mean: float | None
     test_accuracy_std: float | None
     test_loss_mean: float | None
+    evaluated_images: int
     seconds: float
     step_seconds_median: float
     bytes_up: int
@@ -134,6 +137,7 @@ class History:
             "test_accuracy_std": statistics.pstdev(tested),
             "last_round_test_accuracy_mean": last.test_accuracy_mean if last else None,
             "last_round_test_accuracy_std": last.test_accuracy_std if last else None,
+            "evaluated_images": last.evaluated_images if last else 0,
             "train_loss": self.rows[-1].train_loss,
             "bytes_up": sum(row.bytes_up for row in self.rows),
             "bytes_down": sum(row.bytes_down for row in self.rows),

@@ -475,5 +475,6 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
         config = config.replace(run_dir=str(new_run_dir(None, config)))
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
-        datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
+        if config.evaluate == "server":
+            datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
         SplitStrategy(config, directory).start(grid)

@@ -92,7 +92,8 @@ def train(
         server.load_state(restored.server_state())
         history = History.from_json(restored.history)
     directory.begin(history)
-    images = assembly.evaluation_images(config)
+    # With client-side evaluation the server needs no data of its own.
+    images = assembly.evaluation_images(config) if config.evaluate == "server" else {}
     for server_round in range(len(history.rows) + 1, config.num_server_rounds + 1):
         started = time.perf_counter()
         plan = assembly.plan(config, server_round)
@@ -111,6 +112,7 @@ def train(
             client_lr=plan.client_lr,
             server_lr=splitlr.server_lr(plan.client_lr, len(plan.clients), plan.alpha),
             **evaluation_columns(scores),
+            evaluated_images=max((score.test.images for score in scores.values()), default=0),
             seconds=time.perf_counter() - started,
             step_seconds_median=result.step_seconds_median,
             bytes_up=sent.bytes_up,
@@ -131,7 +133,6 @@ def train(
         "nodes": nodes.count,
         "exchange": nodes.exchange,
         **history.summary(),
-        "evaluated_images": len(images["test"]),
         "seed": config.seed,
     }
     directory.finish(summary)

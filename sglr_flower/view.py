@@ -95,7 +95,7 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     loss = "not a number: it diverged" if summary["train_loss"] is None else f"{summary['train_loss']:.4f}"
     rows = {
         "test accuracy": f"{100 * summary['test_accuracy_mean']:.2f} ± {100 * summary['test_accuracy_std']:.2f} % "
-        "(mean ± std over clients, each at its best validation round)",
+        f"on {summary['evaluated_images']:,} images (mean ± std over clients, each at its best validation round)",
         "last round": f"{100 * summary['last_round_test_accuracy_mean']:.2f} ± "
         f"{100 * summary['last_round_test_accuracy_std']:.2f} %, training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",

@@ -75,6 +75,18 @@ def names() -> tuple[str, ...]:
     return (*idx.SOURCES, "digits")
 
 
+def classes(dataset: str) -> tuple[str, ...]:
+    """Name a data set's classes, by class number, without reading it.
+
+    Raises
+    ------
+    UserError
+        The data set is unknown.
+    """
+    _check_known(dataset)
+    return _DIGITS_CLASSES if dataset == "digits" else idx.SOURCES[dataset].classes
+
+
 def load(dataset: str, data_dir: str, seed: int) -> Splits:
     """Read a data set, downloading it first where it is missing.
 
@@ -122,8 +134,7 @@ def ensure_present(dataset: str, data_dir: str) -> None:
     UserError
         The data set is unknown, or it is missing and cannot be downloaded into the folder.
     """
-    if dataset not in names():
-        raise UserError(f"dataset is {dataset!r}, which is not one of {', '.join(names())}.")
+    _check_known(dataset)
     if dataset == "digits":
         return
     source, folder = idx.SOURCES[dataset], idx.data_folder(data_dir)
@@ -138,6 +149,11 @@ def ensure_present(dataset: str, data_dir: str) -> None:
             f"({reason}): put its idx files into {source.raw(folder.path)}, or set data-dir in the run-config "
             f"or the environment variable {idx.DATA_DIR_VARIABLE} to a folder that has them."
         ) from error
+
+
+def _check_known(dataset: str) -> None:
+    if dataset not in names():
+        raise UserError(f"dataset is {dataset!r}, which is not one of {', '.join(names())}.")
 
 
 def to_input(images: Tensor, dtype: torch.dtype) -> Tensor:
