@@ -1,9 +1,9 @@
 """Seeded draws that every node and process repeats alike."""
 
+from zlib import crc32
+
 import numpy as np
 import numpy.typing as npt
-
-from sglr_flower.seeds import torch_seed
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -24,7 +24,8 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     numpy.random.Generator
         The same stream in every process.
     """
-    return np.random.default_rng(torch_seed(seed, "data", purpose))
+    # crc32 and not hash(): Python salts the hash of a string anew in every process.
+    return np.random.default_rng([seed, crc32(purpose.encode())])
 
 
 def balanced_order(labels: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArray[np.int64]:
