@@ -12,32 +12,45 @@ from torch import Tensor
 from sglr_flower import methods, splitavg, splitlr
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
+from sglr_flower.data.augment import augment
 from sglr_flower.data.datasets import ImageSet, Splits
 from sglr_flower.models import SplitModel
+from sglr_flower.models.uncut import UncutModel
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan, draw_participants
-from sglr_flower.split.server import ServerSegment
+from sglr_flower.split.server import SERVERS, ServerSegment
 
 
 def plan(config: RunConfig, server_round: int) -> RoundPlan:
     """The method's round ``server_round`` (from 1) as a value: who takes part, at which rates, what is averaged."""
     method = methods.get(config.method)
-    acts = method.split_avg and splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
+    acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
     factor = splitlr.schedule_factor(config.lr_schedule, server_round, config.num_server_rounds)
     return RoundPlan(
         seed=config.seed,
         server_round=server_round,
-        clients=draw_participants(config.seed, server_round, config.num_clients, config.fraction_train),
+        clients=draw_participants(config.seed, server_round, len(clients(config)), config.fraction_train),
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,
         reshuffle=config.sample_order == "every-epoch",
         client_lr=config.client_lr * factor,
-        alpha=config.splitlr_alpha if method.split_lr else 0.0,
-        phi=config.splitavg_phi if acts else 0.0,
+        alpha=config.splitlr_alpha if method.server_lr else 0.0,
+        phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
         loss=config.loss,
+        server_update=method.server,
+        sequential=method.sequential,
+        shares_segment=method.shares_segment,
+        server_lr=method.server_lr or splitlr.server_lr,
+        cut_gradient=method.cut_gradient or splitavg.average,
+        augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
     )
+
+
+def clients(config: RunConfig) -> range:
+    """The run's clients; of a method that pools all data there is one."""
+    return range(1 if methods.get(config.method).pooled else config.num_clients)
 
 
 def device() -> torch.device:
@@ -52,31 +65,44 @@ def dtype(config: RunConfig) -> torch.dtype:
 
 def splits(config: RunConfig) -> Splits:
     """The run's train, validation and test images."""
-    return datasets.load(config.dataset, config.data_dir, config.seed)
+    return datasets.load(config.dataset, config.data_dir, config.seed, config.image_size)
 
 
 def model(config: RunConfig) -> SplitModel:
     """The model, its cut and its initial weights."""
-    return SplitModel(
+    method = methods.get(config.method)
+    kind = UncutModel if method.whole else SplitModel
+    return kind(
         name=config.model,
         cut=config.cut,
-        num_classes=len(datasets.classes(config.dataset)),
+        num_classes=len(datasets.classes(config.dataset, config.data_dir)),
+        image_size=datasets.input_size(config.dataset, config.image_size),
         seed=config.seed,
-        shared=config.initial_segments == "shared",
+        # Segments are averaged or handed on only where they started alike (SplitFed and FedAvg, Algorithm 1 of each).
+        shared=method.shares_segment or config.initial_segments == "shared",
         dtype=dtype(config),
     )
 
 
 def server(config: RunConfig) -> ServerSegment:
-    """The server segment with its initial weights."""
-    return ServerSegment(model(config).server_segment(), config.optimizer, device())
+    """The server's side of the method, with its initial weights."""
+    kind = SERVERS[methods.get(config.method).server]
+    return kind(model(config).server_segment(), config.optimizer, device())
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
     """The train images of some clients."""
     train = splits(config).train
     shares = _shares(config)
+    if methods.get(config.method).pooled:
+        shares = [torch.cat(shares)]
     return {client: train.take(shares[client]) for client in clients}
+
+
+def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The class names, and for each client of the partition how many samples of each class it has."""
+    whole = splits(config)
+    return whole.classes, partition.class_counts(whole.train.labels, _shares(config), len(whole.classes))
 
 
 @functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
@@ -117,7 +143,9 @@ def check(config: RunConfig) -> None:
         If the model or cut is unknown, the data are missing, or they do not suffice for the partition.
     """
     datasets.ensure_present(config.dataset, config.data_dir)
-    model(config).server_segment()
+    network = model(config)
+    network.client_segment(0)
+    network.server_segment()
     client_data(config, [])
 
 

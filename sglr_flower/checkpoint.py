@@ -1,8 +1,9 @@
 """Checkpoints: written atomically, verified when read, safetensors and JSON only.
 
-``checkpoints/round-NNNN/`` holds ``server.safetensors`` (server segment and optimizer), a file per client in
-``clients/`` (its segment and optimizer, where they are the server's to have) and ``state.json``: the round, the history
-so far, and the SHA-256 of every file. There is no RNG state: every draw follows from the seed and its name
+``checkpoints/round-NNNN/`` holds ``server.safetensors`` (server segment and optimizer), with methods that average or
+hand on client segments ``shared.safetensors`` (the one that all clients have), a file per client in ``clients/`` (its
+segment and optimizer, where they are the server's to have) and ``state.json``: the round, the history so far, and the
+SHA-256 of every file. There is no RNG state: every draw follows from the seed and its name
 (`sglr_flower.seeds`).
 """
 
@@ -51,6 +52,11 @@ class Checkpoint:
     def server_state(self) -> dict[str, Tensor]:
         """The server segment's and its optimizer's tensors."""
         return safetensors.torch.load_file(self.folder / "server.safetensors")
+
+    def shared_weights(self) -> dict[str, Tensor] | None:
+        """The client segment that all clients have, ``state_dict`` names; None where each has its own."""
+        path = self.folder / "shared.safetensors"
+        return safetensors.torch.load_file(path) if path.exists() else None
 
     def client_states(self, clients: Iterable[int]) -> dict[int, dict[str, Tensor]]:
         """The clients' tensors.
@@ -119,15 +125,19 @@ def save(
     server_state: Mapping[str, Tensor],
     client_states: Mapping[int, Mapping[str, Tensor]],
     history: Mapping[str, Any],
+    shared: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
 
-    ``client_states`` is empty where the nodes keep their clients' states themselves.
+    ``client_states`` is empty where the nodes keep their clients' states themselves; ``shared`` is the client segment
+    of all clients, where they have the same.
     """
     partial = checkpoints / f".round-{server_round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     save_clients(partial, client_states)
     write_atomic(partial / "server.safetensors", _pack(server_state))
+    if shared is not None:
+        write_atomic(partial / "shared.safetensors", _pack(shared))
     files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
     state = {"round": server_round, "files": files, "history": history}
     # A hash of itself too: a figure changed by a flipped bit would still be JSON.

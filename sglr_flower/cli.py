@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from sglr_flower import assembly
+from sglr_flower import assembly, imports
 from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.launch import Resources, check_fits, simulate
 from sglr_flower.machine import available_cpus
-from sglr_flower.plots import save_curves
+from sglr_flower.plots import save_curves, save_partition
 from sglr_flower.rundir import RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
@@ -42,6 +42,7 @@ class Launch(BaseModel):
     cpus_per_node: float = Field(gt=0)
     gpus_per_node: float = Field(default=0.0, ge=0)
     in_process: bool = False
+    code_dir: str = ""
 
     @property
     def resources(self) -> Resources:
@@ -78,6 +79,7 @@ def run(
         cpus_per_node=cpus_per_node if cpus_per_node is not None else _cpu_share(nodes),
         gpus_per_node=gpus_per_node,
         in_process=in_process,
+        code_dir=os.getcwd() if imports.is_path(parsed.model) or imports.is_path(parsed.method) else "",
     )
     parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
     # Every mistake that shows without training is found before anything is written.
@@ -97,8 +99,10 @@ def resume(
 ) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
-    config = directory.read_config()
     launch = _read_launch(directory)
+    if launch.code_dir:
+        sys.path.append(launch.code_dir)
+    config = directory.read_config()
     summary = read_json(directory.path / "summary.json")
     if "test_accuracy_mean" in summary:
         Console().print("this run is finished already")
@@ -148,18 +152,20 @@ def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
             if launch.in_process:
                 _in_process(config, launch.nodes, view)
             else:
-                _through_flower(config, directory, launch.resources, view)
+                _through_flower(config, directory, launch, view)
     except KeyboardInterrupt:
         console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     try:
         save_curves(directory.path)
+        if (directory.path / "partition.json").exists():
+            save_partition(directory.path)
     except Exception as error:  # the training is done and saved; a picture must not make it a failure
-        console.print(f"the curves could not be drawn: {error}", style="yellow", markup=False)
+        console.print(f"the pictures could not be drawn: {error}", style="yellow", markup=False)
     console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
 
 
-def _through_flower(config: RunConfig, directory: RunDirectory, resources: Resources, view: ProgressView) -> None:
+def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, view: ProgressView) -> None:
     run_config = directory.path / ".run-config.toml"
     run_config.write_text(config.to_toml(), encoding="utf-8")
     log_file = directory.path / "flower.log"
@@ -169,7 +175,8 @@ def _through_flower(config: RunConfig, directory: RunDirectory, resources: Resou
         if directory.is_abandoned():  # Flower itself needs a minute to notice
             raise UserError(f"the run failed: its training process was killed (log: {log_file})")
 
-    outcome = simulate(_app_dir(), run_config, resources, log_file, watch)
+    code_dir = Path(launch.code_dir) if launch.code_dir else None
+    outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
@@ -215,6 +222,7 @@ def _cpu_share(nodes: int) -> float:
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 1; Ctrl-C ends what was started and gives 130."""
+    sys.path.append(os.getcwd())  # one's own models and methods; at the end, so that nothing of ours is shadowed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
     try:
         sys.exit(app(standalone_mode=False))

@@ -33,23 +33,38 @@ class RunConfig(BaseModel):
 
     method: str = Field(
         "sglr",
-        description="which updates are made: sglr, slr (SplitLr only), sgl (SplitAvg only) or psl (neither)",
+        description="who updates what and when: sglr, slr (SplitLr only), sgl (SplitAvg only), psl (neither), sfl, "
+        "sfl-v1, sfl-v2, ssl, fedavg, centralized, or one's own as package.module:name",
     )
-    model: str = Field("resnet16", description="network to cut; a registered name")
+    model: str = Field(
+        "resnet16",
+        description="network to cut: resnet16, alexnet, resnet18, vit, or one's own as package.module:function",
+    )
     cut: str = Field(
         "",
         description="last stage of the client segment, by name or by number of stages; empty: the model's own default",
     )
-    dataset: str = Field("digits", description="fashion-mnist, mnist, or digits (bundled, no download)")
+    dataset: str = Field(
+        "digits",
+        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), or "
+        "folder: one's own images in data-dir/train/CLASS/",
+    )
     data_dir: str = Field(
         "",
         description="absolute folder with the data set in torchvision's layout; empty: "
         "SGLR_DATA_DIR, else a cache in the user's data folder, downloaded",
     )
+    image_size: int = Field(
+        0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
+    )
+    augment: Literal["none", "standard"] = Field(
+        "none",
+        description="of training images: none, or standard (random crop after padding, and flip where classes allow)",
+    )
     partition: str = Field(
         "balanced",
-        description="how train images are dealt to clients: balanced "
-        "(i.i.d., equal classes), iid, dirichlet:ALPHA, shards:K, linear, ...",
+        description="how train images are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
+        "pathological:K, shards:K, linear, square",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
     samples_per_client: int = Field(120, ge=0, description="train images of one client; 0: all there are, divided")
@@ -92,7 +107,9 @@ class RunConfig(BaseModel):
         "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
     )
     initial_segments: Literal["independent", "shared"] = Field(
-        "independent", description="clients' initial weights: each its own draw, or all the same"
+        "independent",
+        description="clients' initial weights: each its own draw, or all the same; always the same where the method "
+        "averages or hands on segments",
     )
     sample_order: Literal["every-epoch", "once"] = Field(
         "every-epoch", description="a client's images are shuffled every epoch, or once and reused"

@@ -12,8 +12,10 @@ from torch import Tensor
 from sglr_flower import assembly, training
 from sglr_flower.config import RunConfig
 from sglr_flower.rundir import RunDirectory
+from sglr_flower.split import averaging
 from sglr_flower.split.plan import RoundPlan, spread
-from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession
+from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession, train_locally
+from sglr_flower.training import OpenRound, Weights
 
 
 class InProcessNodes:
@@ -45,21 +47,32 @@ class InProcessNodes:
         self.sizes = {i: len(data) for cohort in self.cohorts.values() for i, data in cohort.data.items()}
 
     @contextmanager
-    def train(self, plan: RoundPlan) -> Iterator[Link]:
+    def train(self, plan: RoundPlan, shared: Weights | None) -> Iterator[OpenRound]:
         """A link to the cohorts that have a client in the round."""
-        yield LocalLink(
-            {
-                node: TrainSession(cohort, plan)
-                for node, cohort in self.cohorts.items()
-                if set(cohort.clients) & set(plan.clients)
-            }
-        )
+        here = [cohort for cohort in self.cohorts.values() if set(cohort.clients) & set(plan.clients)]
+        opened = OpenRound(LocalLink({}))
+        if shared is not None:
+            for cohort in here:
+                cohort.load_shared(shared, plan.clients)
+                opened.weight_bytes_down += _nbytes(shared)
+        if plan.server_update == "none":
+            opened.local = [train_locally(cohort, plan) for cohort in here]
+        else:
+            opened.link = LocalLink({node: TrainSession(cohort, plan) for node, cohort in enumerate(here)})
+        yield opened
+        if plan.shares_segment:
+            means, samples = zip(*(cohort.average(plan) for cohort in here), strict=True)
+            opened.average = averaging.mean(means, samples)
+            opened.weight_bytes_up = len(here) * _nbytes(opened.average)
 
     @contextmanager
-    def evaluate(self, server_round: int) -> Iterator[Link]:
+    def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
         dtype = assembly.dtype(self._config)
+        if shared is not None:
+            for cohort in self.cohorts.values():
+                cohort.load_shared(shared, cohort.clients)
         yield LocalLink(
             {
                 node: EvaluateSession(cohort.segments, dtype, server_round, images)
@@ -83,6 +96,11 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         restored = directory.latest_checkpoint() if config.resume else None
-        states = restored.client_states(range(config.num_clients)) if restored else {}
-        nodes = InProcessNodes(config, spread(config.num_clients, num_nodes), states)
+        clients = assembly.clients(config)
+        states = restored.client_states(clients) if restored else {}
+        nodes = InProcessNodes(config, spread(len(clients), num_nodes), states)
         return training.train(config, nodes, directory, restored)
+
+
+def _nbytes(weights: Weights) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())

@@ -80,6 +80,7 @@ def simulate(
     resources: Resources,
     log_file: Path,
     watch: Callable[[], None],
+    code_dir: Path | None = None,
     interval: float = 0.25,
 ) -> Outcome:
     """Run a Flower app on a private local simulation and wait for its end.
@@ -96,6 +97,8 @@ def simulate(
         File to which everything the run logs is appended.
     watch : Callable[[], None]
         Called every `interval` seconds while the run lasts.
+    code_dir : Path or None
+        Folder with the user's own modules, which the run's processes import from.
     interval : float
         Seconds between two calls of `watch`.
 
@@ -115,7 +118,7 @@ def simulate(
     if own_ray:
         check_fits(resources)
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log, _superlink(log_file) as link:
+    with log_file.open("ab") as log, _superlink(log_file, code_dir) as link:
         before = log_file.stat().st_size
         if not link.wait_until_up():
             return Outcome(False, f"Flower's SuperLink did not start: {_complaint(log_file, before)}")
@@ -181,13 +184,13 @@ class _SuperLink:
 
 
 @contextlib.contextmanager
-def _superlink(log_file: Path) -> Iterator[_SuperLink]:
+def _superlink(log_file: Path, code_dir: Path | None) -> Iterator[_SuperLink]:
     """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
     # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
         port = _free_port()
-        env = _environment(home)
+        env = _environment(home, code_dir)
         with _keeper(Path(home), port, env, log_file) as keeper:
             yield _SuperLink(port, keeper, env)
 
@@ -259,7 +262,7 @@ def keep(home: str, log_file: str, commands: str) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _environment(home: str) -> dict[str, str]:
+def _environment(home: str, code_dir: Path | None) -> dict[str, str]:
     # The user's FLWR_ variables speak of their own SuperLink: its home, fixed ports, database.
     env = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
     local = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
@@ -277,6 +280,8 @@ def _environment(home: str) -> dict[str, str]:
         # ray.init() joins the cluster named in Ray's temporary directory; in a private one it finds none.
         "RAY_TMPDIR": home,
     }
+    if code_dir is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code_dir), env.get("PYTHONPATH")]))
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
     return quiet | env
 

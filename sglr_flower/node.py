@@ -1,9 +1,11 @@
 """A node's side of a run: Flower messages in, the node's cohort driven over the exchange, replies out.
 
 A run is, for every node: ``query.hello`` (what are you), ``query.assign`` (these are your clients), then per round one
-message of type ``train.stream``, or with the grid exchange ``train.grid`` for every step; ``evaluate.stream`` and
-``evaluate.grid`` alike; and ``query.collect`` where the server wants segments or a checkpoint. Between messages the
-cohort lives in ``context.state``, because any process may get the node's next message.
+message of type ``train.stream``, or with the grid exchange ``train.grid`` for every step, or ``train.local`` where the
+server has no segment; ``evaluate.stream`` and ``evaluate.grid`` alike; and ``query.collect`` where the server wants
+segments or a checkpoint. With methods that average or hand on segments the first message of a round brings the shared
+one and the last reply takes the node's average. Between messages the cohort lives in ``context.state``, because any
+process may get the node's next message.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import platformdirs
 import safetensors.torch
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from sglr_flower import assembly, checkpoint
@@ -27,10 +30,12 @@ from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
+from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.rounds import EvaluateSession, RoundResult, Session, TrainSession, train_locally
 
 ORDER = "order"
 ANSWER = "answer"
+ARRAYS = "arrays"
 CONFIG = "config"
 STATES = "states"
 
@@ -91,28 +96,35 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
 
 @replies
 def train_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Run a whole training round over a stream."""
-    cohort = _recall(context)
-    session = TrainSession(cohort, assembly.plan(_config(context), int(_number(order, "round"))))
-    _stream(order, session, context)
+    """Run a whole training round, or a turn of one, over a stream."""
+    cohort, plan = _training(order, message, context)
+    _stream(order, TrainSession(cohort, plan), context)
     _keep(context, cohort)
-    return _metrics(cohort)
+    return _trained(cohort, plan)
 
 
 @replies
 def train_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Make one step of a training round: finish the step that the download answers, begin the next."""
-    cohort = _recall(context)
-    session = TrainSession(cohort, assembly.plan(_config(context), int(_number(order, "round"))))
-    content = _step(session, message)
+    cohort, plan = _training(order, message, context)
+    content = _step(TrainSession(cohort, plan), message)
     _keep(context, cohort)
-    return content
+    return content if grid.FRAME in content.config_records else _trained(cohort, plan)
+
+
+@replies
+def train_local(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+    """Train the whole networks of this node's clients for a round, without an exchange."""
+    cohort, plan = _training(order, message, context)
+    result = train_locally(cohort, plan)
+    _keep(context, cohort)
+    return _trained(cohort, plan, result)
 
 
 @replies
 def evaluate_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Run a whole client-side evaluation over a stream."""
-    cohort, session = _evaluation(order, context)
+    cohort, session = _evaluation(order, message, context)
     _stream(order, session, context)
     return _metrics(cohort)
 
@@ -120,7 +132,7 @@ def evaluate_stream(order: ConfigRecord, message: Message, context: Context) -> 
 @replies
 def evaluate_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Send one chunk of a client-side evaluation."""
-    return _step(_evaluation(order, context)[1], message)
+    return _step(_evaluation(order, message, context)[1], message)
 
 
 @replies
@@ -166,11 +178,29 @@ def _config(context: Context) -> RunConfig:
     return RunConfig.parse(context.state.config_records[CONFIG])
 
 
-def _evaluation(order: ConfigRecord, context: Context) -> tuple[Cohort, EvaluateSession]:
+def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, RoundPlan]:
+    """The node's cohort, with the shared segment if the message brings one, and what to train."""
+    cohort = _recall(context)
+    plan = assembly.plan(_config(context), int(_number(order, "round")))
+    plan = replace(plan, clients=tuple(_integers(order["clients"])))  # all, or those whose turn it is
+    _take_shared(cohort, plan.clients, message)
+    return cohort, plan
+
+
+def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
     config, cohort = _config(context), _recall(context)
+    if _take_shared(cohort, cohort.clients, message):
+        _keep(context, cohort)  # the grid exchange brings it in the first message only
     images = assembly.evaluation_images(config)
     server_round = int(_number(order, "round"))
     return cohort, EvaluateSession(cohort.segments, assembly.dtype(config), server_round, images)
+
+
+def _take_shared(cohort: Cohort, clients: Sequence[int], message: Message) -> bool:
+    if ARRAYS not in message.content.array_records:
+        return False
+    cohort.load_shared(message.content.array_records[ARRAYS].to_torch_state_dict(), clients)
+    return True
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
@@ -192,6 +222,21 @@ def _step(session: TrainSession | EvaluateSession, message: Message) -> RecordDi
 
 def _metrics(cohort: Cohort) -> RecordDict:
     return RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({"num-clients": len(cohort.clients)})})
+
+
+def _trained(cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None) -> RecordDict:
+    """The last reply of a round: this node's metrics, and its clients' average where the method wants one.
+
+    ``num-examples`` is what Flower's FedAvg weighs nodes by: a mean of the nodes' means is the clients' mean.
+    """
+    mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
+    metrics: dict[str, int | float] = {"num-clients": len(cohort.clients), "num-examples": samples}
+    if local is not None:
+        metrics |= {f"local-{name}": value for name, value in asdict(local).items()}
+    content = RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({**metrics})})
+    if mean is not None:
+        content[ARRAYS] = ArrayRecord({name: tensor.cpu() for name, tensor in mean.items()})
+    return content
 
 
 def _store(order: ConfigRecord, context: Context) -> Path:

@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -229,6 +229,11 @@ class RunDirectory:
             for key, value in summary.items()
         }
         write_atomic(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    def partition(self, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """Write ``partition.json``: the class names, and for each client its number of samples of each class."""
+        content = {"classes": list(classes), "counts": [list(row) for row in counts]}
+        write_atomic(self.path / "partition.json", (json.dumps(content) + "\n").encode())
 
     def latest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The newest whole checkpoint (see `checkpoint.latest`)."""

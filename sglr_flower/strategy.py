@@ -16,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor
 
 from sglr_flower import assembly, methods, training
 from sglr_flower.checkpoint import Checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
+from sglr_flower.delivery import Pending, RoundLink, array_bytes, integer, integers, local_result, sum_metrics
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.grid import GridLink
 from sglr_flower.exchange.stream import MAX_STREAMS, ExchangeError, StreamServer
 from sglr_flower.machine import available_cpus
 from sglr_flower.metrics import History
-from sglr_flower.node import ANSWER, CONFIG, ORDER, STATES, pack_states, unpack_states
+from sglr_flower.node import ANSWER, ARRAYS, CONFIG, ORDER, STATES, pack_states, unpack_states
 from sglr_flower.rundir import RunDirectory, new_run_dir
-from sglr_flower.split import optimizers
-from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.plan import RoundPlan, spread
 from sglr_flower.split.rounds import Link
+from sglr_flower.training import OpenRound, Weights
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
@@ -61,6 +61,7 @@ class SplitStrategy(Strategy):
         self._hosted: dict[int, tuple[int, ...]] = {}
         self._streaming: set[int] = set()
         self._threads = 0
+        self._method = methods.get(config.method)
         self._run_id = directory.run_id
         self._metrics: dict[int, MetricRecord] = {}
         self._grid: Grid
@@ -73,7 +74,9 @@ class SplitStrategy(Strategy):
 
     @property
     def exchange(self) -> str:
-        """The exchange in use: ``stream``, ``grid``, or ``stream+grid`` where nodes differ."""
+        """The exchange in use: ``stream``, ``grid``, ``stream+grid`` where nodes differ, or ``none``."""
+        if self._method.whole:
+            return "none"
         used = [name for name, nodes in (("stream", self._streaming), ("grid", self._on_grid)) if nodes]
         return "+".join(used)
 
@@ -89,8 +92,9 @@ class SplitStrategy(Strategy):
         log.info("\t├──> clients: %d of %d samples, batch %d", c.num_clients, c.samples_per_client, c.batch_size)
         log.info("\t├──> rounds: %d of %d local epoch(s)", c.num_server_rounds, c.local_epochs)
         log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, plan.alpha, c.lr_schedule)
-        phi = c.splitavg_phi if methods.get(c.method).split_avg else 0.0
+        phi = c.splitavg_phi if methods.get(c.method).cut_gradient else 0.0
         log.info("\t├──> SplitAvg: phi %g over %s, %s", phi, c.splitavg_over, c.splitavg_phase)
+        log.info("\t├──> server segment: %s, client segments shared: %s", plan.server_update, plan.shares_segment)
         log.info("\t└──> run directory: %s", self.directory.path)
 
     def start(self, grid: Grid) -> Result:  # type: ignore[override]
@@ -114,7 +118,7 @@ class SplitStrategy(Strategy):
         self.summary()
         restored = self.directory.latest_checkpoint() if self.config.resume else None
         with ExitStack() as stack:
-            if self.config.exchange != "grid":
+            if self.config.exchange != "grid" and not self._method.whole:
                 self._streams = self._open_port()
             if self._streams is not None:
                 stack.callback(self._streams.stop)
@@ -135,43 +139,79 @@ class SplitStrategy(Strategy):
     ) -> Iterable[Message]:
         """One message for each node that hosts a client of this round.
 
-        ``arrays`` is empty: in split learning no weights travel to train.
+        ``arrays`` is the segment that all clients start from; empty where each goes on with its own. ``config`` may
+        name the ``clients`` that train: those whose turn it is.
         """
-        clients = set(assembly.plan(self.config, server_round).clients)
-        nodes = [node for node, hosted in self._hosted.items() if clients.intersection(hosted)]
-        return [self._order("train", node, {"round": server_round}, config) for node in nodes]
+        plan = assembly.plan(self.config, server_round)
+        clients = set(integers(config["clients"])) if "clients" in config else set(plan.clients)
+        messages = []
+        for node, hosted in self._hosted.items():
+            if here := sorted(clients.intersection(hosted)):
+                kind = "train.local" if self._method.whole else f"train.{self._exchange_of(node)}"
+                order: dict[str, int | list[int]] = {"round": server_round, "clients": here}
+                messages.append(self._order(kind, node, order, config, arrays))
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Sum the nodes' own metrics of a round into its metrics in the result; there are no weights to aggregate."""
-        return None, _sum_metrics(replies)
+        """The mean of the segments that nodes sent, by Flower's own FedAvg, and the sum of the nodes' metrics.
+
+        Most split methods send no segments; there is no mean then.
+        """
+        replies = list(replies)
+        arrays = None
+        if any(reply.content.array_records for reply in replies):
+            arrays, _ = FedAvg().aggregate_train(server_round, replies)
+        return arrays, sum_metrics(replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message for each node, which opens its client-side evaluation."""
-        return [self._order("evaluate", node, {"round": server_round}, config) for node in self._hosted]
+        """One message for each node, which opens its client-side evaluation; ``arrays`` as in `configure_train`."""
+        return [
+            self._order(f"evaluate.{self._exchange_of(node)}", node, {"round": server_round}, config, arrays)
+            for node in self._hosted
+        ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Sum the nodes' own metrics of an evaluation; the scores are counted on the server."""
-        return _sum_metrics(replies)
+        return sum_metrics(replies)
 
     # ---- how `training.train` reaches the nodes (training.Nodes)
 
     @contextmanager
-    def train(self, plan: RoundPlan) -> Iterator[Link]:
-        """Open a training round."""
-        messages = self.configure_train(plan.server_round, ArrayRecord(), ConfigRecord(), self._grid)
-        with self._round(messages) as link:
-            yield link
-        _, metrics = self.aggregate_train(plan.server_round, link.replies)
+    def train(self, plan: RoundPlan, shared: Weights | None) -> Iterator[OpenRound]:
+        """Open a training round, or a turn of one."""
+        arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
+        config = ConfigRecord({"clients": list(plan.clients)})
+        messages = list(self.configure_train(plan.server_round, arrays, config, self._grid))
+        opened = OpenRound(RoundLink({}), weight_bytes_down=sum(array_bytes(message) for message in messages))
+        if self._method.whole:
+            # A node that trains by itself is silent for all its steps, and may have to wait for the others' workers.
+            patience = self.config.step_timeout * plan.steps(self.sizes) * len(messages)
+            replies = list(self._deliver(messages, patience).values())
+            opened.local = [local_result(reply) for reply in replies]
+            yield opened
+        else:
+            with self._round(messages) as link:
+                opened.link = link
+                yield opened
+            replies = link.replies
+        averaged, metrics = self.aggregate_train(plan.server_round, replies)
+        opened.weight_bytes_up = sum(array_bytes(reply) for reply in replies)
+        if averaged is not None:
+            # Flower averages in floating point; counters become whole numbers again.
+            kinds = replies[0].content.array_records[ARRAYS].to_torch_state_dict()
+            means = averaged.to_torch_state_dict()
+            opened.average = {name: averaging.as_like(tensor, kinds[name]) for name, tensor in means.items()}
         self._metrics[plan.server_round] = metrics or MetricRecord()
 
     @contextmanager
-    def evaluate(self, server_round: int) -> Iterator[Link]:
+    def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """Open a client-side evaluation."""
-        messages = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), self._grid)
+        arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
+        messages = self.configure_evaluate(server_round, arrays, ConfigRecord(), self._grid)
         with self._round(messages) as link:
             yield link
         self.aggregate_evaluate(server_round, link.replies)
@@ -208,24 +248,24 @@ class SplitStrategy(Strategy):
         log.info("waiting for the nodes")
         while len(answers) < wanted:
             new = [node for node in self._grid.get_node_ids() if node not in answers]
-            pending = _Pending(self._grid, forgive_absence=True)  # a node may be listed and yet be gone
+            pending = Pending(self._grid, forgive_absence=True)  # a node may be listed and yet be gone
             pending.push([self._query("hello", node, order) for node in new])
             for node, reply in pending.wait(SETUP_SECONDS).items():
                 answers[node] = reply.content.config_records[ANSWER]
             # A node that knows of its siblings tells how many to wait for.
-            wanted = max([wanted, *(_int(answer, "num-partitions") for answer in answers.values())])
+            wanted = max([wanted, *(integer(answer, "num-partitions") for answer in answers.values())])
             if len(answers) < wanted:
                 if time.monotonic() > deadline:
                     raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
                 time.sleep(0.2 if not new else 1.0)
-        return dict(sorted(answers.items(), key=lambda item: (_int(item[1], "partition-id"), item[0])))
+        return dict(sorted(answers.items(), key=lambda item: (integer(item[1], "partition-id"), item[0])))
 
     def _assign(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
         """Spread the clients over the nodes, choose each node's exchange, and have the nodes build their cohorts."""
-        parts = spread(self.config.num_clients, len(answers))
+        parts = spread(len(assembly.clients(self.config)), len(answers))
         self._hosted = {node: clients for node, clients in zip(answers, parts, strict=True) if clients}
         self._streaming = self._choose_streaming(answers)
-        capacity = max(_int(answer, "capacity") for answer in answers.values())
+        capacity = max(integer(answer, "capacity") for answer in answers.values())
         if capacity:
             # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
             self._threads = max(1, available_cpus() // min(capacity, self.count))
@@ -259,7 +299,7 @@ class SplitStrategy(Strategy):
         """
         if self._streams is None:
             return set()
-        capacity = min([MAX_STREAMS, *(_int(a, "capacity") for a in answers.values() if _int(a, "capacity") > 0)])
+        capacity = min([MAX_STREAMS, *(integer(a, "capacity") for a in answers.values() if integer(a, "capacity") > 0)])
         blocked = {node: str(answers[node]["blocked"]) for node in self._hosted if answers[node]["blocked"]}
         reason = ""
         if self.count > capacity:
@@ -280,22 +320,28 @@ class SplitStrategy(Strategy):
 
     # ---- messages
 
-    def _order(self, kind: str, node: int, order: Mapping[str, int | str], extra: ConfigRecord) -> Message:
-        """The message that opens a round on a node, over the node's exchange."""
-        exchange = "stream" if node in self._streaming else "grid"
-        record = ConfigRecord({**extra, **order, "threads": self._threads})
-        return Message(RecordDict({ORDER: record}), node, f"{kind}.{exchange}")
+    def _exchange_of(self, node: int) -> str:
+        return "stream" if node in self._streaming else "grid"
+
+    def _order(
+        self, kind: str, node: int, order: Mapping[str, int | list[int]], extra: ConfigRecord, arrays: ArrayRecord
+    ) -> Message:
+        """The message that opens a round on a node; its type says which handler answers."""
+        content = RecordDict({ORDER: ConfigRecord({**extra, **order, "threads": self._threads})})
+        if arrays:
+            content[ARRAYS] = arrays
+        return Message(content, node, kind)
 
     def _query(self, action: str, node: int, order: Mapping[str, Any]) -> Message:
         record = ConfigRecord({**order, "threads": self._threads})
         return Message(RecordDict({ORDER: record}), node, f"query.{action}")
 
     @contextmanager
-    def _round(self, messages: Iterable[Message]) -> Iterator[_RoundLink]:
+    def _round(self, messages: Iterable[Message]) -> Iterator[RoundLink]:
         """Open a round on the nodes that the messages are for; at its end all nodes have replied."""
         opening = {message.metadata.dst_node_id: message for message in messages}
         streaming = [node for node in opening if node in self._streaming]
-        pending = _Pending(self._grid)
+        pending = Pending(self._grid)
         links: dict[Link, set[int]] = {}
         with ExitStack() as stack:
             if streaming:
@@ -309,13 +355,13 @@ class SplitStrategy(Strategy):
                 pending.push([opening[node] for node in streaming])
             on_grid = GridLink({n: m for n, m in opening.items() if n not in self._streaming}, self._deliver)
             links[on_grid] = opening.keys() - set(streaming)
-            link = _RoundLink(links)
+            link = RoundLink(links)
             yield link
             link.replies = [*pending.wait(self.config.step_timeout).values(), *on_grid.replies.values()]
 
     def _deliver(self, messages: list[Message], timeout: float | None = None) -> dict[int, Message]:
         """Send messages and wait for all replies; node -> reply."""
-        pending = _Pending(self._grid)
+        pending = Pending(self._grid)
         pending.push(messages)
         return pending.wait(timeout or self.config.step_timeout)
 
@@ -334,129 +380,6 @@ class SplitStrategy(Strategy):
             if evaluated:
                 result.evaluate_metrics_serverapp[row.round] = MetricRecord(evaluated)
         return result
-
-
-class _RoundLink:
-    """Several links as one: the nodes on streams and those on the grid exchange in the same round."""
-
-    def __init__(self, links: Mapping[Link, set[int]]) -> None:
-        self._links = links
-        self.replies: list[Message] = []
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes of all uploads so far."""
-        return sum(link.bytes_up for link in self._links)
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes of all downloads so far."""
-        return sum(link.bytes_down for link in self._links)
-
-    def receive(self) -> dict[int, Upload]:
-        """The next uploads of all nodes."""
-        uploads: dict[int, Upload] = {}
-        for link in self._links:
-            uploads |= link.receive()
-        return uploads
-
-    def send(self, downloads: Mapping[int, Download]) -> None:
-        """Answer them."""
-        for link, nodes in self._links.items():
-            link.send({node: download for node, download in downloads.items() if node in nodes})
-
-
-class _Pending:
-    """Messages sent, whose replies are pulled until all are here; a node's error ends the waiting.
-
-    Parameters
-    ----------
-    grid : Grid
-        Carries them.
-    forgive_absence : bool
-        Whether a node that is not there is passed over instead.
-    """
-
-    def __init__(self, grid: Grid, *, forgive_absence: bool = False) -> None:
-        self._grid = grid
-        self._forgive_absence = forgive_absence
-        self._ids: set[str] = set()
-        self._replies: dict[int, Message] = {}
-
-    def push(self, messages: list[Message]) -> None:
-        """Send.
-
-        Raises
-        ------
-        ExchangeError
-            If Flower does not take every message: it says so only by a missing id, and the round would go on without.
-        """
-        ids = list(self._grid.push_messages(messages))
-        if len(ids) != len(messages) or not all(ids):
-            nodes = ", ".join(str(message.metadata.dst_node_id) for message in messages)
-            raise ExchangeError(
-                f"Flower did not take all messages for node(s) {nodes}: one is gone, or one is too large"
-            )
-        self._ids |= set(ids)
-
-    def raise_failures(self) -> None:
-        """Pull what is there.
-
-        Raises
-        ------
-        UserError, ExchangeError
-            If a node replied with an error, in the node's own words.
-        """
-        for reply in self._grid.pull_messages(self._ids):
-            self._ids.discard(reply.metadata.reply_to_message_id)
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                if self._forgive_absence and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-                    continue
-                # The last line of what may be a whole traceback; the rest is in the log.
-                lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
-                raise ExchangeError(f"node {node} failed: {lines[-1].strip()}")
-            if error := reply.content.config_records[ANSWER].get("error"):
-                raise UserError(str(error))
-            self._replies[node] = reply
-
-    def wait(self, timeout: float) -> dict[int, Message]:
-        """All replies, node -> reply.
-
-        Raises
-        ------
-        UserError, ExchangeError
-            If a node fails or the timeout (seconds) passes.
-        """
-        deadline = time.monotonic() + timeout
-        pause = 0.02  # in a simulation a look costs nothing; over a network it is a request, so they get rarer
-        while self._ids:
-            self.raise_failures()
-            if self._ids and time.monotonic() > deadline:
-                raise ExchangeError(f"{len(self._ids)} node(s) did not reply within {timeout:g} s")
-            if self._ids:
-                time.sleep(pause)
-                pause = min(0.5, 1.1 * pause)
-        return self._replies
-
-
-def _sum_metrics(replies: Iterable[Message]) -> MetricRecord:
-    """Add up the nodes' metrics, key by key."""
-    total: dict[str, int | float | list[int] | list[float]] = {}
-    for reply in replies:
-        for record in reply.content.metric_records.values():
-            for name, value in record.items():
-                before = total.get(name, 0)
-                assert isinstance(value, int | float)
-                assert isinstance(before, int | float)
-                total[name] = before + value
-    return MetricRecord(total)
-
-
-def _int(answer: ConfigRecord, key: str) -> int:
-    value = answer[key]
-    assert isinstance(value, int)
-    return value
 
 
 def serve(grid: Grid, values: Mapping[str, Any]) -> None:

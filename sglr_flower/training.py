@@ -9,17 +9,18 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, splitlr
+from sglr_flower import assembly, checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.metrics import History, RoundMetrics, evaluation_columns
 from sglr_flower.rundir import RunDirectory
-from sglr_flower.split import optimizers
+from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import (
     EvaluateSession,
@@ -28,12 +29,49 @@ from sglr_flower.split.rounds import (
     RoundResult,
     Score,
     evaluate_round,
+    merge,
     train_round,
 )
 from sglr_flower.split.server import ServerSegment
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
+
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass
+class OpenRound:
+    """A training round while it is open on the nodes; the nodes' share of it is there when it has ended.
+
+    Attributes
+    ----------
+    link : Link
+        To the nodes' sessions.
+    average : Weights | None
+        The mean of the clients' segments, where the method averages them or hands them on.
+    local : list[RoundResult]
+        What each node did by itself, where there is no server segment.
+    weight_bytes_up, weight_bytes_down : int
+        Bytes of segments that the method itself moved.
+    """
+
+    link: Link
+    average: Weights | None = None
+    local: list[RoundResult] = field(default_factory=list)
+    weight_bytes_up: int = 0
+    weight_bytes_down: int = 0
+
+    @property
+    def bytes_up(self) -> int:
+        """All that the nodes sent to train."""
+        return self.link.bytes_up + self.weight_bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        """All that they were sent to train."""
+        return self.link.bytes_down + self.weight_bytes_down
 
 
 class Nodes(Protocol):
@@ -51,10 +89,13 @@ class Nodes(Protocol):
     def sizes(self) -> Mapping[int, int]:
         """Client -> its number of train images."""
 
-    def train(self, plan: RoundPlan) -> AbstractContextManager[Link]:
-        """Open a training round on the nodes of the plan's clients."""
+    def train(self, plan: RoundPlan, shared: Weights | None) -> AbstractContextManager[OpenRound]:
+        """Open a training round, or a turn of one, on the nodes of the plan's clients.
 
-    def evaluate(self, server_round: int) -> AbstractContextManager[Link]:
+        ``shared`` is the segment that they all start from; None: each goes on with its own.
+        """
+
+    def evaluate(self, server_round: int, shared: Weights | None) -> AbstractContextManager[Link]:
         """Open a client-side evaluation on all nodes."""
 
     def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
@@ -88,40 +129,53 @@ def train(
     """
     server = assembly.server(config)
     history = History()
+    shared: Weights | None = None
     if restored is not None:
         server.load_state(restored.server_state())
         history = History.from_json(restored.history)
+        shared = restored.shared_weights()
     directory.begin(history)
     # With client-side evaluation the server needs no data of its own.
     images = assembly.evaluation_images(config) if config.evaluate == "server" else {}
+    if images:
+        directory.partition(*assembly.class_counts(config))
     for server_round in range(len(history.rows) + 1, config.num_server_rounds + 1):
         started = time.perf_counter()
         plan = assembly.plan(config, server_round)
-        result, sent = _train_round(server, plan, nodes, directory)
+        done = _train_round(server, plan, nodes, directory, shared)
+        shared = done.shared
         last = server_round == config.num_server_rounds
         due = last or (config.evaluate_every > 0 and server_round % config.evaluate_every == 0)
         save = last or server_round % config.checkpoint_every == 0
-        bring = save or (due and config.evaluate == "server")
-        states = nodes.collect(server_round, checkpoint=save) if bring else {}
-        scores, evaluation_bytes = _evaluate(config, server, nodes, images, server_round, states) if due else ({}, 0)
+        states: dict[int, dict[str, Tensor]] = {}
+        if save or (due and config.evaluate == "server" and shared is None):
+            states = nodes.collect(server_round, checkpoint=save)
+        if shared is not None:
+            # What a node holds until the next round is what its clients trained, not yet what they share.
+            replaced = {f"segment.{name}": tensor for name, tensor in shared.items()}
+            states = {client: {**state, **replaced} for client, state in states.items()}
+        scores: dict[int, Score] = {}
+        evaluation_bytes = 0
+        if due:
+            scores, evaluation_bytes = _evaluate(config, server, nodes, images, server_round, states, shared)
         row = RoundMetrics(
             round=server_round,
-            steps=result.steps,
+            steps=done.result.steps,
             clients=len(plan.clients),
-            train_loss=result.loss,
+            train_loss=done.result.loss,
             client_lr=plan.client_lr,
-            server_lr=splitlr.server_lr(plan.client_lr, len(plan.clients), plan.alpha),
+            server_lr=plan.step_lr,
             **evaluation_columns(scores),
             evaluated_images=max((score.test.images for score in scores.values()), default=0),
             seconds=time.perf_counter() - started,
-            step_seconds_median=result.step_seconds_median,
-            bytes_up=sent.bytes_up,
-            bytes_down=sent.bytes_down,
+            step_seconds_median=done.result.step_seconds_median,
+            bytes_up=done.bytes_up,
+            bytes_down=done.bytes_down,
             evaluation_bytes=evaluation_bytes,
         )
         history.add(row, scores)
         if save:
-            checkpoint.save(directory.checkpoints, server_round, server.state(), states, history.to_json())
+            checkpoint.save(directory.checkpoints, server_round, server.state(), states, history.to_json(), shared)
         directory.record(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
@@ -139,17 +193,36 @@ def train(
     return summary
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A whole round: what it did, what it sent, and the segment that all clients now share, if they do."""
+
+    result: RoundResult
+    shared: Weights | None
+    bytes_up: int
+    bytes_down: int
+
+
 def _train_round(
-    server: ServerSegment, plan: RoundPlan, nodes: Nodes, directory: RunDirectory
-) -> tuple[RoundResult, Link]:
-    steps = plan.local_epochs * max(-(-nodes.sizes[client] // plan.batch_size) for client in plan.clients)
-    directory.status(state="training", round=plan.server_round, step=0, steps=steps)
+    server: ServerSegment, plan: RoundPlan, nodes: Nodes, directory: RunDirectory, shared: Weights | None
+) -> _Trained:
+    turns = plan.turns()
+    directory.status(
+        state="training", round=plan.server_round, step=0, steps=sum(turn.steps(nodes.sizes) for turn in turns)
+    )
+    results: list[RoundResult] = []
+    bytes_up = bytes_down = 0
 
     def on_step(step: int, loss: float) -> None:
-        directory.status(force=False, step=step, loss=loss)
+        directory.status(force=False, step=sum(result.steps for result in results) + step, loss=loss)
 
-    with nodes.train(plan) as link:
-        return train_round(server, plan, link, on_step), link
+    for turn in turns:
+        with nodes.train(turn, shared) as opened:
+            split = None if turn.server_update == "none" else train_round(server, turn, opened.link, on_step)
+        results.append(split or merge(opened.local, together=True))
+        shared = opened.average
+        bytes_up, bytes_down = bytes_up + opened.bytes_up, bytes_down + opened.bytes_down
+    return _Trained(merge(results, together=False), shared, bytes_up, bytes_down)
 
 
 def _evaluate(
@@ -159,19 +232,24 @@ def _evaluate(
     images: Mapping[str, ImageSet],
     server_round: int,
     states: Mapping[int, Mapping[str, Tensor]],
+    shared: Weights | None,
 ) -> tuple[dict[int, Score], int]:
     """Score every client, on the server with the ``states`` it was sent or over the nodes; and the bytes it took."""
     if config.evaluate == "client":
-        with nodes.evaluate(server_round) as link:
+        with nodes.evaluate(server_round, shared) as link:
             scores = evaluate_round(server, link)
         return scores, link.bytes_up + link.bytes_down
+    weights = {client: optimizers.segment_weights(state) for client, state in sorted(states.items())}
+    if shared is not None:
+        weights = {0: dict(shared)}  # all clients are the same: scored once
     network = assembly.model(config)
     segments: dict[int, torch.nn.Module] = {}
-    for client, state in sorted(states.items()):
+    for client, own in weights.items():
         segments[client] = network.client_segment(client).to(server.device)
-        segments[client].load_state_dict(optimizers.segment_weights(state))
+        averaging.load(segments[client], own)
     session = EvaluateSession(segments, assembly.dtype(config), server_round, images)
-    return evaluate_round(server, LocalLink({0: session})), 0
+    scores = evaluate_round(server, LocalLink({0: session}))
+    return scores if shared is None else dict.fromkeys(assembly.clients(config), scores[0]), 0
 
 
 def _round_status(row: RoundMetrics) -> dict[str, Any]:

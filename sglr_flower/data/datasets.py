@@ -1,6 +1,7 @@
 """The image data sets, read, resized to the model's input and split into train, validation and test.
 
-Fashion-MNIST and MNIST are files (`idx`); "digits" comes with scikit-learn and needs no disk and no network.
+Published data sets are files, downloaded where they are missing and read by us (`idx`) or by torchvision (`vision`);
+"digits" comes with scikit-learn and needs no disk and no network; "folder" is the user's own images (`folder`).
 Images stay uint8, a quarter of the memory of float32, until `to_input` makes a model's input of a batch.
 """
 
@@ -12,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from sglr_flower.data import idx
+from sglr_flower.data import folder, idx, vision
+from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, Source, data_folder, download
 from sglr_flower.data.draw import balanced_order, generator
+from sglr_flower.data.images import resize
 from sglr_flower.errors import UserError
 
-_IDX_INPUT_SIZE = 32  # the authors' code resizes the 28x28 images to 32x32
+_SOURCES: dict[str, Source] = {**idx.SOURCES, **vision.SOURCES}
 
 # 8x8 would be 2x2 after ResNet16's two strides, nothing left for a convolution to look at; 16x16 still costs
 # a quarter of 32x32, and a quick run is what the digits are for.
@@ -72,11 +74,65 @@ class Splits:
 
 def names() -> tuple[str, ...]:
     """Name the data sets that `load` knows."""
-    return (*idx.SOURCES, "digits")
+    return (*_SOURCES, "digits", "folder")
 
 
-def classes(dataset: str) -> tuple[str, ...]:
-    """Name a data set's classes, by class number, without reading it.
+def classes(dataset: str, data_dir: str = "") -> tuple[str, ...]:
+    """Name a data set's classes, by class number, without reading its images.
+
+    Parameters
+    ----------
+    dataset, data_dir : str
+        As in `load`. The classes of "folder" are the names of the folders in ``data_dir/train``; the others' do not
+        depend on `data_dir`.
+
+    Raises
+    ------
+    UserError
+        The data set is unknown, or "folder" has no folder or fewer than two classes.
+    """
+    _check_known(dataset)
+    match dataset:
+        case "digits":
+            return _DIGITS_CLASSES
+        case "folder":
+            return folder.class_names(folder.root(data_dir))
+    return _SOURCES[dataset].classes
+
+
+def input_size(dataset: str, image_size: int = 0) -> int:
+    """The side in pixels that a data set's images are resized to.
+
+    Parameters
+    ----------
+    dataset : str
+        One of `names`.
+    image_size : int
+        The run-config's ``image-size``: 0 for the data set's own default, which is 16 for digits (of 8), 48 for
+        stl-10 (of 96), and 32 for all others.
+
+    Raises
+    ------
+    UserError
+        The data set is unknown, or `image_size` is negative.
+    """
+    _check_known(dataset)
+    if image_size < 0:
+        raise UserError(f"image-size is {image_size}, but must be 0 (the data set's default) or more.")
+    if image_size:
+        return image_size
+    match dataset:
+        case "digits":
+            return _DIGITS_INPUT_SIZE
+        case "folder":
+            return folder.INPUT_SIZE
+    return _SOURCES[dataset].input_size
+
+
+def flips(dataset: str) -> bool:
+    """Whether augmentation may mirror a data set's images: not where they are digits, which it would garble.
+
+    "folder" is taken for photographs, which show the same in a mirror.
 
     Raises
     ------
@@ -84,10 +140,15 @@ def classes(dataset: str) -> tuple[str, ...]:
         The data set is unknown.
     """
     _check_known(dataset)
-    return _DIGITS_CLASSES if dataset == "digits" else idx.SOURCES[dataset].classes
+    match dataset:
+        case "digits":
+            return False
+        case "folder":
+            return True
+    return _SOURCES[dataset].flips
 
 
-def load(dataset: str, data_dir: str, seed: int) -> Splits:
+def load(dataset: str, data_dir: str, seed: int, image_size: int = 0) -> Splits:
     """Read a data set, downloading it first where it is missing.
 
     Parameters
@@ -95,17 +156,20 @@ def load(dataset: str, data_dir: str, seed: int) -> Splits:
     dataset : str
         One of `names`.
     data_dir : str
-        The folder that holds, or shall hold, the data set's folder; empty for the one named by the environment
-        variable SGLR_DATA_DIR, or else for the user's data folder of this program.
+        The folder that holds, or shall hold, the data set's files; empty for the one named by the environment
+        variable SGLR_DATA_DIR, or else for the user's data folder of this program. For "folder" it must be given
+        and is the folder that has ``train`` and perhaps ``test``.
     seed : int
         Draws the sixth of the training images that is held out for validation (i.i.d., as in the paper); at
         least 0.
+    image_size : int
+        As in `input_size`.
 
     Returns
     -------
     Splits
-        Remembered for the next call with the same arguments. The test set is the data set's own; digits has
-        none, and gets a stratified one that does not depend on `seed`.
+        Remembered for the next call with the same arguments. The test set is the data set's own; digits, and
+        "folder" where it has none, get a stratified one that does not depend on `seed`.
 
     Raises
     ------
@@ -113,10 +177,14 @@ def load(dataset: str, data_dir: str, seed: int) -> Splits:
         The data set is unknown, or missing and not to be had, or a file of it is damaged.
     """
     ensure_present(dataset, data_dir)
-    if dataset == "digits":
-        return _load_digits(seed)
+    size = input_size(dataset, image_size)
+    match dataset:
+        case "digits":
+            return _load_digits(seed, size)
+        case "folder":
+            return _load_folder(folder.root(data_dir), seed, size)
     # Resolved here, so that what is remembered depends on arguments alone and not on the environment.
-    return _load_idx(dataset, idx.data_folder(data_dir).path, seed)
+    return _load_published(dataset, data_folder(data_dir).path, seed, size)
 
 
 def ensure_present(dataset: str, data_dir: str) -> None:
@@ -137,17 +205,20 @@ def ensure_present(dataset: str, data_dir: str) -> None:
     _check_known(dataset)
     if dataset == "digits":
         return
-    source, folder = idx.SOURCES[dataset], idx.data_folder(data_dir)
-    if source.is_present(folder.path):
+    if dataset == "folder":
+        folder.class_names(folder.root(data_dir))
+        return
+    source, where = _SOURCES[dataset], data_folder(data_dir)
+    if source.is_present(where.path):
         return
     try:
-        idx.download(source, folder.path)
+        download(source, where.path)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"Data set {dataset} is not in {folder.path} ({folder.origin}) and could not be downloaded there "
-            f"({reason}): put its idx files into {source.raw(folder.path)}, or set data-dir in the run-config "
-            f"or the environment variable {idx.DATA_DIR_VARIABLE} to a folder that has them."
+            f"Data set {dataset} is not in {where.path} ({where.origin}) and could not be downloaded there "
+            f"({reason}): put its files there ({', '.join(source.files)}), or set data-dir in the run-config "
+            f"or the environment variable {DATA_DIR_VARIABLE} to a folder that has them."
         ) from error
 
 
@@ -201,30 +272,31 @@ def subset(images: ImageSet, size: int, seed: int) -> ImageSet:
     return images.take(torch.from_numpy(np.sort(drawn)))
 
 
-# Both loads are remembered in the process: a node's process is handed one message per round and would read the
+# What is read is remembered in the process: a node's process is handed one message per round and would read the
 # data set anew each time. Two at most, because more would keep in memory what nobody asks for again.
 @lru_cache(maxsize=2)
-def _load_idx(dataset: str, root: Path, seed: int) -> Splits:
-    source = idx.SOURCES[dataset]
-    (train, train_labels), (test, test_labels) = (idx.read(source, root, part) for part in ("train", "t10k"))
-    return _held_out(
-        ImageSet(_resize(train, _IDX_INPUT_SIZE), train_labels),
-        ImageSet(_resize(test, _IDX_INPUT_SIZE), test_labels),
-        source.classes,
-        seed,
-    )
+def _load_published(dataset: str, root: Path, seed: int, size: int) -> Splits:
+    source = _SOURCES[dataset]
+    train, test = source.read(root)
+    return _held_out(_resized(train, size), _resized(test, size), source.classes, seed)
 
 
 @lru_cache(maxsize=2)
-def _load_digits(seed: int) -> Splits:
+def _load_folder(root: Path, seed: int, size: int) -> Splits:
+    train, test = folder.read(root, size)
+    return _held_out(ImageSet(*train), ImageSet(*test), folder.class_names(root), seed)
+
+
+@lru_cache(maxsize=2)
+def _load_digits(seed: int, size: int) -> Splits:
     """Load scikit-learn's digits, 8x8 images of levels 0..16."""
     # Imported here because scikit-learn takes nearly 2 s, which the other data sets need not wait for.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     levels, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(levels.reshape(-1, 8, 8) * (255 / 16)).round_().to(torch.uint8)
-    everything = ImageSet(_resize(pixels, _DIGITS_INPUT_SIZE), torch.from_numpy(labels.astype(np.int64)))
+    pixels = torch.from_numpy(levels.reshape(-1, 1, 8, 8) * (255 / 16)).round_().to(torch.uint8)
+    everything = _resized((pixels, torch.from_numpy(labels.astype(np.int64))), size)
     # A constant seed: scores of two runs can be compared only on the same test set.
     train, test = train_test_split(
         torch.arange(len(everything)), test_size=_DIGITS_TEST_SIZE, stratify=labels, random_state=0
@@ -240,10 +312,6 @@ def _held_out(train: ImageSet, test: ImageSet, classes: tuple[str, ...], seed: i
     return Splits(train.take(rest), train.take(validation), test, classes)
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    """Resize uint8 [n, height, width] to uint8 [n, 1, size, size], as torchvision's Resize does on PIL images.
-
-    PIL always antialiases (which changes nothing when enlarging); on uint8 torch computes with Pillow's own
-    fixed-point arithmetic, so the levels are the same ones.
-    """
-    return interpolate(images[:, None], size=(size, size), mode="bilinear", antialias=True)
+def _resized(part: Part, size: int) -> ImageSet:
+    images, labels = part
+    return ImageSet(resize(images, size), labels)

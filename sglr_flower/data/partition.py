@@ -8,6 +8,7 @@ drawn with the run's seed, since several of them cut the list as it comes.
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,6 @@ _PARAMETERS = {
     "square": "",
 }
 """Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K."""
-
-
-def names() -> tuple[str, ...]:
-    """Name the partitions, without their parameters."""
-    return tuple(_PARAMETERS)
 
 
 def parse(spec: str) -> tuple[str, float]:
@@ -123,6 +119,26 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
         uncapped = _flower_shares(classes.tobytes(), spec, num_clients, seed)
         shares = _capped(uncapped, samples_per_client, seed)
     return [torch.from_numpy(np.sort(share)) for share in shares]
+
+
+def class_counts(labels: Tensor, shares: Sequence[Tensor], num_classes: int) -> list[list[int]]:
+    """Count each client's images of every class.
+
+    Parameters
+    ----------
+    labels : torch.Tensor
+        int64 [n], the class of every training image.
+    shares : sequence of torch.Tensor
+        For each client the int64 [n_i] indices of its images, see `partition`.
+    num_classes : int
+        How many classes there are, also such as no image is of.
+
+    Returns
+    -------
+    list of list of int
+        For each client a list of `num_classes` numbers.
+    """
+    return [torch.bincount(labels[share], minlength=num_classes).tolist() for share in shares]
 
 
 def _check_sizes(available: int, num_clients: int, samples_per_client: int) -> None:

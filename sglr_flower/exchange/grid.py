@@ -76,7 +76,8 @@ class GridLink:
             first = self._opening[node]
             frame = encode_download(download).SerializeToString()
             self.bytes_down += len(frame)
-            content = RecordDict({**first.content, FRAME: ConfigRecord({"download": frame})})
+            # Without what only a round's first message brings: the segment that all clients start from.
+            content = RecordDict({**first.content.config_records, FRAME: ConfigRecord({"download": frame})})
             self._pending.append(Message(content, node, first.metadata.message_type))
 
 

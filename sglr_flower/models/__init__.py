@@ -1,19 +1,25 @@
 """Models as sequences of named stages, and cutting them in two.
 
 A model is an ``nn.Sequential`` whose children are named *stages*; cutting is slicing. Add one by writing a function
-``(num_classes) -> nn.Sequential`` and a line in ``_MODELS``.
+``(num_classes, image_size) -> nn.Sequential`` and a line in ``_MODELS``, or outside the package by naming such a
+function in the run-config: ``model = "package.module:function"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from sglr_flower import imports
 from sglr_flower.errors import UserError
+from sglr_flower.models import own
+from sglr_flower.models.alexnet import alexnet
 from sglr_flower.models.resnet16 import resnet16
+from sglr_flower.models.resnet18 import resnet18
+from sglr_flower.models.vit import vit
 from sglr_flower.seeds import torch_seed
 
 
@@ -23,32 +29,49 @@ class Model:
 
     Attributes
     ----------
-    build : Callable[[int], nn.Sequential]
-        From the number of classes to the whole network, input (n, 3, h, w), output logits (n, classes).
+    build : Callable[[int, int], nn.Sequential]
+        From the number of classes and the image size in pixels to the whole network: input
+        (n, 3, image_size, image_size), output logits (n, classes). Raises UserError if it is not made for that size.
     cut : str
-        Name of the client segment's last stage.
+        The client segment's last stage, or the number of its stages; empty if the user has to say it.
     """
 
-    build: Callable[[int], nn.Sequential]
+    build: Callable[[int, int], nn.Sequential]
     cut: str
 
 
-_MODELS = {"resnet16": Model(resnet16, cut="stage2")}
+_MODELS = {
+    "resnet16": Model(resnet16, cut="stage2"),
+    "alexnet": Model(alexnet, cut="conv1"),
+    "resnet18": Model(resnet18, cut="layer1"),
+    "vit": Model(vit, cut="block2"),
+}
 
 
 def get(name: str) -> Model:
-    """Look a model up by its name in the run-config.
+    """Look a model up by its name in the run-config, or import one's own.
+
+    Parameters
+    ----------
+    name : str
+        A registered model, or ``package.module:function`` for a function with the signature of `Model.build`; its
+        attribute ``cut``, if it has one, is where it is cut unless the user says otherwise.
 
     Raises
     ------
     UserError
-        If it is unknown; the sentence lists the known ones.
+        If it is unknown; the sentence lists the known ones. If it is an import path: see `own.load`.
     """
+    if imports.is_path(name):
+        build, cut = own.load(name)
+        return Model(build, cut)
     try:
         return _MODELS[name]
     except KeyError:
         known = ", ".join(_MODELS)
-        raise UserError(f"run-config key model = {name!r}: it must be one of {known}") from None
+        raise UserError(
+            f"run-config key model = {name!r}: it must be one of {known}, or package.module:function"
+        ) from None
 
 
 def cut_index(network: nn.Sequential, cut: str) -> int:
@@ -80,11 +103,13 @@ class SplitModel:
     Attributes
     ----------
     name : str
-        Registered model.
+        Registered model, or the import path of one's own.
     cut : str
         Stage name or number of stages; empty for the model's own cut.
     num_classes : int
         Width of the output layer.
+    image_size : int
+        Pixels of a side of the square images.
     seed : int
         The run's seed.
     shared : bool
@@ -96,17 +121,26 @@ class SplitModel:
     name: str
     cut: str
     num_classes: int
+    image_size: int = field(default=32, kw_only=True)
     seed: int
     shared: bool = False
     dtype: torch.dtype = torch.float32
 
     def whole(self, client: int = 0) -> nn.Sequential:
-        """The unsplit network with client ``client``'s initial weights."""
+        """The unsplit network with client ``client``'s initial weights.
+
+        Raises
+        ------
+        UserError
+            If the model is unknown or not made for this image size.
+        """
         model = get(self.name)
         # fork_rng: initialisation must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(self.seed, "model", 0 if self.shared else client))
-            return model.build(self.num_classes).to(self.dtype)
+            network = model.build(self.num_classes, self.image_size).to(self.dtype)
+        _work_out_of_place(network)
+        return network
 
     def client_segment(self, client: int) -> nn.Sequential:
         """Initial client segment of one client: the stages up to the cut."""
@@ -120,3 +154,10 @@ class SplitModel:
 
     def _index(self, network: nn.Sequential) -> int:
         return cut_index(network, self.cut or get(self.name).cut)
+
+
+def _work_out_of_place(network: nn.Sequential) -> None:
+    """Turn ``inplace`` off: a stage that is the server segment's first would write into the smashed data."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # torch types a module's attributes as tensors

@@ -47,11 +47,11 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)))
 
 
-def resnet16(num_classes: int) -> nn.Sequential:
-    """ResNet16 for inputs (n, 3, h, w) with h and w multiples of 4; logits (n, num_classes).
+def resnet16(num_classes: int, image_size: int) -> nn.Sequential:
+    """ResNet16 for inputs (n, 3, image_size, image_size), the same network for any size; logits (n, num_classes).
 
-    Cut after ``stage2`` it has 42,896 parameters below and 206,346 above (10 classes), and 32 x h/2 x w/2 activations
-    per sample at the cut.
+    Cut after ``stage2`` it has 42,896 parameters below and 206,346 above (10 classes), and
+    32 x image_size/2 x image_size/2 activations per sample at the cut.
     """
     network = nn.Sequential(
         OrderedDict(

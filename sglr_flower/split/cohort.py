@@ -6,15 +6,16 @@ in here can become ``torch.func.vmap`` over stacked segments without a change ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, to_input
-from sglr_flower.seeds import torch_seed
-from sglr_flower.split import optimizers
+from sglr_flower.seeds import generator, torch_seed
+from sglr_flower.split import averaging, optimizers
+from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 
@@ -60,7 +61,7 @@ class Cohort:
         return tuple(self.data)
 
     def begin(self, plan: RoundPlan) -> None:
-        """Lay out the round: the batches of those of this node's clients that take part in it."""
+        """Lay out the round, or a turn of it: the batches of those of this node's clients that take part in it."""
         self._batches = {
             client: plan.batches(client, len(self.data[client])) for client in self.clients if client in plan.clients
         }
@@ -84,12 +85,10 @@ class Cohort:
         present = tuple(client for client, batches in self._batches.items() if step < len(batches))
         labels: list[Tensor] = []
         for client in present:
-            batch = self.data[client].take(self._batches[client][step])
-            inputs = to_input(batch.images.to(self.device), self.dtype)
-            torch.manual_seed(torch_seed(plan.seed, "client", client, plan.server_round, step))
+            inputs, targets = self._batch(plan, client, step)
             segment = self.segments[client]
             self._outputs[client] = _without_moving_buffers(segment, inputs) if recompute else segment(inputs)
-            labels.append(batch.labels)
+            labels.append(targets)
         outputs = [self._outputs[client].detach() for client in present]
         return Upload(
             server_round=plan.server_round,
@@ -119,6 +118,47 @@ class Cohort:
             output.backward(gradient)
             optimizer.step()
         self._outputs = {}
+
+    def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
+        """One step of local training, where the client segment is the whole network; no exchange.
+
+        Returns
+        -------
+        float, int
+            The loss summed over the samples of all clients here, and their number; 0 when all batches are used up.
+        """
+        total, samples = 0.0, 0
+        for client, batches in self._batches.items():
+            if step >= len(batches):
+                continue
+            inputs, labels = self._batch(plan, client, step)
+            loss = mean_loss(plan.loss, self.segments[client](inputs), labels.to(self.device))
+            optimizer = self._optimizers[client]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, samples = total + loss.item() * len(labels), samples + len(labels)
+        return total, samples
+
+    def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
+        """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
+        batch = self.data[client].take(self._batches[client][step])
+        images = batch.images
+        if plan.augment is not None:
+            images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
+        torch.manual_seed(torch_seed(plan.seed, "client", client, plan.server_round, step))
+        return to_input(images.to(self.device), self.dtype), batch.labels
+
+    def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
+        """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""
+        here = [client for client in self.clients if client in plan.clients]
+        sizes = [len(self.data[client]) for client in here]
+        return averaging.mean([self.segments[client].state_dict() for client in here], sizes), sum(sizes)
+
+    def load_shared(self, weights: Mapping[str, Tensor], clients: Collection[int]) -> None:
+        """Give those of ``clients`` that are here the same segment; their optimizers keep their moments."""
+        for client in self.segments.keys() & clients:
+            averaging.load(self.segments[client], weights)
 
     def state(self, client: int) -> dict[str, Tensor]:
         """A client's weights, buffers and optimizer state as flat named tensors (see `optimizers.flat_state`)."""

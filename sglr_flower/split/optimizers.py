@@ -13,10 +13,11 @@ def build(name: str, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimize
 
     The rate is 0 until `set_lr`: every step sets its own.
     """
+    group = [{"params": list(parameters)}]  # a group may be empty, unlike a list: the server segment of FedAvg is
     if name == "adam":
         # fused: the same update in one kernel for all parameters instead of several per parameter.
-        return torch.optim.Adam(parameters, lr=0.0, fused=True)
-    return torch.optim.SGD(parameters, lr=0.0)
+        return torch.optim.Adam(group, lr=0.0, fused=True)
+    return torch.optim.SGD(group, lr=0.0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

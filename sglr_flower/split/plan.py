@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sglr_flower import splitavg, splitlr
 from sglr_flower.seeds import generator
+
+ServerLr = Callable[[float, int, float], float]
+"""A rule for the server's learning rate, as `splitlr.server_lr`: (eta_0, number of clients, alpha) -> eta_s."""
+
+CutGradient = Callable[[Mapping[int, Tensor], Sequence[int], str], Tensor]
+"""A rule for the cut gradient of active clients, as `splitavg.average`: (client -> gradient, active, over) -> one."""
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Changes a batch of training images, uint8 (n, channels, h, w), at random."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,18 @@ class RoundPlan:
         ``own``: cut gradients of a client's own batch mean (eq. 5); ``joint``: of the concatenated batch's mean.
     loss : str
         ``cross-entropy`` or ``binary-cross-entropy``.
+    server_update : str
+        ``joint``, ``in-turn``, ``copies`` or ``none`` (see `sglr_flower.methods.Method`).
+    sequential : bool
+        The clients train one after the other (see `turns`).
+    shares_segment : bool
+        At the end of the round, or of a turn, the clients' segments go to the server, averaged.
+    server_lr : ServerLr
+        Rule for the server's rate.
+    cut_gradient : CutGradient
+        Rule for what active clients receive.
+    augment : Augment | None
+        Applied to every training batch; None: images as they are.
     """
 
     seed: int
@@ -56,6 +79,28 @@ class RoundPlan:
     average_over: str
     gradient_scale: str
     loss: str
+    server_update: str = "joint"
+    sequential: bool = False
+    shares_segment: bool = False
+    server_lr: ServerLr = splitlr.server_lr
+    cut_gradient: CutGradient = splitavg.average
+    augment: Augment | None = None
+
+    def turns(self) -> list[RoundPlan]:
+        """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""
+        return [replace(self, clients=(client,)) for client in self.clients] if self.sequential else [self]
+
+    def steps(self, sizes: Mapping[int, int]) -> int:
+        """Number of steps, given each client's number of samples."""
+        return self.local_epochs * max(-(-sizes[client] // self.batch_size) for client in self.clients)
+
+    @property
+    def step_lr(self) -> float:
+        """eta_s of a step in which all participants are present; 0 without a server segment."""
+        if self.server_update == "none":
+            return 0.0
+        together = len(self.clients) if self.server_update == "joint" and not self.sequential else 1
+        return self.server_lr(self.client_lr, together, self.alpha)
 
     def batches(self, client: int, num_samples: int) -> tuple[Tensor, ...]:
         """Sample indices of the client's batches in this round, in order; int64, each of shape (b,).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -198,6 +198,7 @@ def train_round(
         Told the number of steps done and the step's loss.
     """
     steps, samples, total, stamps = 0, 0, 0.0, [time.perf_counter()]
+    server.begin(plan)
     while uploads := link.receive():
         check_uploads(plan, steps, uploads)
         downloads, loss = server.step(plan, uploads)
@@ -207,9 +208,45 @@ def train_round(
         steps, samples, total = steps + 1, samples + size, total + loss * size
         if on_step is not None:
             on_step(steps, loss)
+    server.end()
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
     # The first one holds the opening of the round: start-up of the nodes, not a step.
     return RoundResult(steps, samples, total / samples, statistics.median(seconds[1:] or seconds))
+
+
+def train_locally(cohort: Cohort, plan: RoundPlan) -> RoundResult:
+    """A round of local training on one node: no server segment, no exchange (FedAvg's ClientUpdate)."""
+    cohort.begin(plan)
+    samples, total, stamps = 0, 0.0, [time.perf_counter()]
+    for step in itertools.count():
+        loss, count = cohort.local_step(plan, step)
+        if not count:
+            break
+        samples, total = samples + count, total + loss
+        stamps.append(time.perf_counter())
+    seconds = [after - before for before, after in itertools.pairwise(stamps)]
+    return RoundResult(len(seconds), samples, total / samples, statistics.median(seconds))
+
+
+def merge(results: Sequence[RoundResult], *, together: bool) -> RoundResult:
+    """Several parts of a round as one.
+
+    Parameters
+    ----------
+    results : Sequence[RoundResult]
+        Not empty.
+    together : bool
+        Nodes that trained side by side; else turns one after the other.
+    """
+    samples = sum(result.samples for result in results)
+    steps = [result.steps for result in results]
+    times = [result.step_seconds_median for result in results]
+    return RoundResult(
+        steps=max(steps) if together else sum(steps),
+        samples=samples,
+        loss=sum(result.loss * result.samples for result in results) / samples,
+        step_seconds_median=max(times) if together else statistics.median(times),
+    )
 
 
 def check_uploads(plan: RoundPlan, step: int, uploads: Mapping[int, Upload]) -> None:

@@ -1,16 +1,23 @@
-"""The server segment: one forward, one loss, one backward and one optimizer step over the clients' joint batch."""
+"""The server segment: forward, loss, backward and optimizer step over the clients' smashed data.
+
+`ServerSegment` makes one step over the joint batch of all clients (PSL, SGLR). The two forms of SplitFed (Thapa et al.,
+arXiv 2004.12088) differ in just that: `ServerCopies` keeps a segment per client (V1), `ServerInTurn` makes a step per
+client (V2).
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglr_flower import splitavg, splitlr
+from sglr_flower import splitavg
 from sglr_flower.seeds import generator, torch_seed
-from sglr_flower.split import optimizers
+from sglr_flower.split import averaging, optimizers
+from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 
@@ -33,6 +40,9 @@ class ServerSegment:
         self.segment = segment.to(self.device)
         self._optimizer = optimizers.build(optimizer, self.segment.parameters())
 
+    def begin(self, plan: RoundPlan) -> None:
+        """Prepare for a round."""
+
     def step(self, plan: RoundPlan, uploads: Mapping[int, Upload]) -> tuple[dict[int, Download], float]:
         """One training step on the uploads of all nodes of this step.
 
@@ -46,18 +56,40 @@ class ServerSegment:
         Returns
         -------
         dict[int, Download], float
-            Node -> the cut gradients for its clients, and the loss: mean over the joint batch.
+            Node -> the cut gradients for its clients, and the loss: mean over the samples of all.
         """
+        # In client order, whichever node a client lives on: the joint batch must not depend on the spread.
         smashed = by_client({node: (upload, upload.smashed) for node, upload in uploads.items()})
         labels = by_client({node: (upload, upload.labels) for node, upload in uploads.items()})
         step = next(iter(uploads.values())).step
-        # In client order, whichever node a client lives on: the joint batch must not depend on the spread.
+        gradients, loss = self.update(plan, step, smashed, labels)
+        return distribute(plan, step, uploads, gradients), loss
+
+    def update(
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+    ) -> tuple[dict[int, Tensor], float]:
+        """Learn from the clients' smashed data: here one step over their joint batch.
+
+        Parameters
+        ----------
+        plan : RoundPlan
+            The round's settings.
+        step : int
+            The step within the round.
+        smashed, labels : Mapping[int, Tensor]
+            Client -> (b_i, *cut shape) and int64 (b_i,), in client order.
+
+        Returns
+        -------
+        dict[int, Tensor], float
+            Client -> its own cut gradient, and the mean loss.
+        """
         joint = torch.cat(list(smashed.values())).to(self.device).requires_grad_()
-        torch.manual_seed(torch_seed(plan.seed, "server", plan.server_round, step))
+        torch.manual_seed(torch_seed(plan.seed, "server", plan.server_round, step, next(iter(smashed))))
         loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
         self._optimizer.zero_grad()
         loss.backward()
-        optimizers.set_lr(self._optimizer, splitlr.server_lr(plan.client_lr, len(smashed), plan.alpha))
+        optimizers.set_lr(self._optimizer, plan.server_lr(plan.client_lr, len(smashed), plan.alpha))
         self._optimizer.step()
         assert joint.grad is not None
         sizes = [len(tensor) for tensor in smashed.values()]
@@ -65,7 +97,10 @@ class ServerSegment:
         if plan.gradient_scale == "own":
             # d(own mean)/ds_i = N / b_i * d(joint mean)/ds_i, with N samples in the joint batch (eq. 5)
             gradients = {i: gradient * (len(joint) / len(gradient)) for i, gradient in gradients.items()}
-        return distribute(plan, step, uploads, gradients), loss.item()
+        return gradients, loss.item()
+
+    def end(self) -> None:
+        """Close a round."""
 
     @torch.no_grad()
     def score(self, smashed: Tensor, labels: Tensor) -> tuple[int, float]:
@@ -82,6 +117,97 @@ class ServerSegment:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take a state back."""
         optimizers.load_flat_state(self.segment, self._optimizer, state)
+
+
+class ServerInTurn(ServerSegment):
+    """One segment, and in every step an update per client, in an order drawn anew (SplitFed V2, Algorithm 2).
+
+    V2's authors process a client's whole epoch before the next one's; step by step the clients work in parallel.
+    """
+
+    def update(
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+    ) -> tuple[dict[int, Tensor], float]:
+        """A forward, backward and optimizer step on each client's batch by itself."""
+        draw = generator(plan.seed, "turns", plan.server_round, step)
+        clients = list(smashed)
+        order = [clients[k] for k in torch.randperm(len(clients), generator=draw).tolist()]
+        turns = {i: super(ServerInTurn, self).update(plan, step, {i: smashed[i]}, {i: labels[i]}) for i in order}
+        return _gathered(turns, smashed)
+
+
+class ServerCopies(ServerSegment):
+    """A segment and an optimizer for every client, averaged at the end of the round (SplitFed V1, Algorithm 1)."""
+
+    def __init__(self, segment: nn.Module, optimizer: str, device: torch.device | None = None) -> None:
+        super().__init__(segment, optimizer, device)
+        self._optimizer_name = optimizer
+        self._copies: dict[int, ServerSegment] = {}
+        self._seen: dict[int, int] = {}
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Every participant's copy starts from the average; its optimizer keeps its moments."""
+        self._seen = dict.fromkeys(plan.clients, 0)
+        for client in plan.clients:
+            averaging.load(self._copy(client).segment, self.segment.state_dict())
+
+    def update(
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+    ) -> tuple[dict[int, Tensor], float]:
+        """Each client's batch through its own copy."""
+        alone = {i: self._copies[i].update(plan, step, {i: smashed[i]}, {i: labels[i]}) for i in smashed}
+        for client, tensor in smashed.items():
+            self._seen[client] += len(tensor)
+        return _gathered(alone, smashed)
+
+    def end(self) -> None:
+        """Average the participants' copies, weighted by the samples that each has seen (n_i times the epochs)."""
+        copies = [self._copies[client].segment.state_dict() for client in self._seen]
+        averaging.load(self.segment, averaging.mean(copies, list(self._seen.values())))
+
+    def state(self) -> dict[str, Tensor]:
+        """The average as ``segment.NAME``, the copies' optimizers as ``client-N/optimizer.INDEX.NAME``."""
+        state = super().state()
+        for client, copy_ in self._copies.items():
+            own = copy_.state().items()
+            state |= {f"client-{client}/{name}": tensor for name, tensor in own if name.startswith("optimizer.")}
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state back."""
+        average = {name: tensor for name, tensor in state.items() if "/" not in name}
+        super().load_state(average)
+        owns: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            client, slash, name = key.partition("/")
+            if slash:
+                owns.setdefault(int(client.removeprefix("client-")), {})[name] = tensor
+        weights = {name: tensor for name, tensor in average.items() if name.startswith("segment.")}
+        for number, own in owns.items():
+            self._copy(number).load_state({**weights, **own})
+
+    def _copy(self, client: int) -> ServerSegment:
+        if client not in self._copies:
+            self._copies[client] = ServerSegment(copy.deepcopy(self.segment), self._optimizer_name, self.device)
+        return self._copies[client]
+
+
+SERVERS: dict[str, type[ServerSegment]] = {
+    "joint": ServerSegment,
+    "in-turn": ServerInTurn,
+    "copies": ServerCopies,
+    "none": ServerSegment,  # of no stages: clients' outputs are logits already, and it only scores them
+}
+"""How the server learns -> the class that does."""
+
+
+def _gathered(
+    parts: Mapping[int, tuple[dict[int, Tensor], float]], smashed: Mapping[int, Tensor]
+) -> tuple[dict[int, Tensor], float]:
+    """Clients' separate updates as one: gradients in client order, and the mean loss over all samples."""
+    total = sum(loss * len(smashed[client]) for client, (_, loss) in parts.items())
+    gradients = {client: parts[client][0][client] for client in smashed}
+    return gradients, total / sum(len(tensor) for tensor in smashed.values())
 
 
 def distribute(
@@ -102,7 +228,7 @@ def distribute(
     """
     draw = generator(plan.seed, "splitavg", plan.server_round, step)
     active = splitavg.draw_active(tuple(gradients), plan.phi, draw)
-    average = splitavg.average(gradients, active, plan.average_over) if active else None
+    average = plan.cut_gradient(gradients, active, plan.average_over) if active else None
     downloads = {}
     for node, upload in uploads.items():
         own = [gradients[client] for client in upload.clients if client not in active]
@@ -123,15 +249,3 @@ def by_client(parts: Mapping[int, tuple[Upload, Tensor]]) -> dict[int, Tensor]:
     for upload, tensor in parts.values():
         pieces.update(zip(upload.clients, tensor.split(list(upload.sizes)), strict=True))
     return dict(sorted(pieces.items()))
-
-
-def mean_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of (n, classes) logits and int64 (n,) labels, averaged over the n samples.
-
-    ``cross-entropy`` as in the paper, or the authors' code's ``binary-cross-entropy``: softmax, then binary
-    cross-entropy against the one-hot label, averaged over the outputs too.
-    """
-    if name == "cross-entropy":
-        return F.cross_entropy(logits, labels)
-    target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return F.binary_cross_entropy(logits.softmax(1), target)

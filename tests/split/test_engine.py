@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.rounds import (
@@ -23,7 +24,7 @@ from sglr_flower.split.rounds import (
     evaluate_round,
     train_round,
 )
-from sglr_flower.split.server import ServerSegment, distribute, mean_loss
+from sglr_flower.split.server import ServerSegment, distribute
 from sglr_flower.splitavg import num_active
 
 PLAN = RoundPlan(

@@ -1,0 +1,208 @@
+"""The result of a run: every client's network as one ordinary `torch.nn.Sequential`, from the newest whole checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sglr_flower import assembly, checkpoint
+from sglr_flower.config import RunConfig
+from sglr_flower.data import datasets
+from sglr_flower.errors import UserError
+from sglr_flower.metrics import History
+from sglr_flower.rundir import RunDirectory
+from sglr_flower.split import averaging
+from sglr_flower.split.optimizers import segment_weights
+
+_BATCH = 500
+"""Images in one forward: ResNet16 then needs some 100 MB, whatever the number of images."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained; made by `load`.
+
+    Attributes
+    ----------
+    run_dir : Path
+        The run.
+    config : RunConfig
+        Its settings, with the ``data-dir`` of now.
+    server_round : int
+        The last round that these weights have seen.
+    history : History
+        What the run had recorded until then.
+    clients : tuple[int, ...]
+        The clients that have a network, ascending.
+    classes : tuple[str, ...]
+        Name of each class, by class number.
+    """
+
+    run_dir: Path
+    config: RunConfig
+    server_round: int
+    history: History
+    clients: tuple[int, ...]
+    classes: tuple[str, ...]
+    _folder: Path
+    _shared: Mapping[str, Tensor] | None
+    _client_segment: nn.Sequential
+    _server_segment: nn.Sequential
+
+    def network(self, client: int) -> nn.Sequential:
+        """A client's segment and the server segment as one unsplit network.
+
+        Parameters
+        ----------
+        client : int
+            One of `clients`.
+
+        Returns
+        -------
+        nn.Sequential
+            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Its input
+            is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+
+        Raises
+        ------
+        UserError
+            If the run has no such client, or the client's file is damaged.
+        """
+        self.check_client(client)
+        segment = copy.deepcopy(self._client_segment)
+        weights = self._shared
+        if weights is None:
+            weights = segment_weights(checkpoint.load_client(self._folder, client))
+        _load_weights(segment, weights, self._folder, self.config.model)
+        server = copy.deepcopy(self._server_segment)
+        return nn.Sequential(OrderedDict([*segment.named_children(), *server.named_children()])).eval()
+
+    @torch.inference_mode()
+    def logits(self, client: int, images: Tensor) -> Tensor:
+        """Logits of a client's network, computed on the GPU if there is one.
+
+        Parameters
+        ----------
+        client : int
+            One of `clients`.
+        images : Tensor
+            uint8 (n, 1 or 3, h, w), of the run's image size.
+
+        Returns
+        -------
+        Tensor
+            (n, classes) in the run's dtype, on the CPU.
+        """
+        device, dtype = assembly.device(), assembly.dtype(self.config)
+        network = self.network(client).to(device)
+        chunks = [network(datasets.to_input(chunk.to(device), dtype)).cpu() for chunk in images.split(_BATCH)]
+        return torch.cat(chunks)
+
+    def check_client(self, client: int) -> None:
+        """Find out whether the run has a client.
+
+        Raises
+        ------
+        UserError
+            If not; the sentence says which it has.
+        """
+        if client not in self.clients:
+            first, last = self.clients[0], self.clients[-1]
+            known = f"{first} to {last}" if last - first + 1 == len(self.clients) else ", ".join(map(str, self.clients))
+            raise UserError(f"--client {client}: the run in {self.run_dir} has no such client, it has {known}")
+
+    def best_client(self) -> int:
+        """The client with the best validation accuracy in the run's history, the first on a tie; else the first."""
+        scored = {client: best.validation_accuracy for client, best in self.history.best.items()}
+        return max(self.clients, key=lambda client: (scored.get(client, -1.0), -client))
+
+
+def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
+    """Read what a run has trained from its newest whole checkpoint.
+
+    Parameters
+    ----------
+    run_dir : Path
+        A run directory; the run may be unfinished, or still training.
+    data_dir : Path | None
+        Where the run's data are now; None: the run's ``data-dir`` if that is still there, else as for a new run.
+
+    Raises
+    ------
+    UserError
+        If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
+    """
+    directory = RunDirectory(run_dir.expanduser().absolute())
+    config = _with_data_dir(directory.read_config(), data_dir)
+    newest = directory.latest_checkpoint()
+    if newest is None:
+        raise UserError(f"the run in {directory.path} has no checkpoint: train at least checkpoint-every rounds first")
+    clients = tuple(assembly.clients(config))
+    shared = newest.shared_weights()
+    folder = newest.folder if shared is not None else _clients_folder(directory.path, newest, clients)
+    model = assembly.model(config)
+    server_segment = model.server_segment()
+    _load_weights(server_segment, segment_weights(newest.server_state()), newest.folder, config.model)
+    return Trained(
+        run_dir=directory.path,
+        config=config,
+        server_round=newest.server_round,
+        history=History.from_json(newest.history),
+        clients=clients,
+        classes=datasets.classes(config.dataset),
+        _folder=folder,
+        _shared=shared,
+        _client_segment=model.client_segment(0),  # its weights are overwritten, the shapes are every client's
+        _server_segment=server_segment,
+    )
+
+
+def image_shape(config: RunConfig) -> tuple[int, int]:
+    """Channels (1 or 3) and height = width of the run's stored images.
+
+    Raises
+    ------
+    UserError
+        If they follow from the data, and the data are missing.
+    """
+    _, channels, height, _ = assembly.splits(config).test.images.shape
+    return channels, height
+
+
+def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
+    if data_dir is not None:
+        return config.replace(data_dir=str(data_dir.expanduser().absolute()))
+    if config.data_dir and not Path(config.data_dir).is_dir():  # the run came from another machine
+        return config.replace(data_dir="")
+    return config
+
+
+def _clients_folder(run_dir: Path, newest: checkpoint.Checkpoint, clients: tuple[int, ...]) -> Path:
+    """The folder that has all clients' states: the checkpoint's own, or that of a simulation's nodes."""
+    for folder in (newest.folder, run_dir / "nodes" / newest.folder.name):
+        if all(checkpoint.client_file(folder, client).exists() for client in clients):
+            return folder
+    raise UserError(
+        f"{newest.folder} does not hold the {len(clients)} clients' segments: with evaluate = 'client' they stay on "
+        "their nodes, and a client's network can be had only where a simulation has kept them in its run directory"
+    )
+
+
+def _load_weights(segment: nn.Sequential, weights: Mapping[str, Tensor], folder: Path, model: str) -> None:
+    try:
+        averaging.load(segment, weights)
+    except (RuntimeError, KeyError) as error:  # torch names the tensors that differ, over several lines
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {folder} does not fit model = {model!r}: {reason}") from None
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Probabilities float64 (n, classes) of logits."""
+    return cast(Tensor, torch.softmax(logits.double(), dim=1))
