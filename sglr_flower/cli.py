@@ -1,4 +1,4 @@
-"""The command ``sglr``: run, resume, keys."""
+"""The command ``sglr``: run, resume, keys, and the commands that other modules bring."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from sglr_flower import assembly, imports
+from sglr_flower import assembly, imports, report
 from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.launch import Resources, check_fits, simulate
 from sglr_flower.machine import available_cpus
+from sglr_flower.paper.command import command as paper
 from sglr_flower.plots import save_curves, save_partition
 from sglr_flower.rundir import RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
@@ -48,6 +49,10 @@ class Launch(BaseModel):
     def resources(self) -> Resources:
         """The size of the simulation."""
         return Resources(self.nodes, self.cpus_per_node, self.gpus_per_node)
+
+
+app.command("paper")(paper)
+app.command("report")(report.command)
 
 
 @app.command()

@@ -21,7 +21,7 @@ _MOST_BARS = 40  # clients; more of them would be lines of a pixel or two
 _MOST_COLOURS = 20  # classes; there is no set of more colours that people can tell apart
 _MOST_NAMES = 30  # classes along an axis; the names of more would overlap
 _LONGEST_NAME = 24
-_HEAT_ROWS = 600  # about as many as the heat map has pixels
+_HEAT_PIXELS = 600  # along an axis of the heat map, roughly
 
 
 def save_curves(run_dir: Path) -> Path:
@@ -165,13 +165,15 @@ def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     sizes.stairs(counts.sum(1), edges, fill=True, color="tab:gray")
     sizes.set(ylabel="train images", ylim=(0, None))
     _bare(sizes)
-    # Where clients are narrower than a pixel imshow averages neighbours, of both axes alike: with every class in many
-    # rows it does not mix the classes.
-    rows = np.repeat(counts.T, max(1, _HEAT_ROWS // len(classes)), axis=0)
+    # Where clients are narrower than a pixel neighbours must be averaged, which imshow does along both axes alike:
+    # with every class in many rows it does not mix the classes.
+    interpolation = "antialiased" if len(counts) > _HEAT_PIXELS else "nearest"
+    rows = np.repeat(counts.T, max(1, _HEAT_PIXELS // len(classes)), axis=0)
     extent = (-0.5, len(counts) - 0.5, len(classes) - 0.5, -0.5)
     # From white, so that a class that a client does not have is seen at once, and by the square root, so that one
     # large number does not make all others look like none.
-    shades = heat.imshow(rows, extent=extent, aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0, max(1, counts.max())))
+    norm = PowerNorm(0.5, 0, max(1, counts.max()))
+    shades = heat.imshow(rows, "Blues", norm, extent=extent, aspect="auto", interpolation=interpolation)
     heat.set(xlabel="client", ylabel="" if few_names else "class number", xlim=(-0.5, len(counts) - 0.5))
     if few_names:
         heat.set_yticks(range(len(classes)), classes, fontsize=9, parse_math=False)

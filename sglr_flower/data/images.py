@@ -32,7 +32,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     # PIL always antialiases (which changes nothing when enlarging); on uint8 torch computes with Pillow's own
-    # fixed-point arithmetic, so the levels are the same ones.
+    # fixed-point arithmetic, so the levels of square images are the same ones (others differ by one at most).
     return interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 

@@ -1,0 +1,1 @@
+"""The tables and figures of arXiv 2112.05929 as runnable experiments, beside the paper's own numbers."""

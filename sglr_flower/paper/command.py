@@ -1,0 +1,170 @@
+"""The command ``sglr paper``: runs an experiment of the paper, or goes on with it, and shows its table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from sglr_flower.checkpoint import write_atomic
+from sglr_flower.data import datasets
+from sglr_flower.errors import UserError
+from sglr_flower.paper import sweep, workers
+from sglr_flower.paper.cells import Cell, select
+from sglr_flower.paper.computation import client_petaflops
+from sglr_flower.paper.experiments import EXPERIMENTS, Experiment
+from sglr_flower.paper.picture import draw
+from sglr_flower.paper.results import read, seeds_there, to_csv
+from sglr_flower.paper.scales import SCALES, Scale
+from sglr_flower.paper.sweep import Failure
+from sglr_flower.paper.table import Grid, caption, entries, grid, subtitle, to_markdown, to_terminal
+from sglr_flower.paper.view import SweepView
+
+
+def command(
+    experiment: Annotated[
+        str, typer.Argument(click_type=click.Choice(list(EXPERIMENTS)), help="The table or figure to make.")
+    ],
+    scale: Annotated[
+        str,
+        typer.Option(
+            click_type=click.Choice(list(SCALES)),
+            help="full: the paper's setting; small: fewer rounds and samples, hours on a few CPUs; smoke: minutes.",
+        ),
+    ] = "small",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of each cell.", min=1, metavar="N")] = 1,
+    only: Annotated[
+        str, typer.Option(help="Run these cells alone, as in 'clients=10|20,method=sglr'.", metavar="EXPR")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results and the runs; default: results/NAME-SCALE.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells at once; default: one per CPU, or four per GPU.", min=1)
+    ] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower.")] = False,
+) -> None:
+    """Make a table or figure of the paper; the same command goes on where it was stopped or killed."""
+    chosen, size = EXPERIMENTS[experiment], SCALES[scale]
+    selected = select(chosen.cells(size, range(seeds)), only)
+    found = workers.find(jobs, in_process)
+    for dataset, data_dir in {(cell.config.dataset, cell.config.data_dir) for cell in selected}:
+        datasets.ensure_present(dataset, data_dir)  # once, and not by each cell
+    folder = (out or Path("results") / f"{experiment}-{scale}").expanduser().absolute()
+    options = [f"--seeds {seeds}"] if seeds > 1 else []
+    options += [f"--only {shlex.quote(only)}"] if only else []
+    options += [f"--out {shlex.quote(str(out))}"] if out else []
+    options += ["--in-process"] if in_process else []
+    line = " ".join(["sglr paper", experiment, f"--scale {scale}", *options])
+    book = Book(chosen, size, folder, tuple(selected), line)
+    _close(book, *_sweep(book, found))
+
+
+@dataclass(frozen=True)
+class Book:
+    """The results in a sweep's folder, written from its finished cells alone.
+
+    Attributes
+    ----------
+    experiment, scale : Experiment, Scale
+        What is run.
+    folder : Path
+        Absolute.
+    selected : tuple[Cell, ...]
+        The cells that this call runs; the folder may hold others, of an earlier call.
+    line : str
+        The command line.
+    """
+
+    experiment: Experiment
+    scale: Scale
+    folder: Path
+    selected: tuple[Cell, ...]
+    line: str
+
+    def known(self) -> list[Cell]:
+        """All cells that may be in the folder: of this call's seeds and of those that are there."""
+        seeds = {int(cell.labels["seed"]) for cell in self.selected} | seeds_there(self.folder)
+        return self.experiment.cells(self.scale, sorted(seeds))
+
+    def write(self) -> Grid:
+        """Write ``results.csv``, ``table.md`` and ``picture.png`` anew, each as a whole; returns the table."""
+        known = self.known()
+        results = read(self.folder, known)
+        shown = {cell.name for cell in self.selected} | {result.cell.name for result in results}
+        cells = [cell for cell in known if cell.name in shown]
+        places = entries(self.experiment, cells, results)
+        petaflops = self._petaflops(cells)
+        table = grid(self.experiment, places, petaflops)
+        sentences = caption(self.experiment, self.scale, places, cells, len(results))
+        write_atomic(self.folder / "results.csv", to_csv(self.folder, results))
+        markdown = to_markdown(self.experiment.title, sentences, table, self.line)
+        write_atomic(self.folder / "table.md", markdown.encode())
+        if results:
+            write_atomic(
+                self.folder / "picture.png",
+                draw(self.experiment, places, results, petaflops, subtitle(self.scale, cells)),
+            )
+        return table
+
+    def _petaflops(self, cells: Sequence[Cell]) -> dict[str, float]:
+        if not self.experiment.compute:
+            return {}
+        configs = {str(cell.labels["method"]): cell.config for cell in cells}
+        return {method: client_petaflops(config) for method, config in configs.items()}
+
+
+def _sweep(book: Book, found: workers.Workers) -> tuple[Grid, list[Failure]]:
+    """Run what is not finished; the table as it is then, and what failed."""
+    console = Console()
+    try:
+        (book.folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {book.folder} cannot be written: {error.strerror or error}") from None
+    with sweep.locked(book.folder) as lock:
+        sweep.check_same(book.folder, book.known())
+        done = sum(sweep.is_finished(sweep.run_dir(book.folder, cell)) for cell in book.selected)
+        console.print(
+            f"{len(book.selected)} cells, {done} of them finished, {found.jobs} at once: {book.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        try:
+            with SweepView(console, len(book.selected), done, book.write) as view:
+                failures = sweep.run(book.selected, book.folder, lock, found, view)
+            return book.write(), failures
+        except (KeyboardInterrupt, SystemExit) as stop:
+            console.print(f"stopped; go on with: {book.line}", highlight=False, soft_wrap=True, markup=False)
+            raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None
+
+
+def _close(book: Book, table: Grid, failures: Sequence[Failure]) -> None:
+    """Show the table, where the files lie, and what failed.
+
+    Raises
+    ------
+    typer.Exit
+        With status 1, if a cell failed.
+    """
+    console = Console()
+    console.print(to_terminal(book.experiment.title, table))
+    for name in ("table.md", "results.csv", "picture.png"):
+        if (book.folder / name).exists():
+            console.print(str(book.folder / name), highlight=False, soft_wrap=True, markup=False)
+    for failure in failures:
+        console.print(
+            f"failed: {failure.cell.name}: {failure.reason} (log: {failure.log})",
+            style="red",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    if failures:
+        console.print(f"the other cells are kept; go on with: {book.line}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)

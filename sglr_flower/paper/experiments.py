@@ -1,0 +1,235 @@
+"""The experiments: each a value that says which cells it has, how its table is laid out, and what is drawn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sglr_flower.config import RunConfig, Scalar
+from sglr_flower.methods import METHODS
+from sglr_flower.paper import published
+from sglr_flower.paper.cells import Cell, Label
+from sglr_flower.paper.scales import SCALES, Scale
+
+Grid = Mapping[str, Sequence[Label]]
+Picture = Literal["lines", "heat map", "points", "curves"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or a figure of the paper.
+
+    Attributes
+    ----------
+    name, title : str
+        As it is given to ``sglr paper``, and as it is headed.
+    rows, columns : str, tuple[str, ...]
+        The label that tells the rows of its table apart, and those that tell its columns apart (none: one column).
+    grids : Mapping[str, Grid]
+        Scale -> label -> its values; the cells are all combinations.
+    settings : Callable[[Mapping[str, Label]], dict[str, Scalar]]
+        The run-config values that follow from a combination, ``method`` among them.
+    paper : Callable[[Mapping[str, Label]], float | None]
+        The accuracy in percent that the paper reports for a cell's labels.
+    picture : Picture
+        What is drawn.
+    note : str
+        What of the setting is our choice.
+    compute : bool
+        Whether the client's computation stands beside the accuracy (Table 4).
+    """
+
+    name: str
+    title: str
+    rows: str
+    columns: tuple[str, ...]
+    grids: Mapping[str, Grid]
+    settings: Callable[[Mapping[str, Label]], dict[str, Scalar]]
+    paper: Callable[[Mapping[str, Label]], float | None]
+    picture: Picture
+    note: str = ""
+    compute: bool = False
+
+    def base(self, scale: Scale) -> dict[str, Scalar]:
+        """The run-config values that all of its cells have in common."""
+        return scale.settings(curves=self.picture == "curves")
+
+    def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
+        """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
+        grid = self.grids[scale.name]
+        combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
+
+    def _cell(self, scale: Scale, labels: Mapping[str, Label], seed: int) -> Cell:
+        settings = self.settings(labels)
+        values = {**self.base(scale), "num-clients": int(labels["clients"]), **settings, "seed": seed}
+        return Cell({"method": str(settings["method"]), **labels, "seed": seed}, RunConfig.parse(values))
+
+
+def split_settings(alpha: float, phi: float, phase: str = "all") -> dict[str, Scalar]:
+    """SplitLr with ``alpha`` and SplitAvg with ``phi``, under the name of the method that this is."""
+    method = {(False, False): "psl", (True, False): "slr", (False, True): "sgl", (True, True): "sglr"}[
+        alpha > 0, phi > 0
+    ]
+    return {"method": method, "splitlr-alpha": alpha, "splitavg-phi": phi, "splitavg-phase": phase}
+
+
+def _by_alpha_and_phi(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    return split_settings(float(labels.get("alpha", 0)), float(labels.get("phi", 0)))
+
+
+def _by_phase(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    phase = str(labels["phase"])
+    if phase == "none":
+        return split_settings(1.0, 0.0)
+    return split_settings(1.0, 1.0, "all" if phase == "always" else phase)
+
+
+_HALVES = {"sglr": (0.5, 0.5), "slr": (0.5, 0.0), "sgl": (0.0, 0.5)}
+"""alpha and phi of the methods that have them, where methods are compared."""
+
+
+def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    method = str(labels["method"])
+    alpha, phi = _HALVES.get(method, (0.0, 0.0))
+    return {**split_settings(alpha, phi), "method": method}
+
+
+def _alexnet_by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    return {**_by_method(labels), "model": "alexnet"}
+
+
+def _paper_accuracy(labels: Mapping[str, Label]) -> float | None:
+    return published.accuracy(int(labels["clients"]), float(labels.get("alpha", 0)), float(labels.get("phi", 0)))
+
+
+def _paper_of_method(labels: Mapping[str, Label]) -> float | None:
+    method = str(labels["method"])
+    if method != "psl" and method not in _HALVES:
+        return None
+    return published.accuracy(int(labels["clients"]), *_HALVES.get(method, (0.0, 0.0)))
+
+
+def _paper_alexnet(labels: Mapping[str, Label]) -> float | None:
+    row = published.alexnet(str(labels["method"]))
+    return row.accuracy if row else None
+
+
+_CLIENTS = (1, 2, 4, 6, 8, 10, 15, 20)
+_TABLE_4_METHODS = ("centralized", "fedavg", "sglr", "sfl", "psl")
+_AT_HALF = "alpha and phi are 0.5 where a method has them"
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            name="table1",
+            title="Table 1: SplitLr, accuracy by clients and alpha",
+            rows="clients",
+            columns=("alpha",),
+            grids={
+                "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
+                "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
+                "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0)},
+            },
+            settings=_by_alpha_and_phi,
+            paper=_paper_accuracy,
+            picture="lines",
+        ),
+        Experiment(
+            name="table2",
+            title="Table 2: SplitLr and SplitAvg, accuracy by clients, alpha and phi",
+            rows="clients",
+            columns=("alpha", "phi"),
+            grids={
+                "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
+                "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
+                "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0), "phi": (0.0, 0.5)},
+            },
+            settings=_by_alpha_and_phi,
+            paper=_paper_accuracy,
+            picture="heat map",
+        ),
+        Experiment(
+            name="table3",
+            title="Table 3: phased SplitAvg, accuracy by clients and phase",
+            rows="clients",
+            columns=("phase",),
+            grids={
+                "full": {
+                    "clients": (2, 4, 8, 10, 15, 20),
+                    "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
+                },
+                "small": {
+                    "clients": (2, 10, 15, 20),
+                    "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
+                },
+                "smoke": {"clients": (2, 4), "phase": ("none", "first:0.6", "always")},
+            },
+            settings=_by_phase,
+            paper=lambda labels: published.phased_accuracy(int(labels["clients"]), str(labels["phase"])),
+            picture="lines",
+            note="alpha is 1; all clients are averaged while the phase lasts, and none is outside of it",
+        ),
+        Experiment(
+            name="table4",
+            title="Table 4: AlexNet with 5 clients, accuracy and computation of a client",
+            rows="method",
+            columns=(),
+            grids={name: {"method": _TABLE_4_METHODS, "clients": (5,)} for name in SCALES},
+            settings=_alexnet_by_method,
+            paper=_paper_alexnet,
+            picture="points",
+            note=_AT_HALF,
+            compute=True,
+        ),
+        Experiment(
+            name="fig2",
+            title="Figure 2: accuracy per round for each alpha",
+            rows="alpha",
+            columns=("clients",),
+            grids={
+                "full": {"clients": (6,), "alpha": (0.0, 0.5, 1.0, 1.5)},
+                "small": {"clients": (6,), "alpha": (0.0, 0.5, 1.0, 1.5)},
+                "smoke": {"clients": (4,), "alpha": (0.0, 1.0)},
+            },
+            settings=_by_alpha_and_phi,
+            paper=_paper_accuracy,
+            picture="curves",
+            note="phi is 0; the paper's column is Table 1's, the figure itself has no numbers",
+        ),
+        Experiment(
+            name="fig3",
+            title="Figure 3: accuracy per round for each phi",
+            rows="phi",
+            columns=("clients",),
+            grids={
+                "full": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
+                "small": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
+                "smoke": {"clients": (4,), "phi": (0.0, 0.5, 1.0)},
+            },
+            settings=_by_alpha_and_phi,
+            paper=_paper_accuracy,
+            picture="curves",
+            note="alpha 0 and the number of clients are our choice; "
+            "the paper's column is Table 2's, the figure itself has no numbers",
+        ),
+        Experiment(
+            name="methods",
+            title="All methods on the same data and seeds",
+            rows="method",
+            columns=("clients",),
+            grids={
+                "full": {"method": tuple(METHODS), "clients": (10, 20)},
+                "small": {"method": tuple(METHODS), "clients": (10,)},
+                "smoke": {"method": tuple(METHODS), "clients": (4,)},
+            },
+            settings=_by_method,
+            paper=_paper_of_method,
+            picture="points",
+            note=f"{_AT_HALF}; not a table of the paper, which has numbers for some cells in Table 2",
+        ),
+    )
+}

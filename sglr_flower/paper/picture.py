@@ -1,0 +1,209 @@
+"""An experiment's picture: ours beside the paper's, intervals over seeds where there are several."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sglr_flower.paper import published
+from sglr_flower.paper.cells import text
+from sglr_flower.paper.experiments import Experiment
+from sglr_flower.paper.results import Estimate, Result, by_place, estimate
+from sglr_flower.paper.table import Entry, column_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ACCURACY = "test accuracy (%)"
+
+
+def draw(
+    experiment: Experiment,
+    places: Sequence[Entry],
+    results: Sequence[Result],
+    petaflops: Mapping[str, float],
+    subtitle: str,
+) -> bytes:
+    """The picture as PNG.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Says what is drawn.
+    places : Sequence[Entry]
+        From `table.entries`.
+    results : Sequence[Result]
+        The finished cells; not empty. Curves are drawn from their runs' ``metrics.csv``.
+    petaflops : Mapping[str, float]
+        Method -> 10^15 operations of a client, where the experiment reports that.
+    subtitle : str
+        Stands under the experiment's title: what a reader must know who sees the picture alone.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    if experiment.picture == "curves":
+        _curves(figure, experiment, results)
+    elif experiment.picture == "points":
+        _points(figure, experiment, places, petaflops)
+    elif experiment.picture == "heat map":
+        _heat_maps(figure, experiment, places)
+    else:
+        _lines(figure, experiment, places)
+    figure.suptitle(f"{experiment.title}\n{subtitle}", fontsize="medium")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def _lines(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
+    """Accuracy by row, a line for each column: ours at the left, the paper's at the right."""
+    ours, paper = figure.subplots(1, 2, sharey=True)
+    rows = list(dict.fromkeys(entry.labels[experiment.rows] for entry in places))
+    for column in dict.fromkeys(column_of(experiment, entry.labels) for entry in places):
+        there = [entry for entry in places if column_of(experiment, entry.labels) == column]
+        done = [(rows.index(entry.labels[experiment.rows]), entry.accuracy) for entry in there if entry.accuracy]
+        ours.errorbar(
+            [position for position, _ in done],
+            [accuracy.mean for _, accuracy in done],
+            _widths(done),
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=column,
+        )
+        known = [(rows.index(entry.labels[experiment.rows]), entry.paper) for entry in there if entry.paper is not None]
+        paper.plot([position for position, _ in known], [value for _, value in known], marker="o", markersize=4)
+    for axes, name in ((ours, "ours"), (paper, "the paper")):
+        axes.set_title(name, fontsize="medium")
+        axes.set_xticks(range(len(rows)), [text(row) for row in rows])
+        axes.set_xlabel(experiment.rows)
+        _plain(axes)
+    ours.set_ylabel(_ACCURACY)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize="small")
+
+
+def _heat_maps(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
+    """Accuracy by row and column, ours above the paper's in the same colours."""
+    rows = list(dict.fromkeys(entry.labels[experiment.rows] for entry in places))
+    columns = list(dict.fromkeys(column_of(experiment, entry.labels) for entry in places))
+    shape = (len(rows), len(columns))
+    ours, paper = np.full(shape, np.nan), np.full(shape, np.nan)
+    for entry in places:
+        place = rows.index(entry.labels[experiment.rows]), columns.index(column_of(experiment, entry.labels))
+        ours[place] = entry.accuracy.mean if entry.accuracy else np.nan
+        paper[place] = np.nan if entry.paper is None else entry.paper
+    figure.set_size_inches(max(6.0, 1.5 + 0.75 * len(columns)), 2.4 + 0.7 * len(rows))
+    low, high = float(np.nanmin([ours, paper])), float(np.nanmax([ours, paper]))
+    for axes, values, name in zip(
+        figure.subplots(2, 1, sharex=True), (ours, paper), ("ours", "the paper"), strict=True
+    ):
+        image = axes.imshow(values, vmin=low, vmax=high, aspect="auto", cmap="viridis")
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                ink = "white" if value < (low + high) / 2 else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize="small")
+        axes.set_title(name, fontsize="medium")
+        axes.set_yticks(range(len(rows)), [text(row) for row in rows])
+        axes.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns], fontsize="small")
+        axes.set_ylabel(experiment.rows)
+        figure.colorbar(image, ax=axes, label="%")
+
+
+def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str, float]) -> None:
+    """A line for each row: our accuracy with its interval, and the paper's."""
+    rows = list(dict.fromkeys(text(entry.labels[experiment.rows]) for entry in places))
+    columns = list(dict.fromkeys(column_of(experiment, entry.labels) for entry in places))
+    figure.set_size_inches(9, 1.8 + 0.35 * len(rows))
+    panels = figure.subplots(1, 2 if experiment.compute else 1, sharey=True, squeeze=False)[0]
+    for index, column in enumerate(columns):
+        there = [entry for entry in places if column_of(experiment, entry.labels) == column]
+        shift = 0.2 * (index - (len(columns) - 1) / 2)
+        done = [(_at(entry, experiment, rows) + shift, entry.accuracy) for entry in there if entry.accuracy]
+        panels[0].errorbar(
+            [accuracy.mean for _, accuracy in done],
+            [position for position, _ in done],
+            xerr=_widths(done),
+            fmt="o",
+            capsize=3,
+            color=f"C{index}",
+            label=f"ours {column}".strip(),
+        )
+        known = [(_at(entry, experiment, rows) + shift, entry.paper) for entry in there if entry.paper is not None]
+        panels[0].plot(
+            [value for _, value in known],
+            [position for position, _ in known],
+            "D",
+            color=f"C{index}",
+            fillstyle="none",
+            label=f"the paper {column}".strip(),
+        )
+    panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel(_ACCURACY)
+    if experiment.compute:
+        _computation(panels[1], rows, petaflops)
+    for axes in panels:
+        _plain(axes)
+    panels[0].legend(loc="best", frameon=False, fontsize="small")
+
+
+def _widths(done: Sequence[tuple[float, Estimate]]) -> list[float]:
+    """Half widths of the intervals; nan, which draws no bar, where there is none."""
+    return [np.nan if accuracy.half_width is None else accuracy.half_width for _, accuracy in done]
+
+
+def _at(entry: Entry, experiment: Experiment, rows: Sequence[str]) -> int:
+    return rows.index(text(entry.labels[experiment.rows]))
+
+
+def _computation(axes: Axes, rows: Sequence[str], petaflops: Mapping[str, float]) -> None:
+    positions = range(len(rows))
+    paper = [published.alexnet(row) for row in rows]
+    axes.plot([petaflops[row] for row in rows], positions, "o", color="C0")
+    axes.plot([row.client_petaflops if row else np.nan for row in paper], positions, "D", color="C0", fillstyle="none")
+    axes.set_xscale("log")
+    axes.set_xlabel("computation of a client (PFLOP)")
+
+
+def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -> None:
+    """Accuracy per round, a line for each row of the table; the band is the 95 % interval over seeds."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots()
+    banded = False
+    for index, (place, found) in enumerate(by_place(results).items()):
+        curves = [_per_round(result) for result in found]
+        rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
+        points = [estimate([curve[number] for curve in curves]) for number in rounds]
+        means = np.array([point.mean for point in points])
+        widths = np.array([point.half_width or 0.0 for point in points])
+        label = f"{experiment.rows} {text(dict(place)[experiment.rows])}"
+        axes.plot(rounds, means, color=f"C{index}", marker="o", markersize=3, label=label)
+        if len(found) > 1:
+            banded = True
+            axes.fill_between(rounds, means - widths, means + widths, color=f"C{index}", alpha=0.2, linewidth=0)
+    axes.set(xlabel="round", ylabel=_ACCURACY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    band = "band: 95 % interval over seeds" if banded else "one seed"
+    axes.legend(loc="lower right", frameon=False, fontsize="small", title=band, title_fontsize="small")
+    _plain(axes)
+
+
+def _per_round(result: Result) -> dict[int, float]:
+    """Round -> mean test accuracy over clients in percent, of the rounds that have an evaluation."""
+    with (result.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return {int(row["round"]): 100 * float(row["test_accuracy_mean"]) for row in rows if row["test_accuracy_mean"]}
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,109 @@
+"""The figures of finished cells: one row each as CSV, and over seeds as estimates."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sglr_flower.paper.cells import Cell, Label
+from sglr_flower.paper.sweep import is_finished, run_dir
+from sglr_flower.report.groups import half_width
+from sglr_flower.rundir import read_json
+
+SUMMARY_COLUMNS = (
+    "test_accuracy_mean",
+    "test_accuracy_std",
+    "last_round_test_accuracy_mean",
+    "last_round_test_accuracy_std",
+    "evaluated_images",
+    "train_loss",
+    "rounds",
+    "steps",
+    "seconds",
+    "bytes_up",
+    "bytes_down",
+    "evaluation_bytes",
+)
+"""What ``results.csv`` takes of a cell's ``summary.json``; accuracies are fractions, over clients."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell, its run directory and its ``summary.json``."""
+
+    cell: Cell
+    directory: Path
+    summary: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over clients of the test accuracy at each one's best validation round, in percent."""
+        return 100 * float(self.summary["test_accuracy_mean"])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes
+    ----------
+    mean : float
+        In the unit of the values.
+    half_width : float | None
+        Half the width of the 95 % interval of the mean (Student's t); None of one seed.
+    seeds : int
+        How many there are.
+    """
+
+    mean: float
+    half_width: float | None
+    seeds: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval of at least one value."""
+    width = float(half_width(np.array(values, dtype=np.float64))) if len(values) > 1 else None
+    return Estimate(float(np.mean(values)), width, len(values))
+
+
+def read(folder: Path, cells: Iterable[Cell]) -> list[Result]:
+    """The results of those of the cells that are finished, in their order."""
+    directories = [(cell, run_dir(folder, cell)) for cell in cells]
+    return [
+        Result(cell, directory, read_json(directory / "summary.json"))
+        for cell, directory in directories
+        if is_finished(directory)
+    ]
+
+
+def seeds_there(folder: Path) -> set[int]:
+    """The seeds of all cells that a sweep's folder has runs of."""
+    found = (re.search(r"_seed-(\d+)$", path.name) for path in (folder / "cells").glob("*/"))
+    return {int(match[1]) for match in found if match}
+
+
+def by_place(results: Iterable[Result]) -> dict[tuple[tuple[str, Label], ...], list[Result]]:
+    """The results of all seeds of each place in the table."""
+    places: dict[tuple[tuple[str, Label], ...], list[Result]] = {}
+    for result in results:
+        places.setdefault(result.cell.place, []).append(result)
+    return places
+
+
+def to_csv(folder: Path, results: Sequence[Result]) -> bytes:
+    """One row per finished cell: its labels, its figures, and its run directory relative to ``folder``."""
+    labels = list(results[0].cell.labels) if results else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*labels, *SUMMARY_COLUMNS, "run_dir"])
+    for result in results:
+        figures = [result.summary.get(column) for column in SUMMARY_COLUMNS]
+        writer.writerow([*result.cell.labels.values(), *figures, result.directory.relative_to(folder)])
+    return text.getvalue().encode()

@@ -1,0 +1,233 @@
+"""An experiment's table, ours beside the paper's, for Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+import sglr_flower
+from sglr_flower.paper import published
+from sglr_flower.paper.cells import Cell, Label, text
+from sglr_flower.paper.experiments import Experiment
+from sglr_flower.paper.results import Estimate, Result, by_place, estimate
+from sglr_flower.paper.scales import SCALES, Scale
+
+_MISSING = "-"
+_NOT_IN_RESULTS = ("checkpoint-every",)
+"""Keys of a scale that change no figure."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in the table.
+
+    Attributes
+    ----------
+    labels : Mapping[str, Label]
+        All but the seed.
+    accuracy : Estimate | None
+        In percent, over seeds; None if no seed is finished.
+    paper : float | None
+        The paper's, in percent; None if it reports none.
+    """
+
+    labels: Mapping[str, Label]
+    accuracy: Estimate | None
+    paper: float | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text; lines of a field are separated by a line break."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Result]) -> list[Entry]:
+    """The places of ``cells`` in the table, with what is finished of them."""
+    there = {place: estimate([result.accuracy for result in found]) for place, found in by_place(results).items()}
+    places = dict.fromkeys(cell.place for cell in cells)
+    return [Entry(dict(place), there.get(place), experiment.paper(dict(place))) for place in places]
+
+
+def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
+    """The heading of the column that a place is in: ``alpha 0.5, phi 0.25``."""
+    return ", ".join(f"{key} {text(labels[key])}" for key in experiment.columns)
+
+
+def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str, float]) -> Grid:
+    """Lay the places out: a single column's figures side by side, those of several columns in one field each.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Whose table it is.
+    places : Sequence[Entry]
+        From `entries`.
+    petaflops : Mapping[str, float]
+        Method -> 10^15 operations of a client, where the experiment has that column.
+    """
+    columns = list(dict.fromkeys(column_of(experiment, entry.labels) for entry in places))
+    rows = dict.fromkeys(entry.labels[experiment.rows] for entry in places)
+    found = {(entry.labels[experiment.rows], column_of(experiment, entry.labels)): entry for entry in places}
+    if len(columns) > 1:
+        fields = [[_compact(found.get((row, column))) for column in columns] for row in rows]
+        return Grid([experiment.rows, *columns], [[text(row), *line] for row, line in zip(rows, fields, strict=True)])
+    header = [experiment.rows, f"accuracy (%) {columns[0]}".strip(), "paper", "difference"]
+    lines = [[text(row), *_three(found[row, columns[0]])] for row in rows]
+    if experiment.compute:
+        header += ["PFLOP of a client", "paper", "ours : paper"]
+        lines = [[*line, *_computation(line[0], petaflops)] for line in lines]
+    return Grid(header, lines)
+
+
+def _three(entry: Entry) -> list[str]:
+    paper = f"{entry.paper:.2f}" if entry.paper is not None else _MISSING
+    return [_ours(entry.accuracy), paper, _difference(entry)]
+
+
+def _compact(entry: Entry | None) -> str:
+    if entry is None:
+        return _MISSING
+    if entry.paper is None:
+        return _ours(entry.accuracy)
+    return f"{_ours(entry.accuracy)}\n{entry.paper:.2f}\n{_difference(entry)}"
+
+
+def _ours(accuracy: Estimate | None) -> str:
+    if accuracy is None:
+        return _MISSING
+    interval = "" if accuracy.half_width is None else f" ± {accuracy.half_width:.2f}"
+    return f"{accuracy.mean:.2f}{interval}"
+
+
+def _difference(entry: Entry) -> str:
+    if entry.accuracy is None or entry.paper is None:
+        return _MISSING
+    return f"{entry.accuracy.mean - entry.paper:+.2f}"
+
+
+def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
+    ours, paper = petaflops[method], published.alexnet(method)
+    if paper is None:
+        return [f"{ours:.3g}", _MISSING, _MISSING]
+    return [f"{ours:.3g}", f"{paper.client_petaflops:.3f}", f"{ours / paper.client_petaflops:.3g}"]
+
+
+def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], done: int) -> str:
+    """What the figures are of, in sentences that follow from the same values as the runs.
+
+    Parameters
+    ----------
+    experiment, scale : Experiment, Scale
+        What was run.
+    places : Sequence[Entry]
+        From `entries`.
+    cells : Sequence[Cell]
+        All that the table has places for, all seeds.
+    done : int
+        How many of them are finished.
+    """
+    sentences = [_setting(cells[0]), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
+    sentences += [_accuracy(cells[0]), _seeds(places, cells), _layout(experiment, places), _note(experiment)]
+    if done < len(cells):
+        sentences.append(f"{done} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
+    sentences.append(f"sglr-flower {sglr_flower.__version__}, torch {torch.__version__}.")
+    return " ".join(filter(None, sentences))
+
+
+def subtitle(scale: Scale, cells: Sequence[Cell]) -> str:
+    """The caption in a line, for the picture."""
+    config, seeds = cells[0].config, len({cell.labels["seed"] for cell in cells})
+    return (
+        f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
+        f"{config.num_server_rounds} rounds; {f'{seeds} seeds, 95 % intervals' if seeds > 1 else 'one seed'}"
+    )
+
+
+def _setting(cell: Cell) -> str:
+    config = cell.config
+    return (
+        f"{config.model} on {config.dataset}, {config.samples_per_client:,} samples per client ({config.partition}), "
+        f"batch size {config.batch_size}, {config.optimizer} at {config.client_lr:g} ({config.lr_schedule} schedule), "
+        f"{config.num_server_rounds} rounds of {config.local_epochs} epoch(s)."
+    )
+
+
+def _reduction(experiment: Experiment, scale: Scale) -> str:
+    full, here = experiment.base(SCALES["full"]), experiment.base(scale)
+    changed = [
+        f"{key} {_figure(here[key])} instead of {_figure(value)}"
+        for key, value in full.items()
+        if here[key] != value and key not in _NOT_IN_RESULTS
+    ]
+    if not changed:
+        return "This is the paper's setting at full length."
+    return f"This is the scale {scale.name}, **reduced** from the paper's setting: {', '.join(changed)}."
+
+
+def _figure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _thinning(experiment: Experiment, scale: Scale, cells: Sequence[Cell]) -> str:
+    """Which values of the full scale's labels do not occur."""
+    left_out = []
+    for key, values in experiment.grids["full"].items():
+        here = {cell.labels[key] for cell in cells}
+        if missing := [text(value) for value in values if value not in here]:
+            left_out.append(f"{key} {', '.join(missing)}")
+    return f"Left out: {'; '.join(left_out)}." if left_out else ""
+
+
+def _accuracy(cell: Cell) -> str:
+    config = cell.config
+    images = f"{config.evaluate_samples:,} test images" if config.evaluate_samples else "all test images"
+    when = (
+        f"each at its best validation round of those evaluated (every {config.evaluate_every} and the last)"
+        if config.evaluate_every
+        else "in the last round"
+    )
+    return f"Accuracy is the mean over clients on {images}, {when}."
+
+
+def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
+    seeds = sorted({int(cell.labels["seed"]) for cell in cells})
+    counts = [entry.accuracy.seeds for entry in places if entry.accuracy]
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]}), so there is no interval."
+    named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, seeds))}"
+    if counts and min(counts) < len(seeds):
+        return f"{named}, of which a place has {min(counts)} to {max(counts)}; one with a single seed has no interval."
+    return f"{named}."
+
+
+def _layout(experiment: Experiment, places: Sequence[Entry]) -> str:
+    if len({column_of(experiment, entry.labels) for entry in places}) == 1:
+        return ""
+    return "Each field: ours, the paper's, the difference; or ours alone where the paper reports none."
+
+
+def _note(experiment: Experiment) -> str:
+    return f"{experiment.note[0].upper()}{experiment.note[1:]}." if experiment.note else ""
+
+
+def to_markdown(title: str, sentences: str, table: Grid, command: str) -> str:
+    """The whole of ``table.md``."""
+    lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
+    body = "\n".join("| " + " | ".join(field.replace("\n", "<br>") for field in line) + " |" for line in lines)
+    return f"# {title}\n\n{sentences}\n\n{body}\n\nMade by:\n\n```\n{command}\n```\n"
+
+
+def to_terminal(title: str, table: Grid) -> Table:
+    """The same table for rich."""
+    shown = Table(title=title, show_lines=any("\n" in field for row in table.rows for field in row))
+    for index, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if index else "left")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

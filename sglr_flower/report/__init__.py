@@ -1,0 +1,33 @@
+"""`sglr report`: runs compared, as one page that needs nothing else and as Markdown. Reads run directories only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sglr_flower.checkpoint import write_atomic
+from sglr_flower.errors import UserError
+from sglr_flower.report.groups import Report, build
+from sglr_flower.report.page import to_html
+from sglr_flower.report.tables import to_markdown
+
+__all__ = ["Report", "build", "command", "to_html", "to_markdown"]
+
+
+def command(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Directories of the runs to compare.")],
+    out: Annotated[Path, typer.Option(help="The page to write; it needs no other file and no network.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Compare runs: curves and tables as one HTML page, and the tables as Markdown here."""
+    report = build(run_dirs)
+    try:
+        write_atomic(out, to_html(report).encode())
+    except OSError as error:
+        raise UserError(f"report {out} (--out) cannot be written: {error.strerror or error}") from None
+    # Not through rich, which would fold wide rows: this text is to be pasted.
+    typer.echo(to_markdown(report))
+    typer.echo(f"\nwritten: {out.absolute()}")

@@ -1,0 +1,75 @@
+"""FLOPs of a client segment and of the whole network, as really computed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from sglr_flower import models
+from sglr_flower.analysis.compute import Compute, training_flops
+
+
+def test_each_product_is_counted_as_often_as_it_is_computed() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)
+    )
+    convolution = 2 * (3 * 9) * (4 * 8 * 8)
+    linear = 2 * 64 * 10
+    # The convolution: forward and the weights' gradient, nobody needs the images'. The linear layer: its input's too.
+    assert training_flops(network, 1, 8) == Compute(client=2 * convolution, whole=2 * convolution + 3 * linear)
+    assert training_flops(network, 4, 8).client == 2 * convolution
+
+
+def test_within_the_client_segment_all_but_the_images_gradient_is_counted() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.Linear(5, 7), nn.Linear(7, 10))
+    counted = training_flops(network, 3, 4)
+    assert counted == Compute(client=2 * (2 * 48 * 5 + 3 * 5 * 7), whole=2 * (2 * 48 * 5 + 3 * 5 * 7 + 3 * 7 * 10))
+    assert counted.ratio == counted.client / counted.whole
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("resnet16", 0.5803), ("alexnet", 0.0685), ("resnet18", 0.2743), ("vit", 0.3354)]
+)
+def test_the_clients_share_at_each_models_own_cut(name: str, ratio: float) -> None:
+    model = models.get(name)
+    network = model.build(10, 32)
+    assert training_flops(network, models.cut_index(network, model.cut), 32).ratio == pytest.approx(ratio, abs=5e-5)
+
+
+def test_alexnets_share_is_near_table_4_and_that_of_torchvisions_network() -> None:
+    ours = training_flops(models.get("alexnet").build(10, 32), 1, 32)
+    theirs = torchvision.models.alexnet(num_classes=10)
+    pieces = nn.Sequential(theirs.features[:3], theirs.features[3:], theirs.avgpool, nn.Flatten(), theirs.classifier)
+    assert ours == Compute(client=5_947_392, whole=86_768_640)
+    assert training_flops(pieces, 1, 224).ratio == pytest.approx(0.0682, abs=5e-5)
+    # Table 4 has 0.031 / 0.588 PFLOPs; what its AlexNet's sizes are and what was counted, the paper does not say.
+    assert ours.ratio / (0.031 / 0.588) == pytest.approx(1.300, abs=5e-4)
+
+
+def test_attention_is_counted() -> None:
+    network = models.get("vit").build(10, 16)
+    tokens, width = 17, 128
+    block = tokens * (4 + 8) * width**2  # multiply-adds of query, key, value and output projections, and of the MLP
+    attention = 2 * tokens**2 * width
+    one_more = training_flops(network, 3, 16).client - training_flops(network, 2, 16).client
+    # Forward, and twice as much backward; the fused attention computes its scores once more for the backward pass.
+    assert one_more == 2 * (3 * block + attention + 5 * attention // 2)
+
+
+def test_counting_leaves_the_network_and_the_callers_random_numbers_alone() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), *models.get("vit").build(10, 16)).eval()
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    training_flops(network, 2, 16)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not network[1].training
+
+
+def test_the_same_is_counted_in_float64() -> None:
+    network = models.get("alexnet").build(10, 16)
+    assert training_flops(network.double(), 1, 16) == training_flops(network.float(), 1, 16)
