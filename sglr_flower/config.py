@@ -81,7 +81,9 @@ class RunConfig(BaseModel):
         "adam", description="of both sides; adam with beta 0.9/0.999, sgd without momentum"
     )
     client_lr: float = Field(1e-3, gt=0, description="eta_0, the clients' learning rate")
-    splitlr_alpha: float = Field(0.5, ge=0, le=2, description="SplitLr: the server's rate is eta_0 * C^alpha; 0: off")
+    splitlr_alpha: float = Field(
+        0.5, ge=0, le=2, description="SplitLr (sglr, slr): the server's rate is eta_0 * C^alpha; 0: off"
+    )
     lr_schedule: str = Field(
         "constant",
         description="constant, cosine, or step (x0.1 once 80 % of the rounds are done); scales both sides' rates alike",
@@ -90,7 +92,7 @@ class RunConfig(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="SplitAvg: fraction of a step's clients whose cut gradients are averaged; 0: off",
+        description="SplitAvg (sglr, sgl): fraction of a step's clients whose cut gradients are averaged; 0: off",
     )
     splitavg_phase: str = Field(
         "all",

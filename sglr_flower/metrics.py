@@ -21,7 +21,7 @@ class RoundMetrics:
     train_loss : float
         Mean loss per training sample.
     client_lr, server_lr : float
-        eta_c, and eta_s of a step in which all participants are present.
+        eta_c, and eta_s of a step in which all participants are present (0 without a server segment).
     validation_accuracy_mean, validation_accuracy_std, validation_loss_mean : float | None
         Over the clients; the standard deviation is the population's.
     test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None
@@ -33,7 +33,8 @@ class RoundMetrics:
     step_seconds_median : float
         Median wall time of a step.
     bytes_up, bytes_down : int
-        What training sent over the exchange (frames; in-process: the tensors that would have travelled).
+        What training sent: frames of the exchange, and segments that the method averages or hands on (in-process: the
+        tensors that would have travelled).
     evaluation_bytes : int
         What a client-side evaluation sent, both ways.
     """

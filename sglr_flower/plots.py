@@ -89,7 +89,7 @@ def _bare(axes: Axes) -> None:
 def _whole_numbers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(integer=True)
+    return MaxNLocator(integer=True, min_n_ticks=1)  # one round or client has one tick
 
 
 # --- curves ---
@@ -104,16 +104,17 @@ def _draw_loss(axes: Axes, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _draw_accuracy(axes: Axes, tested: Sequence[dict[str, str]]) -> None:
-    if tested:
-        rounds = [int(row["round"]) for row in tested]
-        mean = [100 * float(row["test_accuracy_mean"]) for row in tested]
-        std = [100 * float(row["test_accuracy_std"]) for row in tested]
-        axes.plot(rounds, mean, color="tab:blue", marker="o", markersize=3, label="mean over clients")
-        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-        axes.fill_between(rounds, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="± one std over clients")
-        axes.legend(loc="lower right", frameon=False)
-    else:
+    if not tested:
+        axes.set_axis_off()
         axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color="tab:gray")
+        return
+    rounds = [int(row["round"]) for row in tested]
+    mean = [100 * float(row["test_accuracy_mean"]) for row in tested]
+    std = [100 * float(row["test_accuracy_std"]) for row in tested]
+    axes.plot(rounds, mean, color="tab:blue", marker="o", markersize=3, label="mean over clients")
+    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+    axes.fill_between(rounds, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="± one std over clients")
+    axes.legend(loc="lower right", frameon=False)
     axes.set(ylabel="test accuracy (%)")
     _finish_curve(axes)
 

@@ -52,7 +52,7 @@ def new_run_dir(parent: Path | None, config: RunConfig) -> Path:
         If it cannot be made.
     """
     parent = parent or platformdirs.user_data_path("sglr-flower") / "runs"
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.dataset}"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}-{config.dataset}".replace(":", "-")  # of an import path
     for number in itertools.count(1):
         path = parent.absolute() / (stem if number == 1 else f"{stem}-{number}")
         try:

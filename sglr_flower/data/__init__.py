@@ -1,1 +1,1 @@
-"""The images and who holds them: data sets (`datasets`) and their split over the clients (`partition`)."""
+"""The images and who holds them: data sets (`datasets`), their split over the clients (`partition`), `augment`."""

@@ -129,6 +129,18 @@ def input_size(dataset: str, image_size: int = 0) -> int:
     return _SOURCES[dataset].input_size
 
 
+def channels(dataset: str) -> int:
+    """The channels of a data set's stored images: 1 for grey ones, else 3.
+
+    Raises
+    ------
+    UserError
+        The data set is unknown.
+    """
+    _check_known(dataset)
+    return 1 if dataset == "digits" or isinstance(_SOURCES.get(dataset), idx.IdxSource) else 3
+
+
 def flips(dataset: str) -> bool:
     """Whether augmentation may mirror a data set's images: not where they are digits, which it would garble.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sglr_flower.models import SplitModel
+from sglr_flower.models import SplitModel, cut_index
 
 
 class UncutModel(SplitModel):
@@ -12,7 +12,10 @@ class UncutModel(SplitModel):
 
     def client_segment(self, client: int) -> nn.Sequential:
         """The whole network with one client's initial weights."""
-        return self.whole(client)
+        network = self.whole(client)
+        if self.cut:
+            cut_index(network, self.cut)  # of no use here, but a wrong one is a mistake with every method
+        return network
 
     def server_segment(self) -> nn.Sequential:
         """No stage at all."""

@@ -1,5 +1,6 @@
 """The data sets as a run uses them."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,17 @@ from torchvision import transforms
 from torchvision.datasets import MNIST, FashionMNIST
 
 from sglr_flower.data import datasets
-from sglr_flower.data.datasets import ImageSet, ensure_present, load, names, subset, to_input
+from sglr_flower.data.datasets import (
+    ImageSet,
+    classes,
+    ensure_present,
+    flips,
+    input_size,
+    load,
+    names,
+    subset,
+    to_input,
+)
 from sglr_flower.errors import UserError
 
 
@@ -36,22 +47,54 @@ def as_rows(images):
 
 
 def test_names():
-    assert names() == ("fashion-mnist", "mnist", "digits")
+    assert names() == ("fashion-mnist", "mnist", "cifar-10", "cifar-100", "svhn", "stl-10", "digits", "folder")
 
 
 def test_unknown_data_set():
-    for use in (lambda: load("cifar", "", 0), lambda: ensure_present("cifar", "")):
-        with pytest.raises(UserError, match="dataset is 'cifar', which is not one of fashion-mnist, mnist, digits"):
+    for use in (
+        lambda: load("cifar", "", 0),
+        lambda: ensure_present("cifar", ""),
+        lambda: classes("cifar"),
+        lambda: input_size("cifar"),
+        lambda: flips("cifar"),
+    ):
+        with pytest.raises(UserError, match="dataset is 'cifar', which is not one of fashion-mnist, mnist, cifar-10, "):
             use()
 
 
 def test_importing_and_looking_are_light(tmp_path):
     code = (
-        "import sys; from sglr_flower.data import datasets, partition, idx;"
-        f"idx.SOURCES['mnist'].is_present(idx.data_folder({str(tmp_path)!r}).path);"
+        "import sys; from sglr_flower.data import augment, datasets, download, partition;"
+        f"root = download.data_folder({str(tmp_path)!r}).path;"
+        "[source.is_present(root) for source in datasets._SOURCES.values()];"
         "print([name for name in ('torchvision', 'sklearn', 'datasets', 'flwr_datasets') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# --- sizes and flips ---
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size"), [("fashion-mnist", 32), ("cifar-100", 32), ("stl-10", 48), ("digits", 16), ("folder", 32)]
+)
+def test_input_size_is_the_data_sets_own_unless_one_is_asked_for(dataset, size):
+    assert input_size(dataset) == size
+    assert input_size(dataset, 20) == 20
+
+
+def test_a_negative_size_is_the_users_mistake():
+    with pytest.raises(UserError, match="image-size is -1, but must be 0 "):
+        load("digits", "", 0, -1)
+
+
+def test_digits_of_any_kind_are_not_mirrored():
+    assert [name for name in names() if not flips(name)] == ["mnist", "svhn", "digits"]
+
+
+def test_classes_have_a_name_each():
+    numbers = {name: len(set(classes(name))) for name in names() if name != "folder"}
+    assert numbers == dict.fromkeys(numbers, 10) | {"cifar-100": 100}
 
 
 # --- ImageSet, subset ---
@@ -144,12 +187,44 @@ def test_digits_validation_follows_the_seed_and_the_test_set_does_not():
     assert as_rows(first.train) | as_rows(first.validation) == as_rows(second.train) | as_rows(second.validation)
 
 
+def test_digits_of_another_size_are_the_same_images():
+    small, large = load("digits", "", 0).test, load("digits", "", 0, 24).test
+    assert large.images.shape == (297, 1, 24, 24)
+    assert torch.equal(small.labels, large.labels)
+    assert load("digits", "", 0, 16) is load("digits", "", 0)
+
+
+# The figures published so far rest on these images and splits: a change of the code must not change one level.
+PUBLISHED = {
+    "digits": "70c200565a6254ab",
+    "fashion-mnist": "96c18279c43d7e5e",
+    "mnist": "3d6159598b81ff49",
+}
+
+
+def fingerprint(splits):
+    digest = hashlib.sha256()
+    for part in (splits.train, splits.validation, splits.test):
+        digest.update(part.images.numpy().tobytes())
+        digest.update(part.labels.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def test_digits_are_as_published():
+    assert fingerprint(load("digits", "", 0)) == PUBLISHED["digits"]
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])
+def test_real_data_are_as_published(dataset, data_dir):
+    assert fingerprint(load(dataset, data_dir, 0)) == PUBLISHED[dataset]
+
+
 def test_load_is_remembered():
     assert load("digits", "", 0) is load("digits", "/nowhere", 0)
 
 
 def test_load_depends_on_its_arguments_alone():
-    again = datasets._load_digits.__wrapped__(0)
+    again = datasets._load_digits.__wrapped__(0, 16)
     assert torch.equal(again.train.images, load("digits", "", 0).train.images)
     assert torch.equal(again.validation.labels, load("digits", "", 0).validation.labels)
 

@@ -1,4 +1,4 @@
-"""Data sets of idx files: the folder, the reading, and a download with and without a network."""
+"""Data sets of idx files: the data folder, the reading, and a download with and without a network."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
-from sglr_flower.data import idx
+from sglr_flower.data import download, idx
 from sglr_flower.data.datasets import ensure_present, load
 from sglr_flower.errors import UserError
 
@@ -106,16 +106,16 @@ def test_classes_are_torchvisions():
 
 def test_data_folder_prefers_data_dir_to_variable_to_default(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(idx.DATA_DIR_VARIABLE, str(tmp_path / "variable"))
-    assert idx.data_folder(str(tmp_path / "given")).path == tmp_path / "given"
-    assert idx.data_folder("").path == tmp_path / "variable"
-    monkeypatch.delenv(idx.DATA_DIR_VARIABLE)
-    assert idx.data_folder("").path.name == "sglr-flower"
+    monkeypatch.setenv(download.DATA_DIR_VARIABLE, str(tmp_path / "variable"))
+    assert download.data_folder(str(tmp_path / "given")).path == tmp_path / "given"
+    assert download.data_folder("").path == tmp_path / "variable"
+    monkeypatch.delenv(download.DATA_DIR_VARIABLE)
+    assert download.data_folder("").path.name == "sglr-flower"
 
 
 def test_data_folder_understands_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert idx.data_folder("~/images").path == tmp_path / "images"
+    assert download.data_folder("~/images").path == tmp_path / "images"
 
 
 @pytest.mark.parametrize(("suffix", "transform"), [("", bytes), (".gz", gzip.compress)])
@@ -164,7 +164,7 @@ def test_download_puts_the_files_in_place_and_says_nothing(mirror, tmp_path, cap
 
 def test_download_from_the_folder_of_the_variable(mirror, tmp_path, monkeypatch):
     mirror()
-    monkeypatch.setenv(idx.DATA_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(download.DATA_DIR_VARIABLE, str(tmp_path))
     ensure_present("fashion-mnist", "")
     assert FASHION.is_present(tmp_path)
 
@@ -198,7 +198,7 @@ def test_who_waited_for_a_failed_download_does_not_try_again(monkeypatch, tmp_pa
         time.sleep(0.3)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(idx, "_download_unlocked", fail_slowly)
+    monkeypatch.setattr(download, "_download_unlocked", fail_slowly)
 
     def be_first():
         with pytest.raises(UserError, match="no network"):
@@ -220,14 +220,14 @@ def test_missing_data_without_a_network_is_one_sentence(tmp_path, capfd):
     sentence = str(caught.value)
     assert sentence.startswith(f"Data set mnist is not in {tmp_path} (from data-dir)")
     assert "no network" in sentence
-    assert f"put its idx files into {tmp_path}/MNIST/raw" in sentence
+    assert "put its files there (MNIST/raw/train-images-idx3-ubyte, " in sentence
     assert "\n" not in sentence
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("no_network")
 def test_missing_data_names_the_variable_that_chose_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(idx.DATA_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(download.DATA_DIR_VARIABLE, str(tmp_path))
     with pytest.raises(UserError, match="from SGLR_DATA_DIR"):
         ensure_present("fashion-mnist", "")
 
@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 
 
 def test_a_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(idx, "_PATIENCE", 0.2)
+    monkeypatch.setattr(download, "_PATIENCE", 0.2)
     released = threading.Event()
 
     def hang(*args, **kwargs):
@@ -255,7 +255,7 @@ def test_a_look_up_that_hangs_is_given_up(monkeypatch, tmp_path):
 
 def test_a_mirror_that_stalls_is_given_up(monkeypatch, mirror, tmp_path, capfd):
     mirror(stall=True)
-    monkeypatch.setattr(idx, "_PATIENCE", 0.3)
+    monkeypatch.setattr(download, "_PATIENCE", 0.3)
     with pytest.raises(UserError, match=r"could not be downloaded there \(.*timed out"):
         ensure_present("fashion-mnist", str(tmp_path))
     assert not FASHION.is_present(tmp_path)

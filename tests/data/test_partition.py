@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglr_flower.data.partition import names, parse, partition
+from sglr_flower.data.partition import class_counts, parse, partition
 from sglr_flower.errors import UserError
 
 TEN_CLASSES = torch.arange(10).repeat(60)  # 600 images
@@ -31,10 +31,6 @@ def check_disjoint(shares, available):
 
 def as_lists(shares):
     return [share.tolist() for share in shares]
-
-
-def test_every_name_is_tested():
-    assert names() == tuple(spec.split(":")[0] for spec in ALL_SPECS)
 
 
 # --- every partition ---
@@ -197,6 +193,21 @@ def test_flower_shares_are_disjoint(spec, num_clients, cap, seed):
     shares = partition(TEN_CLASSES, spec, num_clients, cap, seed)
     assert len(shares) == num_clients
     check_disjoint(shares, 600)
+
+
+# --- counts ---
+
+
+def test_class_counts_by_hand():
+    labels = torch.tensor([0, 2, 2, 0, 1])
+    shares = [torch.tensor([0, 1, 2]), torch.tensor([4]), torch.tensor([3])]
+    assert class_counts(labels, shares, 4) == [[1, 0, 2, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("spec", ALL_SPECS)
+def test_class_counts_count_every_image_of_the_shares(spec):
+    shares = partition(TEN_CLASSES, spec, 6, 0, seed=1)
+    assert [sum(row) for row in class_counts(TEN_CLASSES, shares, 10)] == [len(share) for share in shares]
 
 
 # --- the user's mistakes ---

@@ -103,6 +103,27 @@ def test_resuming_a_finished_run_shows_its_result(through_flower: tuple[Path, st
     assert "finished already" in out
 
 
+def test_ones_own_model_and_method_train_through_flower(tmp_path: Path) -> None:
+    """From the folder where `sglr` is started; the nodes are processes of Ray with another working directory."""
+    (tmp_path / "mine.py").write_text(
+        "from collections import OrderedDict\n"
+        "from torch import nn\n"
+        "from sglr_flower import splitavg\n"
+        "from sglr_flower.methods import Method\n"
+        "def tiny(num_classes, image_size):\n"
+        "    return nn.Sequential(OrderedDict(low=nn.Conv2d(3, 2, 3, 2), top=nn.Sequential(nn.Flatten(), "
+        "nn.LazyLinear(num_classes))))\n"
+        "tiny.cut = 'low'\n"
+        "halved = Method(cut_gradient=lambda *arguments: splitavg.average(*arguments) / 2)\n"
+    )
+    config = quick(tmp_path, model="mine:tiny", method="mine:halved", num_server_rounds=1)
+    code, out, err = finished(sglr("run", config, "--run-dir", "own", cwd=tmp_path))
+
+    assert code == 0, out + err
+    assert "mine:halved with mine:tiny on digits" in out
+    assert (tmp_path / "own" / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_directory_of_another_run_is_left_alone(through_flower: tuple[Path, str]) -> None:
     run_dir, _ = through_flower
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
