@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def save_confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str
     axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(title, fontsize=10, wrap=True)
+    figure.suptitle(textwrap.fill(title, round(9 * side)), fontsize=10)
     if count <= _MOST_FIGURES:
         for (row, column), value in np.ndenumerate(percent):
             if value > 0:
@@ -78,7 +79,7 @@ def save_confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str
                 color = "white" if value > 40 else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, label="% of the true class", shrink=0.7, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    figure.colorbar(image, label="% of the true class", shrink=0.7, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_atomic(picture, content.getvalue())

@@ -85,9 +85,7 @@ class Evaluation:
         images = self.total.sum(axis=1)
         # All clients are scored on the same images, so the pooled fraction is the mean over clients.
         right = np.diagonal(self.total)
-        return {
-            name: float(right[k] / images[k]) if images[k] else None for k, name in enumerate(self.classes)
-        }
+        return {name: float(right[k] / images[k]) if images[k] else None for k, name in enumerate(self.classes)}
 
     @property
     def total(self) -> NDArray[np.int64]:
@@ -124,17 +122,19 @@ def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
     """
     if dataset == model.config.dataset:
         return run_target(model, split)
-    whole = datasets.load(dataset, model.config.data_dir, model.config.seed)
+    whole = datasets.load(dataset, model.config.data_dir, model.config.seed, model.image_size)
     if unknown := [name for name in whole.classes if name not in model.classes]:
         raise UserError(
             f"--dataset {dataset}: its class {unknown[0]!r} is none of the model's, which are {', '.join(model.classes)}"
         )
     numbers = torch.tensor([model.classes.index(name) for name in whole.classes])
     chosen = _split(whole, split)
-    images = imagefiles.as_stored(chosen.images, *trained.image_shape(model.config))
-    return Target(
-        ImageSet(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split}
-    )
+    images = chosen.images
+    if images.shape[1] > model.channels:
+        from torchvision.transforms.functional import rgb_to_grayscale  # a second to import
+
+        images = rgb_to_grayscale(images)
+    return Target(ImageSet(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split})
 
 
 def folder_target(model: Trained, folder: Path) -> Target:
@@ -146,7 +146,7 @@ def folder_target(model: Trained, folder: Path) -> Target:
         As `imagefiles.read_folder`.
     """
     folder = folder.expanduser().absolute()
-    images = imagefiles.read_folder(folder, model.classes, *trained.image_shape(model.config))
+    images = imagefiles.read_folder(folder, model.classes, model.channels, model.image_size)
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:6]  # there may be two folders of one name
     return Target(images, f"images-{folder.name}-{mark}", {"images": str(folder)})
 
@@ -188,6 +188,10 @@ def evaluate(model: Trained, images: ImageSet, clients: Iterable[int] | None = N
     confusion: dict[int, NDArray[np.int64]] = {}
     probabilities = torch.zeros(len(images), len(model.classes), dtype=torch.float64)
     for client in model.clients if clients is None else clients:
+        model.check_client(client)
+        if model.same and confusion:
+            confusion[client] = next(iter(confusion.values()))
+            continue
         logits = model.logits(client, images.images)
         counted = confusion_matrix(labels, logits.argmax(dim=1).numpy(), labels=range(len(model.classes)))
         confusion[client] = counted.astype(np.int64)
@@ -252,7 +256,9 @@ def evaluate_command(
     console = Console()
     # A bar for people; a file or pipe would fill with its frames.
     quiet = not console.is_terminal
-    evaluation = evaluate(model, target.images, track(clients, "evaluating", console=console, transient=True, disable=quiet))
+    evaluation = evaluate(
+        model, target.images, track(clients, "evaluating", console=console, transient=True, disable=quiet)
+    )
     folder = save(evaluation, model, target)
     for table in tables(evaluation, target):
         console.print(table)

@@ -1,80 +1,15 @@
-"""A user's own image files, converted as a run's data were."""
+"""A user's own labelled image files, read as a run's data were."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.images import read_image
 from sglr_flower.errors import UserError
-
-
-def read_image(path: Path, channels: int, size: int) -> Tensor:
-    """Read an image file as an image of a run's data set.
-
-    Parameters
-    ----------
-    path : Path
-        Anything that PIL reads.
-    channels : int
-        1: converted to grey, 3: to RGB.
-    size : int
-        Height and width of the result; an image that is not square is stretched.
-
-    Returns
-    -------
-    Tensor
-        uint8 (channels, size, size).
-
-    Raises
-    ------
-    UserError
-        If the file is missing or not an image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            # PIL would clip 16 bits to 8 and leave a white image.
-            source = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if "16" in image.mode else image
-            pixels = np.array(source.convert("L" if channels == 1 else "RGB"))
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    # SyntaxError is what PIL raises for a broken PNG.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} is not an image that can be read: {reason}") from None
-    planes = torch.from_numpy(pixels).reshape(1, *pixels.shape[:2], channels).permute(0, 3, 1, 2)
-    return as_stored(planes, channels, size)[0]
-
-
-def as_stored(images: Tensor, channels: int, size: int) -> Tensor:
-    """Convert images of another data set to a run's channels and size.
-
-    Parameters
-    ----------
-    images : Tensor
-        uint8 (n, 1 or 3, h, w).
-    channels, size : int
-        As in `read_image`.
-
-    Returns
-    -------
-    Tensor
-        uint8 (n, channels, size, size); bilinear as PIL does it (see `data.datasets`).
-    """
-    if images.shape[1] > channels:
-        from torchvision.transforms.functional import rgb_to_grayscale  # a second to import
-
-        images = rgb_to_grayscale(images)
-    if images.shape[-2:] != (size, size):
-        images = interpolate(images.contiguous(), size=(size, size), mode="bilinear", antialias=True)
-    return images.expand(-1, channels, -1, -1)
 
 
 def class_folder(name: str) -> str:
@@ -92,7 +27,7 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
     classes : Sequence[str]
         The classes that the model knows.
     channels, size : int
-        As in `read_image`.
+        As in `data.images.read_image`.
 
     Returns
     -------

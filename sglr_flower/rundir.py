@@ -101,8 +101,13 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "config.toml").open("x", encoding="utf-8") as file:
-                file.write(config.to_toml())
+            # A link is made whole or not at all, and not over another: killed here, the folder is still free.
+            partial = self.path / f".config.{secrets.token_hex(4)}.toml"
+            partial.write_text(config.to_toml(), encoding="utf-8")
+            try:
+                os.link(partial, self.path / "config.toml")
+            finally:
+                partial.unlink()
             write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
         except FileExistsError:
             raise UserError(

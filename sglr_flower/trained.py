@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower import assembly, checkpoint
-from sglr_flower.config import RunConfig
+from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.data import datasets
+from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.errors import UserError
 from sglr_flower.metrics import History
 from sglr_flower.rundir import RunDirectory
@@ -32,7 +35,7 @@ class Trained:
     Attributes
     ----------
     run_dir : Path
-        The run.
+        The run; absolute.
     config : RunConfig
         Its settings, with the ``data-dir`` of now.
     server_round : int
@@ -41,8 +44,14 @@ class Trained:
         What the run had recorded until then.
     clients : tuple[int, ...]
         The clients that have a network, ascending.
+    same : bool
+        Whether the method leaves all clients with one and the same network.
     classes : tuple[str, ...]
         Name of each class, by class number.
+    channels : int
+        Of the stored images: 1 for grey, else 3.
+    image_size : int
+        Their height and width in pixels.
     """
 
     run_dir: Path
@@ -50,7 +59,10 @@ class Trained:
     server_round: int
     history: History
     clients: tuple[int, ...]
+    same: bool
     classes: tuple[str, ...]
+    channels: int
+    image_size: int
     _folder: Path
     _shared: Mapping[str, Tensor] | None
     _client_segment: nn.Sequential
@@ -140,6 +152,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
     """
     directory = RunDirectory(run_dir.expanduser().absolute())
+    _find_own_code(directory.path)
     config = _with_data_dir(directory.read_config(), data_dir)
     newest = directory.latest_checkpoint()
     if newest is None:
@@ -156,7 +169,10 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         server_round=newest.server_round,
         history=History.from_json(newest.history),
         clients=clients,
-        classes=datasets.classes(config.dataset),
+        same=shared is not None,
+        classes=datasets.classes(config.dataset, config.data_dir),
+        channels=datasets.channels(config.dataset),
+        image_size=datasets.input_size(config.dataset, config.image_size),
         _folder=folder,
         _shared=shared,
         _client_segment=model.client_segment(0),  # its weights are overwritten, the shapes are every client's
@@ -164,24 +180,20 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
     )
 
 
-def image_shape(config: RunConfig) -> tuple[int, int]:
-    """Channels (1 or 3) and height = width of the run's stored images.
-
-    Raises
-    ------
-    UserError
-        If they follow from the data, and the data are missing.
-    """
-    _, channels, height, _ = assembly.splits(config).test.images.shape
-    return channels, height
-
-
 def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
     if data_dir is not None:
         return config.replace(data_dir=str(data_dir.expanduser().absolute()))
     if config.data_dir and not Path(config.data_dir).is_dir():  # the run came from another machine
-        return config.replace(data_dir="")
+        return config.replace(data_dir=os.environ.get(DATA_DIR_VARIABLE, ""))
     return config
+
+
+def _find_own_code(run_dir: Path) -> None:
+    """Put the folder in which the run was started on the import path, where its model or method is the user's own."""
+    launch = run_dir / "launch.toml"
+    code_dir = str(read_toml(launch).get("code_dir", "")) if launch.exists() else ""
+    if code_dir and code_dir not in sys.path:
+        sys.path.append(code_dir)
 
 
 def _clients_folder(run_dir: Path, newest: checkpoint.Checkpoint, clients: tuple[int, ...]) -> Path:

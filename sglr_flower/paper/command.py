@@ -26,6 +26,8 @@ from sglr_flower.paper.sweep import Failure
 from sglr_flower.paper.table import Grid, caption, entries, grid, subtitle, to_markdown, to_terminal
 from sglr_flower.paper.view import SweepView
 
+_FILE_WIDTH = 240
+
 
 def command(
     experiment: Annotated[
@@ -109,7 +111,7 @@ class Book:
         if results:
             write_atomic(
                 self.folder / "picture.png",
-                draw(self.experiment, places, results, petaflops, subtitle(self.scale, cells)),
+                draw(self.experiment, places, results, petaflops, subtitle(self.experiment, self.scale, cells)),
             )
         return table
 
@@ -153,6 +155,8 @@ def _close(book: Book, table: Grid, failures: Sequence[Failure]) -> None:
         With status 1, if a cell failed.
     """
     console = Console()
+    if not console.is_terminal:  # a file has no width at which a table must break
+        console = Console(width=_FILE_WIDTH)
     console.print(to_terminal(book.experiment.title, table))
     for name in ("table.md", "results.csv", "picture.png"):
         if (book.folder / name).exists():

@@ -182,7 +182,7 @@ EXPERIMENTS = {
             settings=_alexnet_by_method,
             paper=_paper_alexnet,
             picture="points",
-            note=_AT_HALF,
+            note=f"{_AT_HALF}; the paper does not say which form of AlexNet it is, ours is for small images",
             compute=True,
         ),
         Experiment(

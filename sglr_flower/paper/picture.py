@@ -102,9 +102,8 @@ def _heat_maps(figure: Figure, experiment: Experiment, places: Sequence[Entry]) 
         paper[place] = np.nan if entry.paper is None else entry.paper
     figure.set_size_inches(max(6.0, 1.5 + 0.75 * len(columns)), 2.4 + 0.7 * len(rows))
     low, high = float(np.nanmin([ours, paper])), float(np.nanmax([ours, paper]))
-    for axes, values, name in zip(
-        figure.subplots(2, 1, sharex=True), (ours, paper), ("ours", "the paper"), strict=True
-    ):
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, values, name in zip(panels, (ours, paper), ("ours", "the paper"), strict=True):
         image = axes.imshow(values, vmin=low, vmax=high, aspect="auto", cmap="viridis")
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
@@ -114,7 +113,7 @@ def _heat_maps(figure: Figure, experiment: Experiment, places: Sequence[Entry]) 
         axes.set_yticks(range(len(rows)), [text(row) for row in rows])
         axes.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns], fontsize="small")
         axes.set_ylabel(experiment.rows)
-        figure.colorbar(image, ax=axes, label="%")
+    figure.colorbar(image, ax=panels, label=_ACCURACY)
 
 
 def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str, float]) -> None:
@@ -134,7 +133,7 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
             fmt="o",
             capsize=3,
             color=f"C{index}",
-            label=f"ours {column}".strip(),
+            label=_named("ours", column),
         )
         known = [(_at(entry, experiment, rows) + shift, entry.paper) for entry in there if entry.paper is not None]
         panels[0].plot(
@@ -143,7 +142,7 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
             "D",
             color=f"C{index}",
             fillstyle="none",
-            label=f"the paper {column}".strip(),
+            label=_named("the paper", column),
         )
     panels[0].set_yticks(range(len(rows)), rows)
     panels[0].invert_yaxis()
@@ -153,6 +152,10 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
     for axes in panels:
         _plain(axes)
     panels[0].legend(loc="best", frameon=False, fontsize="small")
+
+
+def _named(whose: str, column: str) -> str:
+    return f"{whose}, {column}" if column else whose
 
 
 def _widths(done: Sequence[tuple[float, Estimate]]) -> list[float]:

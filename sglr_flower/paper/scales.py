@@ -65,7 +65,13 @@ SCALES = {
         ),
         Scale(
             "small",
-            {**_FULL, "samples-per-client": 300, "num-server-rounds": 15, "evaluate-every": 0},
+            {
+                **_FULL,
+                "samples-per-client": 300,
+                "num-server-rounds": 15,
+                "evaluate-every": 0,
+                "evaluate-samples": 1000,
+            },
             curves={"evaluate-every": 1, "evaluate-samples": 500},
         ),
         Scale("full", _FULL),

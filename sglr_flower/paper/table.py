@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from rich import box
 from rich.table import Table
 
 import sglr_flower
@@ -80,7 +81,7 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
     header = [experiment.rows, f"accuracy (%) {columns[0]}".strip(), "paper", "difference"]
     lines = [[text(row), *_three(found[row, columns[0]])] for row in rows]
     if experiment.compute:
-        header += ["PFLOP of a client", "paper", "ours : paper"]
+        header += ["client PFLOP", "paper", "ratio"]
         lines = [[*line, *_computation(line[0], petaflops)] for line in lines]
     return Grid(header, lines)
 
@@ -140,12 +141,13 @@ def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells
     return " ".join(filter(None, sentences))
 
 
-def subtitle(scale: Scale, cells: Sequence[Cell]) -> str:
+def subtitle(experiment: Experiment, scale: Scale, cells: Sequence[Cell]) -> str:
     """The caption in a line, for the picture."""
     config, seeds = cells[0].config, len({cell.labels["seed"] for cell in cells})
+    spread = "" if experiment.picture == "heat map" else ", 95 % intervals"
     return (
         f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
-        f"{config.num_server_rounds} rounds; {f'{seeds} seeds, 95 % intervals' if seeds > 1 else 'one seed'}"
+        f"{config.num_server_rounds} rounds; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
     )
 
 
@@ -187,12 +189,10 @@ def _thinning(experiment: Experiment, scale: Scale, cells: Sequence[Cell]) -> st
 def _accuracy(cell: Cell) -> str:
     config = cell.config
     images = f"{config.evaluate_samples:,} test images" if config.evaluate_samples else "all test images"
-    when = (
-        f"each at its best validation round of those evaluated (every {config.evaluate_every} and the last)"
-        if config.evaluate_every
-        else "in the last round"
-    )
-    return f"Accuracy is the mean over clients on {images}, {when}."
+    if config.evaluate_every == 0:
+        return f"Accuracy is the mean over clients on {images}, in the last round."
+    rounds = "" if config.evaluate_every == 1 else f" of those evaluated, every {config.evaluate_every}th and the last"
+    return f"Accuracy is the mean over clients on {images}, each at its best validation round{rounds}."
 
 
 def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
@@ -225,9 +225,10 @@ def to_markdown(title: str, sentences: str, table: Grid, command: str) -> str:
 
 def to_terminal(title: str, table: Grid) -> Table:
     """The same table for rich."""
-    shown = Table(title=title, show_lines=any("\n" in field for row in table.rows for field in row))
+    tall = any("\n" in field for row in table.rows for field in row)
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_lines=tall)
     for index, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if index else "left")
+        shown.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown

@@ -1,0 +1,152 @@
+"""Tables, CSV and pictures from hand-made results, with intervals computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sglr_flower.metrics import COLUMNS
+from sglr_flower.paper.cells import Cell, select
+from sglr_flower.paper.command import Book
+from sglr_flower.paper.experiments import EXPERIMENTS
+from sglr_flower.paper.results import SUMMARY_COLUMNS, estimate
+from sglr_flower.paper.scales import SCALES
+from sglr_flower.paper.sweep import run_dir
+from sglr_flower.paper.table import subtitle
+
+
+def finish(folder: Path, cell: Cell, percent: float, curve: tuple[float, ...] = ()) -> None:
+    """Write what a finished run of ``cell`` leaves, as far as tables and pictures read it."""
+    directory = run_dir(folder, cell)
+    directory.mkdir(parents=True)
+    summary = dict.fromkeys(SUMMARY_COLUMNS, 7) | {"test_accuracy_mean": percent / 100, "train_loss": None}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    rows = [
+        dict.fromkeys(COLUMNS, "") | {"round": number, "test_accuracy_mean": value / 100}
+        for number, value in enumerate(curve, start=1)
+    ]
+    with (directory / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def book(folder: Path, name: str, scale: str, seeds: int, only: str = "") -> Book:
+    experiment = EXPERIMENTS[name]
+    return Book(
+        experiment, SCALES[scale], folder, tuple(select(experiment.cells(SCALES[scale], range(seeds)), only)), ""
+    )
+
+
+def test_the_interval_is_students_t_over_seeds() -> None:
+    """Values 80, 82, 84: s = 2, t(0.975; 2) = 4.302653, half width 4.302653 * 2 / sqrt(3) = 4.968276."""
+    found = estimate([80.0, 82.0, 84.0])
+    assert (found.mean, found.seeds) == (82.0, 3)
+    assert found.half_width == pytest.approx(4.968276, abs=1e-6)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert estimate([80.0]).half_width is None
+
+
+def test_a_field_is_ours_with_its_interval_then_the_papers_then_the_difference(tmp_path: Path) -> None:
+    made = book(tmp_path, "table1", "small", 3, "clients=2|20")
+    for cell in made.selected:
+        if cell.labels["clients"] == 2 and cell.labels["alpha"] == 0:
+            finish(tmp_path, cell, {0: 80.0, 1: 82.0, 2: 84.0}[int(cell.labels["seed"])])
+        if cell.labels["clients"] == 20 and cell.labels["alpha"] == 1.5 and cell.labels["seed"] == 0:
+            finish(tmp_path, cell, 50.0)
+    table = made.write()
+    assert table.header == ["clients", "alpha 0", "alpha 0.5", "alpha 1", "alpha 1.5", "alpha 2"]
+    assert table.rows[0][:2] == ["2", "82.00 ± 4.97\n82.04\n-0.04"]
+    assert table.rows[0][2] == "-\n81.76\n-"  # not finished
+    assert table.rows[1][4] == "50.00"  # the paper reports none
+    markdown = (tmp_path / "table.md").read_text()
+    assert "| 2 | 82.00 ± 4.97<br>82.04<br>-0.04 |" in markdown
+    assert "over the seeds 0, 1, 2, of which a place has 1 to 3" in markdown
+    assert "4 of 30 cells are finished" in markdown
+
+
+def test_a_single_columns_figures_stand_side_by_side(tmp_path: Path) -> None:
+    made = book(tmp_path, "methods", "small", 1)
+    for cell, percent in zip(made.selected, range(70, 80), strict=True):
+        finish(tmp_path, cell, float(percent))
+    table = made.write()
+    assert table.header == ["method", "accuracy (%) clients 10", "paper", "difference"]
+    assert table.rows[0] == ["sglr", "70.00", "85.22", "-15.22"]
+    assert table.rows[4] == ["sfl", "74.00", "-", "-"]
+    assert "One seed (0), so there is no interval." in (tmp_path / "table.md").read_text()
+
+
+def test_table_4_counts_the_computation_of_a_client(tmp_path: Path) -> None:
+    """FedAvg trains the whole network on the client's samples, centralised training on those of all five."""
+    made = book(tmp_path, "table4", "small", 1)
+    for cell in made.selected:
+        finish(tmp_path, cell, 85.0)
+    rows = {row[0]: row for row in made.write().rows}
+    ours = {method: float(row[4]) for method, row in rows.items()}
+    assert ours["centralized"] == pytest.approx(5 * ours["fedavg"], rel=0.01)
+    assert ours["sglr"] == ours["sfl"] == ours["psl"] < 0.1 * ours["fedavg"]
+    assert [rows["fedavg"][5], rows["psl"][5]] == ["0.588", "0.031"]
+
+
+def test_the_caption_says_what_a_scale_reduces(tmp_path: Path) -> None:
+    for scale in ("full", "small", "smoke"):
+        made = book(tmp_path / scale, "table1", scale, 1)
+        finish(made.folder, made.selected[0], 85.0)
+        made.write()
+    full, small, smoke = ((tmp_path / scale / "table.md").read_text() for scale in ("full", "small", "smoke"))
+    assert "the paper's setting at full length" in full
+    assert "reduced" not in full
+    assert "Left out" not in full
+    samples = SCALES["small"].values["samples-per-client"]
+    assert f"samples-per-client {samples} instead of 1,000, num-server-rounds 15 instead of 250" in small
+    assert "Left out: clients 1, 4, 6, 8, 15." in small
+    assert "in the last round" in small
+    assert "dataset digits instead of fashion-mnist" in smoke
+    assert "alpha 0.5, 1.5, 2" in smoke
+
+
+def test_the_csv_has_one_whole_row_per_finished_cell(tmp_path: Path) -> None:
+    made = book(tmp_path, "table1", "smoke", 2)
+    for cell in made.selected[:5]:
+        finish(tmp_path, cell, 81.5)
+    made.write()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(rows) == 5
+    assert list(rows[0]) == ["method", "clients", "alpha", "seed", *SUMMARY_COLUMNS, "run_dir"]
+    assert (rows[4]["clients"], rows[4]["seed"], rows[4]["test_accuracy_mean"]) == ("2", "1", "0.815")
+    assert (rows[4]["train_loss"], rows[4]["run_dir"]) == ("", "cells/psl_clients-2_alpha-0_seed-1")
+
+
+def test_cells_of_earlier_calls_stay_in_the_table(tmp_path: Path) -> None:
+    """Another filter, or fewer seeds, adds to what there is."""
+    for cell in book(tmp_path, "table1", "smoke", 2, "clients=2").selected:
+        finish(tmp_path, cell, 80.0)
+    later = book(tmp_path, "table1", "smoke", 1, "clients=4,alpha=1")
+    finish(tmp_path, later.selected[0], 90.0)
+    table = later.write()
+    assert [row[0] for row in table.rows] == ["2", "4"]
+    assert table.rows[0][1] == "80.00 ± 0.00\n82.04\n-2.04"
+    assert table.rows[1] == ["4", "-", "90.00\n82.93\n+7.07"]
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_experiment_draws_its_picture(tmp_path: Path, name: str) -> None:
+    """Of two seeds, with one cell missing; that a picture shows what it should is for eyes."""
+    made = book(tmp_path, name, "smoke", 2)
+    for index, cell in enumerate(made.selected[:-1]):
+        finish(tmp_path, cell, 70.0 + index, (50.0 + index, 70.0 + index))
+    made.write()
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_names_its_scale(tmp_path: Path) -> None:
+    made = book(tmp_path, "fig2", "full", 3)
+    assert subtitle(made.experiment, made.scale, made.selected) == (
+        "scale full: resnet16 on fashion-mnist, 1,000 samples per client, 250 rounds; mean of 3 seeds, 95 % intervals"
+    )
