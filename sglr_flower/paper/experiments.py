@@ -39,6 +39,8 @@ class Experiment:
         What of the setting is our choice.
     compute : bool
         Whether the client's computation stands beside the accuracy (Table 4).
+    baseline : str
+        The row that the others are compared with, seed by seed; empty: none.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Experiment:
     picture: Picture
     note: str = ""
     compute: bool = False
+    baseline: str = ""
 
     def base(self, scale: Scale) -> dict[str, Scalar]:
         """The run-config values that all of its cells have in common."""
@@ -230,6 +233,7 @@ EXPERIMENTS = {
             paper=_paper_of_method,
             picture="points",
             note=f"{_AT_HALF}; not a table of the paper, which has numbers for some cells in Table 2",
+            baseline="psl",
         ),
     )
 }

@@ -33,11 +33,15 @@ class Entry:
         In percent, over seeds; None if no seed is finished.
     paper : float | None
         The paper's, in percent; None if it reports none.
+    over : Estimate | None
+        By how much it is above the experiment's baseline, in percentage points: a difference for every seed that both
+        have, as they share data, split and order of samples.
     """
 
     labels: Mapping[str, Label]
     accuracy: Estimate | None
     paper: float | None
+    over: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,24 @@ def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Res
     """The places of ``cells`` in the table, with what is finished of them."""
     there = {place: estimate([result.accuracy for result in found]) for place, found in by_place(results).items()}
     places = dict.fromkeys(cell.place for cell in cells)
-    return [Entry(dict(place), there.get(place), experiment.paper(dict(place))) for place in places]
+    return [
+        Entry(dict(place), there.get(place), experiment.paper(dict(place)), _over(experiment, dict(place), results))
+        for place in places
+    ]
+
+
+def _over(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> Estimate | None:
+    if not experiment.baseline or place[experiment.rows] == experiment.baseline:
+        return None
+    own = _by_seed(place, results)
+    base = _by_seed({**place, experiment.rows: experiment.baseline}, results)
+    differences = [own[seed] - base[seed] for seed in own.keys() & base.keys()]
+    return estimate(differences) if differences else None
+
+
+def _by_seed(place: Mapping[str, Label], results: Sequence[Result]) -> dict[Label, float]:
+    found = by_place(results).get(tuple(place.items()), [])
+    return {result.cell.labels["seed"]: result.accuracy for result in found}
 
 
 def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
@@ -80,6 +101,9 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
         return Grid([experiment.rows, *columns], [[text(row), *line] for row, line in zip(rows, fields, strict=True)])
     header = [experiment.rows, f"accuracy (%) {columns[0]}".strip(), "paper", "difference"]
     lines = [[text(row), *_three(found[row, columns[0]])] for row in rows]
+    if experiment.baseline:
+        header.append(f"over {experiment.baseline}")
+        lines = [[*line, _signed(found[row, columns[0]].over)] for row, line in zip(rows, lines, strict=True)]
     if experiment.compute:
         header += ["client PFLOP", "paper", "ratio"]
         lines = [[*line, *_computation(line[0], petaflops)] for line in lines]
@@ -100,10 +124,15 @@ def _compact(entry: Entry | None) -> str:
 
 
 def _ours(accuracy: Estimate | None) -> str:
-    if accuracy is None:
-        return _MISSING
-    interval = "" if accuracy.half_width is None else f" ± {accuracy.half_width:.2f}"
-    return f"{accuracy.mean:.2f}{interval}"
+    return _MISSING if accuracy is None else f"{accuracy.mean:.2f}{_interval(accuracy)}"
+
+
+def _signed(difference: Estimate | None) -> str:
+    return _MISSING if difference is None else f"{difference.mean:+.2f}{_interval(difference)}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.half_width is None else f" ± {estimate.half_width:.2f}"
 
 
 def _difference(entry: Entry) -> str:
@@ -213,7 +242,10 @@ def _layout(experiment: Experiment, places: Sequence[Entry]) -> str:
 
 
 def _note(experiment: Experiment) -> str:
-    return f"{experiment.note[0].upper()}{experiment.note[1:]}." if experiment.note else ""
+    sentences = f"{experiment.note[0].upper()}{experiment.note[1:]}." if experiment.note else ""
+    if experiment.baseline:
+        sentences += f" Over {experiment.baseline}: percentage points, seed by seed."
+    return sentences.strip()
 
 
 def to_markdown(title: str, sentences: str, table: Grid, command: str) -> str:

@@ -76,10 +76,24 @@ def test_a_single_columns_figures_stand_side_by_side(tmp_path: Path) -> None:
     for cell, percent in zip(made.selected, range(70, 80), strict=True):
         finish(tmp_path, cell, float(percent))
     table = made.write()
-    assert table.header == ["method", "accuracy (%) clients 10", "paper", "difference"]
-    assert table.rows[0] == ["sglr", "70.00", "85.22", "-15.22"]
-    assert table.rows[4] == ["sfl", "74.00", "-", "-"]
+    assert table.header == ["method", "accuracy (%) clients 10", "paper", "difference", "over psl"]
+    assert table.rows[0] == ["sglr", "70.00", "85.22", "-15.22", "-3.00"]
+    assert table.rows[4] == ["sfl", "74.00", "-", "-", "+1.00"]
     assert "One seed (0), so there is no interval." in (tmp_path / "table.md").read_text()
+
+
+def test_methods_are_compared_with_psl_seed_by_seed(tmp_path: Path) -> None:
+    """SGLR 82, 85 against PSL 80, 82: differences 2 and 3, s = 0.7071, t(0.975; 1) = 12.7062, half width 6.3531."""
+    made = book(tmp_path, "methods", "small", 2, "method=psl|sglr|sfl")
+    for cell in made.selected:
+        percent = {("psl", 0): 80.0, ("psl", 1): 82.0, ("sglr", 0): 82.0, ("sglr", 1): 85.0, ("sfl", 1): 81.0}
+        if (key := (cell.labels["method"], cell.labels["seed"])) in percent:
+            finish(tmp_path, cell, percent[key])
+
+    table = made.write()
+
+    assert table.header[-1] == "over psl"
+    assert {row[0]: row[-1] for row in table.rows} == {"sglr": "+2.50 ± 6.35", "psl": "-", "sfl": "-1.00"}
 
 
 def test_table_4_counts_the_computation_of_a_client(tmp_path: Path) -> None:
