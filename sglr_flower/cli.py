@@ -20,10 +20,13 @@ from sglr_flower import assembly, imports, report
 from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.errors import UserError
+from sglr_flower.evaluation import evaluate_command
+from sglr_flower.export import export_command
 from sglr_flower.launch import Resources, check_fits, simulate
 from sglr_flower.machine import available_cpus
 from sglr_flower.paper.command import command as paper
 from sglr_flower.plots import save_curves, save_partition
+from sglr_flower.prediction import predict_command
 from sglr_flower.rundir import RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
@@ -49,10 +52,6 @@ class Launch(BaseModel):
     def resources(self) -> Resources:
         """The size of the simulation."""
         return Resources(self.nodes, self.cpus_per_node, self.gpus_per_node)
-
-
-app.command("paper")(paper)
-app.command("report")(report.command)
 
 
 @app.command()
@@ -94,6 +93,7 @@ def run(
     parsed = parsed.replace(run_dir=str(chosen))
     directory = RunDirectory(chosen)
     directory.claim(parsed)
+    directory.partition(*assembly.class_counts(parsed))  # with evaluate = "client" the server does not know it
     write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump()).encode())
     _train(parsed, directory, launch)
 
@@ -126,6 +126,13 @@ def keys() -> None:
     for row in documentation():
         table.add_row(*row)
     Console().print(table)
+
+
+app.command("report")(report.command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+app.command("predict")(predict_command)
+app.command("paper")(paper)
 
 
 def _read_launch(directory: RunDirectory) -> Launch:

@@ -71,7 +71,7 @@ def save_confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str
     axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.suptitle(textwrap.fill(title, round(9 * side)), fontsize=10)
+    figure.suptitle(textwrap.fill(title, round(12 * side)), fontsize=10)
     if count <= _MOST_FIGURES:
         for (row, column), value in np.ndenumerate(percent):
             if value > 0:

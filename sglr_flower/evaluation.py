@@ -1,4 +1,4 @@
-"""Scoring what a run has trained: per client, per class, on the run's test images, another data set or one's own files."""
+"""Scoring what a run has trained, per client and per class: on the run's images, another data set or own files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -90,7 +91,8 @@ class Evaluation:
     @property
     def total(self) -> NDArray[np.int64]:
         """The confusion matrix summed over clients."""
-        return np.sum(list(self.confusion.values()), axis=0, dtype=np.int64)
+        summed: NDArray[np.int64] = np.sum(list(self.confusion.values()), axis=0, dtype=np.int64)
+        return summed
 
     def spread(self) -> dict[str, float]:
         """Accuracy over clients: mean, std (the population's) and quantiles from min to max."""
@@ -125,15 +127,11 @@ def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
     whole = datasets.load(dataset, model.config.data_dir, model.config.seed, model.image_size)
     if unknown := [name for name in whole.classes if name not in model.classes]:
         raise UserError(
-            f"--dataset {dataset}: its class {unknown[0]!r} is none of the model's, which are {', '.join(model.classes)}"
+            f"--dataset {dataset}: its class {unknown[0]!r} is none of the model's: {', '.join(model.classes)}"
         )
     numbers = torch.tensor([model.classes.index(name) for name in whole.classes])
     chosen = _split(whole, split)
-    images = chosen.images
-    if images.shape[1] > model.channels:
-        from torchvision.transforms.functional import rgb_to_grayscale  # a second to import
-
-        images = rgb_to_grayscale(images)
+    images = imagefiles.grey(chosen.images) if chosen.images.shape[1] > model.channels else chosen.images
     return Target(ImageSet(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split})
 
 
@@ -255,10 +253,8 @@ def evaluate_command(
         clients, target = (client,), only(target, model, client)
     console = Console()
     # A bar for people; a file or pipe would fill with its frames.
-    quiet = not console.is_terminal
-    evaluation = evaluate(
-        model, target.images, track(clients, "evaluating", console=console, transient=True, disable=quiet)
-    )
+    shown = track(clients, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+    evaluation = evaluate(model, target.images, shown)
     folder = save(evaluation, model, target)
     for table in tables(evaluation, target):
         console.print(table)
@@ -268,7 +264,7 @@ def evaluate_command(
 def tables(evaluation: Evaluation, target: Target) -> list[Table]:
     """An evaluation for the terminal: over clients, per client (or the spread of many), per class (or the worst)."""
     spread, accuracy = evaluation.spread(), evaluation.accuracy
-    title = f"accuracy (%) on {evaluation.images:,} images: {', '.join(target.description.values())}"
+    title = f"accuracy (%) on {evaluation.images:,} images: {escape(', '.join(target.description.values()))}"
     caption = "ensemble: the mean of the clients' probabilities decides"
     overall = Table("clients", "mean", "std", "min", "max", "ensemble", title=title, caption=caption)
     figures = [spread["mean"], spread["std"], spread["min"], spread["max"], evaluation.ensemble_accuracy]
@@ -289,7 +285,7 @@ def tables(evaluation: Evaluation, target: Target) -> list[Table]:
         classes.title = f"the {MOST_ROWS} hardest of {len(rows)} classes"
         rows = sorted(rows, key=lambda row: row[1])[:MOST_ROWS]
     for name, value in rows:
-        classes.add_row(name, _percent(value))
+        classes.add_row(escape(name), _percent(value))
     return [*shown, classes]
 
 

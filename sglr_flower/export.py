@@ -138,13 +138,20 @@ def export_command(
 def _program(network: nn.Sequential, model: Trained) -> torch.export.ExportedProgram:
     example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=assembly.dtype(model.config))
     # Two images: torch would take a batch of one for a constant.
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with torch.no_grad():
-            return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # torch.export raises of many kinds, for what it cannot trace in a user's own network
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model = {model.config.model!r} cannot be exported by torch.export: {reason}") from error
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        try:
+            return torch.export.export(network, (example,), dynamic_shapes=dynamic)
+        except Exception:  # it raises of many kinds, for what it cannot trace
+            # Slower, and reads the code instead of running it: it keeps a batch size free that was asked with len(x),
+            # as our vit does.
+            try:
+                return torch.export.export(network, (example,), dynamic_shapes=dynamic, strict=True)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(
+                    f"model = {model.config.model!r} cannot be exported by torch.export: {reason}"
+                ) from error
 
 
 def _is_export(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A user's own labelled image files, read as a run's data were."""
+"""Images that are not a run's own, made as a run's data were: labelled files, and colour made grey."""
 
 from __future__ import annotations
 
@@ -6,10 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.data.images import read_image
 from sglr_flower.errors import UserError
+
+
+def grey(images: Tensor) -> Tensor:
+    """Grey images as PIL's ``convert("L")`` makes them of colour ones; torchvision's are a level darker.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 (n, 3, h, w).
+
+    Returns
+    -------
+    Tensor
+        uint8 (n, 1, h, w).
+    """
+    red, green, blue = images.int().split(1, dim=1)
+    # ITU-R 601-2 luma in 16-bit fixed point, rounded.
+    luma: Tensor = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return luma.to(torch.uint8)
 
 
 def class_folder(name: str) -> str:
@@ -47,7 +67,8 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
     found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if unknown := [name for name in found if name not in numbers]:
         raise UserError(f"--images {folder}: {unknown[0]!r} is no class of the model; they are {', '.join(numbers)}")
-    files = make_dataset(folder, {name: numbers[name] for name in found}, IMG_EXTENSIONS, allow_empty=True)
+    known = {name: numbers[name] for name in found}
+    files = make_dataset(folder, known, IMG_EXTENSIONS, allow_empty=True) if known else []
     if not files:
         raise UserError(f"--images {folder}: it must hold CLASS/IMAGE files; the classes are {', '.join(numbers)}")
     images = torch.stack([read_image(Path(path), channels, size) for path, _ in files])

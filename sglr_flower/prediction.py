@@ -41,9 +41,8 @@ def predict(model: Trained, images: Tensor, client: int | None = None) -> Tensor
     UserError
         If the run has no such client.
     """
-    if client is None:
-        clients = model.clients[:1] if model.same else model.clients
-    else:
+    clients = model.clients[:1] if model.same else model.clients
+    if client is not None:
         clients = (client,)
     total = torch.zeros(len(images), len(model.classes), dtype=torch.float64)
     for one in clients:

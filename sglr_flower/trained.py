@@ -1,4 +1,4 @@
-"""The result of a run: every client's network as one ordinary `torch.nn.Sequential`, from the newest whole checkpoint."""
+"""The result of a run: each client's network as a `torch.nn.Sequential`, from the newest whole checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -217,4 +216,4 @@ def _load_weights(segment: nn.Sequential, weights: Mapping[str, Tensor], folder:
 
 def softmax(logits: Tensor) -> Tensor:
     """Probabilities float64 (n, classes) of logits."""
-    return cast(Tensor, torch.softmax(logits.double(), dim=1))
+    return torch.softmax(logits.double(), dim=1)
