@@ -27,14 +27,12 @@ from sglr_flower.machine import available_cpus
 from sglr_flower.paper.command import command as paper
 from sglr_flower.plots import save_curves, save_partition
 from sglr_flower.prediction import predict_command
-from sglr_flower.rundir import RunDirectory, new_run_dir, read_json
+from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
 app = typer.Typer(
     help="SGLR split learning on Flower.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
-LAUNCH = "launch.toml"
-"""File in the run directory that says how the run was started, for `sglr resume`."""
 
 
 class Launch(BaseModel):
@@ -104,10 +102,8 @@ def resume(
 ) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
-    launch = _read_launch(directory)
-    if launch.code_dir:
-        sys.path.append(launch.code_dir)
     config = directory.read_config()
+    launch = _read_launch(directory)
     summary = read_json(directory.path / "summary.json")
     if "test_accuracy_mean" in summary:
         Console().print("this run is finished already")

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ STATUS_INTERVAL = 0.2
 
 UNDER_WAY = ("starting", "training")
 """States in ``status.json`` of a run whose process is alive; the others are ``finished`` and ``failed``."""
+
+LAUNCH = "launch.toml"
+"""File that says how `sglr run` started the run, for `sglr resume`."""
 
 LOCK_SECONDS = 10.0
 """How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
@@ -121,6 +125,8 @@ class RunDirectory:
     def read_config(self) -> RunConfig:
         """The resolved config of the run in this folder.
 
+        A model or method of the user's own is looked for where the run was started, too.
+
         Raises
         ------
         UserError
@@ -128,6 +134,10 @@ class RunDirectory:
         """
         if not (self.path / "config.toml").is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.toml")
+        launch = self.path / LAUNCH
+        code_dir = str(read_toml(launch).get("code_dir", "")) if launch.exists() else ""
+        if code_dir and code_dir not in sys.path:
+            sys.path.append(code_dir)
         try:
             return RunConfig.parse(read_toml(self.path / "config.toml"))
         except UserError as error:

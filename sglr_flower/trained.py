@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower import assembly, checkpoint
-from sglr_flower.config import RunConfig, read_toml
+from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.errors import UserError
@@ -151,7 +150,6 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
     """
     directory = RunDirectory(run_dir.expanduser().absolute())
-    _find_own_code(directory.path)
     config = _with_data_dir(directory.read_config(), data_dir)
     newest = directory.latest_checkpoint()
     if newest is None:
@@ -185,14 +183,6 @@ def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
     if config.data_dir and not Path(config.data_dir).is_dir():  # the run came from another machine
         return config.replace(data_dir=os.environ.get(DATA_DIR_VARIABLE, ""))
     return config
-
-
-def _find_own_code(run_dir: Path) -> None:
-    """Put the folder in which the run was started on the import path, where its model or method is the user's own."""
-    launch = run_dir / "launch.toml"
-    code_dir = str(read_toml(launch).get("code_dir", "")) if launch.exists() else ""
-    if code_dir and code_dir not in sys.path:
-        sys.path.append(code_dir)
 
 
 def _clients_folder(run_dir: Path, newest: checkpoint.Checkpoint, clients: tuple[int, ...]) -> Path:
