@@ -164,6 +164,22 @@ def test_places_and_timeouts_do_not_keep_seeds_apart_but_settings_do(runs: Path)
     assert built.common["batch-size"] == 8
 
 
+def test_a_groups_name_has_no_more_settings_than_tell_it_apart(runs: Path) -> None:
+    """A method's own settings go without saying, until two groups have the same method."""
+    edit_config(runs / "b0", splitavg_phi=0.0)
+    built = groups.build(dirs(runs, "a0", "b0"))
+    assert sorted(group.name for group in built.groups) == ["psl", "sglr"]
+    assert built.differing == ("method", "splitavg-phi")
+
+    edit_config(runs / "a1", splitavg_phi=0.25)
+    built = groups.build(dirs(runs, "a0", "a1", "b0"))
+    assert sorted(group.name for group in built.groups) == [
+        "psl, splitavg-phi 0.0",
+        "sglr, splitavg-phi 0.25",
+        "sglr, splitavg-phi 0.5",
+    ]
+
+
 def test_an_unfinished_run_is_shown_with_what_it_has_and_bends_no_mean(runs: Path) -> None:
     make_unfinished(runs / "a2")
     edit_rows(runs / "a2", lambda rows: rows[0].update(test_accuracy_mean="0.99", steps="77"))

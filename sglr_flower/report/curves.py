@@ -119,7 +119,7 @@ def _finish(axes: Axes, look: Look) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25 if look.dark else 0.35, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -175,7 +175,9 @@ def build(run_dirs: Sequence[Path]) -> Report:
         raise UserError("a report needs at least one run directory, none is given")
     runs = read_all(run_dirs)
     differing = differing_keys(runs)
-    groups = [group for alike in _alike(runs) for group in _split(alike, differing)]
+    sets = _alike(runs)
+    telling = _telling([compared(alike[0]) for alike in sets], differing)
+    groups = [group for alike in sets for group in _split(alike, telling)]
     groups.sort(key=_rank, reverse=True)
     return Report(tuple(groups), differing)
 
@@ -258,6 +260,19 @@ def _split(alike: Sequence[Run], differing: Sequence[str]) -> list[Group]:
         progress = f"unfinished, {len(run.rows)} of {run.config.num_server_rounds} rounds"
         groups.append(Group(printable(f"{name} ({run.path}: {progress})"), (run,)))
     return groups
+
+
+def _telling(settings: Sequence[Mapping[str, Scalar]], differing: Sequence[str]) -> tuple[str, ...]:
+    """The first differing key, and of the others those that are needed to tell the groups apart.
+
+    A method often brings settings of its own: "sglr" then says as much as "sglr, splitavg-phi 0.5".
+    """
+    keys = tuple(differing)
+    for key in reversed(differing[1:]):
+        fewer = tuple(kept for kept in keys if kept != key)
+        if len({tuple(values[kept] for kept in fewer) for values in settings}) == len(settings):
+            keys = fewer
+    return keys
 
 
 def _name(run: Run, differing: Sequence[str]) -> str:
