@@ -14,6 +14,7 @@ from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
 from sglr_flower.data.datasets import ImageSet, Splits
+from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
 from sglr_flower.split.cohort import Cohort
@@ -68,14 +69,14 @@ def splits(config: RunConfig) -> Splits:
     return datasets.load(config.dataset, config.data_dir, config.seed, config.image_size)
 
 
-def model(config: RunConfig) -> SplitModel:
-    """The model, its cut and its initial weights."""
+def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
+    """The model, its cut and its initial weights; ``num_classes`` where the data are not there to tell."""
     method = methods.get(config.method)
     kind = UncutModel if method.whole else SplitModel
     return kind(
         name=config.model,
         cut=config.cut,
-        num_classes=len(datasets.classes(config.dataset, config.data_dir)),
+        num_classes=num_classes or len(datasets.classes(config.dataset, config.data_dir)),
         image_size=datasets.input_size(config.dataset, config.image_size),
         seed=config.seed,
         # Segments are averaged or handed on only where they started alike (SplitFed and FedAvg, Algorithm 1 of each).
@@ -144,9 +145,19 @@ def check(config: RunConfig) -> None:
     """
     datasets.ensure_present(config.dataset, config.data_dir)
     network = model(config)
-    network.client_segment(0)
+    _check_trainable(config.model, network.client_segment(0))
     network.server_segment()
     client_data(config, [])
+
+
+def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:
+    """Refuse a client segment that cannot be trained or stored; no model of ours is such a one."""
+    wrong = f"run-config key model = {name!r}: its client segment"
+    if not any(parameter.requires_grad for parameter in segment.parameters()):
+        raise UserError(f"{wrong} must have a weight that is trained: cut it above the first such stage")
+    stored = [tensor.untyped_storage().data_ptr() for tensor in segment.state_dict().values()]
+    if len(set(stored)) < len(stored):
+        raise UserError(f"{wrong} must not use the same weight under two names, as checkpoints and messages name each")
 
 
 def evaluation_images(config: RunConfig) -> dict[str, ImageSet]:

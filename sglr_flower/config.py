@@ -92,7 +92,8 @@ class RunConfig(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="SplitAvg (sglr, sgl): fraction of a step's clients whose cut gradients are averaged; 0: off",
+        description="SplitAvg (sglr, sgl): fraction of a step's clients (rounded to whole ones) whose cut gradients "
+        "are averaged; 0: off",
     )
     splitavg_phase: str = Field(
         "all",

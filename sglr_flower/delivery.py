@@ -127,6 +127,8 @@ def sum_metrics(replies: Iterable[Message]) -> MetricRecord:
     for reply in replies:
         for record in reply.content.metric_records.values():
             for name, value in record.items():
+                if name.startswith("local-"):
+                    continue  # a mean or a median of one node
                 before = total.get(name, 0)
                 assert isinstance(value, int | float)
                 assert isinstance(before, int | float)
@@ -146,12 +148,6 @@ def local_result(reply: Message) -> RoundResult:
         name.removeprefix("local-"): value for name, value in metrics.items() if name.startswith("local-")
     }
     return RoundResult(**values)
-
-
-def integers(value: object) -> list[int]:
-    """A list of integers out of a record."""
-    assert isinstance(value, list)
-    return [int(item) for item in value]
 
 
 def integer(answer: ConfigRecord, key: str) -> int:

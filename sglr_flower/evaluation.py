@@ -124,11 +124,13 @@ def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
     """
     if dataset == model.config.dataset:
         return run_target(model, split)
-    whole = datasets.load(dataset, model.config.data_dir, model.config.seed, model.image_size)
-    if unknown := [name for name in whole.classes if name not in model.classes]:
+    # Names first: what does not fit need not be downloaded. And a folder of images is no place for other data sets.
+    data_dir = "" if model.config.dataset == "folder" else model.config.data_dir
+    if unknown := [name for name in datasets.classes(dataset, data_dir) if name not in model.classes]:
         raise UserError(
             f"--dataset {dataset}: its class {unknown[0]!r} is none of the model's: {', '.join(model.classes)}"
         )
+    whole = datasets.load(dataset, data_dir, model.config.seed, model.image_size)
     numbers = torch.tensor([model.classes.index(name) for name in whole.classes])
     chosen = _split(whole, split)
     images = imagefiles.grey(chosen.images) if chosen.images.shape[1] > model.channels else chosen.images
@@ -264,7 +266,8 @@ def evaluate_command(
 def tables(evaluation: Evaluation, target: Target) -> list[Table]:
     """An evaluation for the terminal: over clients, per client (or the spread of many), per class (or the worst)."""
     spread, accuracy = evaluation.spread(), evaluation.accuracy
-    title = f"accuracy (%) on {evaluation.images:,} images: {escape(', '.join(target.description.values()))}"
+    what = escape(", ".join(target.description.values()))
+    title = f"accuracy (%) of the last checkpoint on {evaluation.images:,} images: {what}"
     caption = "ensemble: the mean of the clients' probabilities decides"
     overall = Table("clients", "mean", "std", "min", "max", "ensemble", title=title, caption=caption)
     figures = [spread["mean"], spread["std"], spread["min"], spread["max"], evaluation.ensemble_accuracy]

@@ -32,8 +32,9 @@ def load(path: str, key: str) -> Any:
     wrong = f"run-config key {key} = {path!r}"
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:  # ValueError: an empty name
-        raise UserError(f"{wrong}: module {module_name!r} cannot be imported ({error})") from None
+    except Exception as error:  # whatever the user's own module does while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{wrong}: module {module_name!r} cannot be imported ({reason})") from error
     try:
         return getattr(module, name)
     except AttributeError:

@@ -62,6 +62,11 @@ class Method:
         return self.server == "none"
 
     @property
+    def one_network(self) -> bool:
+        """Whether all clients end with the same network."""
+        return self.shares_segment or self.pooled
+
+    @property
     def shares_segment(self) -> bool:
         """Whether between rounds all clients have the same client segment, which the server then knows."""
         return self.average or self.sequential

@@ -33,8 +33,9 @@ class RoundMetrics:
     step_seconds_median : float
         Median wall time of a step.
     bytes_up, bytes_down : int
-        What training sent: frames of the exchange, and segments that the method averages or hands on (in-process: the
-        tensors that would have travelled).
+        What training sent between the nodes and the server: frames of the exchange, and segments that the method
+        averages or hands on (in-process: the tensors that would have travelled). What a node's clients have in common,
+        SplitAvg's average or their averaged segments, travels once for the node.
     evaluation_bytes : int
         What a client-side evaluation sent, both ways.
     """

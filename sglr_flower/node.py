@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sglr_flower import assembly, checkpoint
 from sglr_flower.config import RunConfig
+from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
 from sglr_flower.split.cohort import Cohort
@@ -62,12 +63,13 @@ def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> 
 
 @replies
 def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Tell the server which partition this node is, how many like it run at once, and whether it reaches the port."""
+    """Tell the server which partition this node is, what it can compute with, and whether it reaches the port."""
     blocked = stream.can_reach(str(order["address"]), str(order["secret"])) if order["address"] else "not asked"
     answer: dict[str, int | str] = {
         "partition-id": int(context.node_config.get("partition-id", -1)),
         "num-partitions": int(context.node_config.get("num-partitions", -1)),
         "capacity": concurrent_nodes(),
+        "threads": assigned_cpus(),
         "blocked": blocked,
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
@@ -75,14 +77,14 @@ def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict
 
 @replies
 def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Take clients: load their data; their segments are sent, or kept here, or initial ones. Tell their sizes."""
+    """Take clients: load their data; their segments are sent, or kept here, or initial ones. Tell sizes and classes."""
     # The server's own config, so that both sides compute from one truth whatever this node's app was started with;
     # only where the data lie is this node's to know.
     config = RunConfig.parse(message.content.config_records[CONFIG])
     if own := str(context.node_config.get("data-dir", "")):
         config = config.replace(data_dir=own)
     context.state[CONFIG] = ConfigRecord({**config.values()})
-    clients = _integers(order["clients"])
+    clients = integers(order["clients"])
     states: dict[int, dict[str, Tensor]] = {}
     if STATES in message.content.config_records:
         states = unpack_states(message.content)
@@ -91,7 +93,9 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
         states = {client: checkpoint.load_client(folder, client) for client in clients}
     cohort = assembly.cohort(config, clients, states)
     _keep(context, cohort)
-    return RecordDict({ANSWER: ConfigRecord({"sizes": [len(data) for data in cohort.data.values()]})})
+    sizes = [len(data) for data in cohort.data.values()]
+    classes = list(datasets.classes(config.dataset, config.data_dir))
+    return RecordDict({ANSWER: ConfigRecord({"sizes": sizes, "classes": classes})})
 
 
 @replies
@@ -174,6 +178,14 @@ def concurrent_nodes() -> int:
     return min(actors, 32, (os.cpu_count() or 1) + 4)
 
 
+def assigned_cpus() -> int:
+    """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return 0
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
 def _config(context: Context) -> RunConfig:
     return RunConfig.parse(context.state.config_records[CONFIG])
 
@@ -182,7 +194,7 @@ def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[
     """The node's cohort, with the shared segment if the message brings one, and what to train."""
     cohort = _recall(context)
     plan = assembly.plan(_config(context), int(_number(order, "round")))
-    plan = replace(plan, clients=tuple(_integers(order["clients"])))  # all, or those whose turn it is
+    plan = replace(plan, clients=tuple(integers(order["clients"])))  # all, or those whose turn it is
     _take_shared(cohort, plan.clients, message)
     return cohort, plan
 
@@ -230,7 +242,8 @@ def _trained(cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None) 
     ``num-examples`` is what Flower's FedAvg weighs nodes by: a mean of the nodes' means is the clients' mean.
     """
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
-    metrics: dict[str, int | float] = {"num-clients": len(cohort.clients), "num-examples": samples}
+    here = len(set(cohort.clients) & set(plan.clients))
+    metrics: dict[str, int | float] = {"num-clients": here, "num-examples": samples}
     if local is not None:
         metrics |= {f"local-{name}": value for name, value in asdict(local).items()}
     content = RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({**metrics})})
@@ -292,7 +305,8 @@ def unpack_states(content: RecordDict) -> dict[int, dict[str, Tensor]]:
     return dict(sorted(grouped.items()))
 
 
-def _integers(value: object) -> list[int]:
+def integers(value: object) -> list[int]:
+    """A list of integers out of a record."""
     assert isinstance(value, list)
     return [int(item) for item in value]
 

@@ -141,7 +141,7 @@ class RunDirectory:
         try:
             return RunConfig.parse(read_toml(self.path / "config.toml"))
         except UserError as error:
-            raise UserError(f"{self.path / 'config.toml'} is damaged: {error}") from None
+            raise UserError(f"{self.path / 'config.toml'} cannot be used: {error}") from None
 
     @contextmanager
     def session(self, config: RunConfig) -> Iterator[None]:

@@ -24,13 +24,13 @@ from sglr_flower import assembly, methods, training
 from sglr_flower.checkpoint import Checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
-from sglr_flower.delivery import Pending, RoundLink, array_bytes, integer, integers, local_result, sum_metrics
+from sglr_flower.delivery import Pending, RoundLink, array_bytes, integer, local_result, sum_metrics
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.grid import GridLink
 from sglr_flower.exchange.stream import MAX_STREAMS, ExchangeError, StreamServer
 from sglr_flower.machine import available_cpus
 from sglr_flower.metrics import History
-from sglr_flower.node import ANSWER, ARRAYS, CONFIG, ORDER, STATES, pack_states, unpack_states
+from sglr_flower.node import ANSWER, ARRAYS, CONFIG, ORDER, STATES, integers, pack_states, unpack_states
 from sglr_flower.rundir import RunDirectory, new_run_dir
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.plan import RoundPlan, spread
@@ -105,7 +105,7 @@ class SplitStrategy(Strategy):
         Returns
         -------
         Result
-            ``arrays``: the final server segment; per round the training and evaluation metrics.
+            ``arrays``: the final server segment, or FedAvg's network; per round the training and evaluation metrics.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class SplitStrategy(Strategy):
             kinds = replies[0].content.array_records[ARRAYS].to_torch_state_dict()
             means = averaged.to_torch_state_dict()
             opened.average = {name: averaging.as_like(tensor, kinds[name]) for name, tensor in means.items()}
-        self._metrics[plan.server_round] = metrics or MetricRecord()
+        self._metrics[plan.server_round] = _added(self._metrics.get(plan.server_round), metrics)
 
     @contextmanager
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
@@ -265,17 +265,21 @@ class SplitStrategy(Strategy):
         parts = spread(len(assembly.clients(self.config)), len(answers))
         self._hosted = {node: clients for node, clients in zip(answers, parts, strict=True) if clients}
         self._streaming = self._choose_streaming(answers)
-        capacity = max(integer(answer, "capacity") for answer in answers.values())
-        if capacity:
-            # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
-            self._threads = max(1, available_cpus() // min(capacity, self.count))
+        # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
+        self._threads = min(available_cpus(), max(integer(answer, "threads") for answer in answers.values()))
         orders = [self._assignment(node, clients, restored) for node, clients in self._hosted.items()]
         sizes: dict[int, int] = {}
+        classes: dict[int, object] = {}
         for node, reply in self._deliver(orders, SETUP_SECONDS).items():
             counted = reply.content.config_records[ANSWER]["sizes"]
             assert isinstance(counted, list)
             sizes |= dict(zip(self._hosted[node], (int(size) for size in counted), strict=True))
+            classes[node] = reply.content.config_records[ANSWER]["classes"]
         self.sizes = dict(sorted(sizes.items()))
+        first = next(iter(classes))
+        for node, names in classes.items():
+            if names != classes[first]:  # with images of their own (dataset "folder"), nodes may not have the same
+                raise UserError(f"nodes {first} and {node} have different classes: {classes[first]} and {names}")
         log.info("%d client(s) on %d node(s), exchange: %s", len(sizes), self.count, self.exchange)
         self.directory.status(nodes=self.count, exchange=self.exchange)
 
@@ -370,7 +374,8 @@ class SplitStrategy(Strategy):
         restored = self.directory.latest_checkpoint()
         assert restored is not None  # the last round has one
         result = Result()
-        result.arrays = ArrayRecord(optimizers.segment_weights(restored.server_state()))
+        shared = restored.shared_weights() if self._method.whole else None
+        result.arrays = ArrayRecord(shared or optimizers.segment_weights(restored.server_state()))
         for row in History.from_json(restored.history).rows:
             figures = {name: value for name, value in asdict(row).items() if value is not None}
             evaluated = {name: value for name, value in figures.items() if name.startswith(("validation", "test"))}
@@ -380,6 +385,14 @@ class SplitStrategy(Strategy):
             if evaluated:
                 result.evaluate_metrics_serverapp[row.round] = MetricRecord(evaluated)
         return result
+
+
+def _added(earlier: MetricRecord | None, now: MetricRecord | None) -> MetricRecord:
+    """The sums of a round's turns so far, and of one more."""
+    total: dict[str, Any] = dict(earlier or {})
+    for name, value in (now or {}).items():
+        total[name] = total.get(name, 0) + value
+    return MetricRecord(total)
 
 
 def serve(grid: Grid, values: Mapping[str, Any]) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sglr_flower import assembly, checkpoint
+from sglr_flower import assembly, checkpoint, models
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.errors import UserError
 from sglr_flower.metrics import History
-from sglr_flower.rundir import RunDirectory
+from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
 from sglr_flower.split.optimizers import segment_weights
 
@@ -92,7 +92,7 @@ class Trained:
             weights = segment_weights(checkpoint.load_client(self._folder, client))
         _load_weights(segment, weights, self._folder, self.config.model)
         server = copy.deepcopy(self._server_segment)
-        return nn.Sequential(OrderedDict([*segment.named_children(), *server.named_children()])).eval()
+        return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
 
     @torch.inference_mode()
     def logits(self, client: int, images: Tensor) -> Tensor:
@@ -157,7 +157,8 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
     clients = tuple(assembly.clients(config))
     shared = newest.shared_weights()
     folder = newest.folder if shared is not None else _clients_folder(directory.path, newest, clients)
-    model = assembly.model(config)
+    classes = _classes(directory.path, config)
+    model = assembly.model(config, len(classes))
     server_segment = model.server_segment()
     _load_weights(server_segment, segment_weights(newest.server_state()), newest.folder, config.model)
     return Trained(
@@ -167,7 +168,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         history=History.from_json(newest.history),
         clients=clients,
         same=shared is not None,
-        classes=datasets.classes(config.dataset, config.data_dir),
+        classes=classes,
         channels=datasets.channels(config.dataset),
         image_size=datasets.input_size(config.dataset, config.image_size),
         _folder=folder,
@@ -183,6 +184,12 @@ def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
     if config.data_dir and not Path(config.data_dir).is_dir():  # the run came from another machine
         return config.replace(data_dir=os.environ.get(DATA_DIR_VARIABLE, ""))
     return config
+
+
+def _classes(run_dir: Path, config: RunConfig) -> tuple[str, ...]:
+    """The class names as they were when the run began; a folder of images may have changed, or not be here."""
+    names = read_json(run_dir / "partition.json").get("classes")
+    return tuple(names) if names else datasets.classes(config.dataset, config.data_dir)
 
 
 def _clients_folder(run_dir: Path, newest: checkpoint.Checkpoint, clients: tuple[int, ...]) -> Path:
@@ -202,6 +209,10 @@ def _load_weights(segment: nn.Sequential, weights: Mapping[str, Tensor], folder:
     except (RuntimeError, KeyError) as error:  # torch names the tensors that differ, over several lines
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {folder} does not fit model = {model!r}: {reason}") from None
+
+
+def _stages(segment: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    return list(zip(models.stage_names(segment), segment, strict=True))
 
 
 def softmax(logits: Tensor) -> Tensor:

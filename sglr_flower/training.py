@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint
+from sglr_flower import assembly, checkpoint, methods
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.metrics import History, RoundMetrics, evaluation_columns
@@ -183,7 +183,8 @@ def train(
         "method": config.method,
         "model": config.model,
         "dataset": config.dataset,
-        "clients": config.num_clients,
+        "clients": len(assembly.clients(config)),
+        "one_network": methods.get(config.method).one_network,
         "nodes": nodes.count,
         "exchange": nodes.exchange,
         **history.summary(),

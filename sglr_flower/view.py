@@ -93,11 +93,12 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     table.add_column(style="bold")
     table.add_column()
     loss = "not a number: it diverged" if summary["train_loss"] is None else f"{summary['train_loss']:.4f}"
+    one = summary.get("one_network", False)
+    of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
     rows = {
-        "test accuracy": f"{100 * summary['test_accuracy_mean']:.2f} ± {100 * summary['test_accuracy_std']:.2f} % "
-        f"on {summary['evaluated_images']:,} images (mean ± std over clients, each at its best validation round)",
-        "last round": f"{100 * summary['last_round_test_accuracy_mean']:.2f} ± "
-        f"{100 * summary['last_round_test_accuracy_std']:.2f} %, training loss {loss}",
+        "test accuracy": f"{_accuracy(summary, 'test_accuracy', one)} on {summary['evaluated_images']:,} images ({of} "
+        "best validation round)",
+        "last round": f"{_accuracy(summary, 'last_round_test_accuracy', one)}, training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
@@ -107,6 +108,11 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _accuracy(summary: dict[str, Any], figure: str, one: bool) -> str:
+    spread = "" if one else f" ± {100 * summary[f'{figure}_std']:.2f}"
+    return f"{100 * summary[f'{figure}_mean']:.2f}{spread} %"
 
 
 def _duration(seconds: float) -> str:

@@ -216,12 +216,13 @@ def test_colour_is_made_grey_as_pil_does_it() -> None:
     assert np.array_equal(made[0, 0].numpy(), np.array(Image.fromarray(pixels).convert("L")))
 
 
-def test_a_data_set_of_other_classes_is_refused(model: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = assembly.splits(model.config)
-    shirts = Splits(splits.train, splits.validation, splits.test, ("0", "Shirt"))
-    monkeypatch.setattr(evaluation.datasets, "load", lambda *_: shirts)
-    with pytest.raises(UserError, match=r"^--dataset fashion-mnist: its class 'Shirt' is none of the model's: 0, 1, 2"):
+def test_a_data_set_of_other_classes_is_refused_before_it_is_downloaded(
+    model: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SGLR_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"^--dataset fashion-mnist: its class 'T-shirt/top' is none of the model's: 0"):
         evaluation.dataset_target(model, "fashion-mnist")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_an_unknown_class_is_refused_with_the_known_ones(model: Trained, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def get(name: str) -> Model:
         ) from None
 
 
+def stage_names(network: nn.Sequential) -> list[str]:
+    """The stages' names, in order; unlike ``named_children`` with a module that occurs twice."""
+    return list(network._modules)
+
+
 def cut_index(network: nn.Sequential, cut: str) -> int:
     """Number of stages in the client segment, for a cut given as a stage's name or as that number.
 
@@ -82,11 +87,12 @@ def cut_index(network: nn.Sequential, cut: str) -> int:
     UserError
         If there is no such stage, or one of the segments would be empty; the sentence lists the right cuts.
     """
-    names = [name for name, _ in network.named_children()]
-    if cut in names[:-1]:
-        return names.index(cut) + 1
+    names = stage_names(network)
+    # A number first: the stages of an nn.Sequential without names are called 0, 1, ..., which are no counts.
     if cut.isdecimal() and 1 <= int(cut) < len(names):
         return int(cut)
+    if cut in names[:-1] and not cut.isdecimal():
+        return names.index(cut) + 1
     raise UserError(
         f"run-config key cut = {cut!r}: it must be one of {', '.join(names[:-1])}, "
         f"or a number of stages from 1 to {len(names) - 1}"

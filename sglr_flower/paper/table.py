@@ -197,7 +197,7 @@ def _reduction(experiment: Experiment, scale: Scale) -> str:
         if here[key] != value and key not in _NOT_IN_RESULTS
     ]
     if not changed:
-        return "This is the paper's setting at full length."
+        return "This is the paper's setting at full length, with our choices where it leaves one."
     return f"This is the scale {scale.name}, **reduced** from the paper's setting: {', '.join(changed)}."
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sglr_flower import methods
 from sglr_flower.config import Scalar
 from sglr_flower.errors import UserError
 from sglr_flower.report.runs import Run, read_all
@@ -18,7 +19,7 @@ from sglr_flower.report.runs import Run, read_all
 CONFIDENCE = 0.95
 """Of the intervals over seeds."""
 
-NOT_COMPARED = ("seed", "run-dir", "resume", "data-dir", "step-timeout", "checkpoint-every")
+NOT_COMPARED = ("seed", "run-dir", "resume", "step-timeout", "checkpoint-every")
 """Keys in which runs may differ and still repeat the same training: the seed, places, and what changes no figure."""
 
 SPEAKING = ("method", "model", "dataset", "partition", "optimizer")
@@ -111,7 +112,10 @@ class Group:
         """What stands behind the ± of its accuracies."""
         if len(self.runs) > 1:
             return f"{100 * CONFIDENCE:.0f} % interval, {len(self.runs)} seeds"
-        return f"std over {self.runs[0].config.num_clients} clients"
+        config = self.runs[0].config
+        if methods.get(config.method).one_network:
+            return "one network, one seed"
+        return f"std over {config.num_clients} clients"
 
     def curve(self, figure: Literal["train_loss", "test_accuracy_mean"]) -> Curve:
         """A column of ``metrics.csv`` per round."""
@@ -184,7 +188,10 @@ def build(run_dirs: Sequence[Path]) -> Report:
 
 def compared(run: Run) -> dict[str, Scalar]:
     """The settings by which runs are told apart."""
-    return {key: value for key, value in run.config.values().items() if key not in NOT_COMPARED}
+    settings = {key: value for key, value in run.config.values().items() if key not in NOT_COMPARED}
+    if run.config.dataset != "folder":
+        del settings["data-dir"]  # where a published data set lies makes no difference
+    return settings
 
 
 def differing_keys(runs: Sequence[Run]) -> tuple[str, ...]:

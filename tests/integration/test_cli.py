@@ -299,7 +299,7 @@ def test_missing_data_and_no_network_is_one_sentence(tmp_path: Path) -> None:
     ("damage", "words"),
     [
         (lambda run: (run / "config.toml").unlink(), ["is not a run directory"]),
-        (lambda run: (run / "config.toml").write_text("method = 7"), ["config.toml is damaged", "method"]),
+        (lambda run: (run / "config.toml").write_text("method = 7"), ["config.toml cannot be used", "method"]),
         (lambda run: (run / "launch.toml").write_text("nodes = 'two'"), ["launch.toml is damaged", "nodes", "'two'"]),
         (lambda run: (run / "launch.toml").write_text("nodes = "), ["launch.toml is not valid TOML"]),
         (lambda run: [file.unlink() for file in run.glob("checkpoints/*/server.safetensors")], ["no checkpoint"]),
