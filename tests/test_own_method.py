@@ -47,6 +47,8 @@ def test_the_rule_sees_the_gradients_of_the_active_clients() -> None:
         ("no_such_module:robust", "module 'no_such_module' cannot be imported"),
         ("own_method:not_a_method", "it must be a sglr_flower.methods.Method"),
         (":", "cannot be imported"),
+        (".own_method:robust", "cannot be imported (TypeError"),
+        ("broken_module:robust", "cannot be imported (RuntimeError: not today)"),
     ],
 )
 def test_a_wrong_name_is_a_sentence_with_the_key_and_the_value(name: str, said: str) -> None:

@@ -164,6 +164,12 @@ def test_places_and_timeouts_do_not_keep_seeds_apart_but_settings_do(runs: Path)
     assert built.common["batch-size"] == 8
 
 
+def test_two_folders_of_images_are_two_data_sets(runs: Path) -> None:
+    for name, folder in (("a0", "/cats"), ("a1", "/dogs")):
+        edit_config(runs / name, dataset="folder", data_dir=folder)
+    assert len(groups.build(dirs(runs, "a0", "a1")).groups) == 2
+
+
 def test_a_groups_name_has_no_more_settings_than_tell_it_apart(runs: Path) -> None:
     """A method's own settings go without saying, until two groups have the same method."""
     edit_config(runs / "b0", splitavg_phi=0.0)
