@@ -106,7 +106,9 @@ class Book:
         table = grid(self.experiment, places, petaflops)
         sentences = caption(self.experiment, self.scale, places, cells, len(results))
         write_atomic(self.folder / "results.csv", to_csv(self.folder, results))
-        markdown = to_markdown(self.experiment.title, sentences, table, self.line)
+        earlier = len(cells) > len(self.selected)
+        line = f"{self.line}    # and earlier calls, for the cells that this one leaves out" if earlier else self.line
+        markdown = to_markdown(self.experiment.title, sentences, table, line)
         write_atomic(self.folder / "table.md", markdown.encode())
         if results:
             write_atomic(

@@ -147,6 +147,7 @@ def test_cells_of_earlier_calls_stay_in_the_table(tmp_path: Path) -> None:
     assert [row[0] for row in table.rows] == ["2", "4"]
     assert table.rows[0][1] == "80.00 ± 0.00\n82.04\n-2.04"
     assert table.rows[1] == ["4", "-", "90.00\n82.93\n+7.07"]
+    assert "# and earlier calls, for the cells that this one leaves out" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
