@@ -30,7 +30,8 @@ def load(path: str) -> tuple[Callable[[int, int], nn.Sequential], str]:
     """
     function = imports.load(path, "model")
     wrong = f"run-config key model = {path!r}: it must"
-    if not callable(function) or isinstance(function, nn.Module):  # a network instead of the function that makes one
+    # Neither a network instead of the function that makes one, nor what a slip of the pen names, such as os:kill.
+    if not callable(function) or isinstance(function, nn.Module) or inspect.isbuiltin(function):
         raise UserError(f"{wrong} be a function {_SIGNATURE}, not a {type(function).__name__}")
     try:
         inspect.signature(function).bind(10, 32)

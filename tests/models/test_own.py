@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -96,6 +97,7 @@ def test_its_weights_are_the_clients_and_unmoved_by_the_check(install: Install) 
     ("thing", "sentence"),
     [
         (nn.Sequential(), r"must be a function .*, not a Sequential"),
+        (math.pow, r"must be a function .*, not a builtin_function_or_method"),
         (3, r"must be a function \(num_classes: int, image_size: int\) -> torch\.nn\.Sequential, not a int"),
         (lambda num_classes: small(num_classes, 32), r"must be a function .*too many positional arguments"),
         (lambda a, b, c: small(a, b), r"must be a function .*missing a required argument: 'c'"),
