@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 _HOME = tempfile.TemporaryDirectory(prefix="sglr-tests-")
@@ -17,3 +18,7 @@ os.environ |= {
     # Two processes of two threads each on two cores take twenty times as long. Simulated nodes set their own number.
     "OMP_NUM_THREADS": "1",
 }
+
+# A shell starts what runs in its background with Ctrl-C ignored, which children inherit: tests that interrupt a child
+# would wait for ever. With a handler here, children start with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
