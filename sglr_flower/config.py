@@ -125,8 +125,26 @@ class RunConfig(BaseModel):
     step_timeout: float = Field(
         300.0,
         gt=0,
-        description="seconds that a node or the server waits for the other "
-        "side's next frame before the round ends in an error",
+        description="seconds that a node or the server waits for the other side's next frame; a node that is later "
+        "leaves the round",
+    )
+    start_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="seconds that a node may take to begin a round, and that a round waits for nodes to come back "
+        "where too few are left",
+    )
+    min_clients: int = Field(
+        0,
+        ge=0,
+        description="clients that must be left for a round to go on without nodes that fail; 0: all that take part in "
+        "it, so that a node that fails ends the round",
+    )
+    round_retries: int = Field(
+        0,
+        ge=0,
+        description="how often a round that lost too many clients is trained again, from the weights before it; then "
+        "the run ends",
     )
     evaluate: Literal["server", "client"] = Field(
         "server",
@@ -157,7 +175,9 @@ class RunConfig(BaseModel):
         False, description="continue the run in run-dir from its last checkpoint; set by `sglr resume`"
     )
 
-    @field_validator("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", mode="before")
+    @field_validator(
+        "client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout", mode="before"
+    )
     @classmethod
     def _whole_number_is_a_rate(cls, value: object) -> object:
         # TOML and `-s key=1` give an int where a person means 1.0; bool is an int in Python and no number here.
