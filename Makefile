@@ -1,12 +1,16 @@
 # Two commands: `make run` trains SGLR for real through `flwr run`; `make test` shows that it is correct.
+# `make deploy-demo` trains on a SuperLink and three SuperNodes with TLS and authentication, on this machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint proto clean
+.PHONY: run deploy-demo test lint proto clean
 run: $(STAMP)
 	$(BIN)/sglr run configs/quickstart.toml
+
+deploy-demo: $(STAMP)
+	$(BIN)/sglr federation demo configs/deploy.toml
 
 test: lint
 	$(BIN)/python -m pytest

@@ -92,8 +92,11 @@ def server(config: RunConfig) -> ServerSegment:
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
-    """The train images of some clients."""
+    """The train images of some clients; with partition "own" the node's, so these must be all that the node hosts."""
     train = splits(config).train
+    if config.partition == "own":
+        owned = partition.deal(train.labels, len(clients), config.samples_per_client, config.seed)
+        return {client: train.take(share) for client, share in zip(clients, owned, strict=True)}
     shares = _shares(config)
     if methods.get(config.method).pooled:
         shares = [torch.cat(shares)]
@@ -135,19 +138,48 @@ def cohort(
     return made
 
 
-def check(config: RunConfig) -> None:
+def refuse_own_partition(config: RunConfig) -> None:
+    """Refuse partition "own" where no node has data of its own: in a simulation, and in one process.
+
+    Raises
+    ------
+    UserError
+        If the run-config has it.
+    """
+    if config.partition == "own":
+        raise UserError(
+            "run-config key partition = 'own': it needs nodes with images of their own (`sglr run --federation`), "
+            "which a simulation and --in-process do not have"
+        )
+
+
+def check(config: RunConfig, *, own_data: bool = False) -> None:
     """Find every mistake of a run-config that shows without training: before anything is started or written.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    own_data : bool
+        Whether its nodes may have data of their own, as those of a federation.
 
     Raises
     ------
     UserError
         If the model or cut is unknown, the data are missing, or they do not suffice for the partition.
     """
+    if not own_data:
+        refuse_own_partition(config)
+    if config.partition == "own" and methods.get(config.method).pooled:
+        raise UserError(
+            f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"
+        )
     datasets.ensure_present(config.dataset, config.data_dir)
     network = model(config)
     _check_trainable(config.model, network.client_segment(0))
     network.server_segment()
-    client_data(config, [])
+    if config.partition != "own":
+        client_data(config, [])
 
 
 def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:

@@ -15,12 +15,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sglr_flower.errors import UserError
@@ -43,11 +43,15 @@ class Checkpoint:
         The last round that is in it.
     history : dict[str, Any]
         What the run had recorded until then (JSON).
+    versions : dict[int, int]
+        Client -> the last round that it had finished, of clients whose node had left that one (see
+        `sglr_flower.roster`); all others had finished ``server_round``.
     """
 
     folder: Path
     server_round: int
     history: dict[str, Any]
+    versions: dict[int, int] = field(default_factory=dict)
 
     def server_state(self) -> dict[str, Tensor]:
         """The server segment's and its optimizer's tensors."""
@@ -59,14 +63,10 @@ class Checkpoint:
         return safetensors.torch.load_file(path) if path.exists() else None
 
     def client_states(self, clients: Iterable[int]) -> dict[int, dict[str, Tensor]]:
-        """The clients' tensors.
-
-        Raises
-        ------
-        UserError
-            If the checkpoint does not hold a client's.
-        """
-        return {client: load_client(self.folder, client) for client in clients}
+        """The tensors of those of ``clients`` whose states are the server's to have; it never had an absent one's."""
+        return {
+            client: load_client(self.folder, client) for client in clients if client_file(self.folder, client).exists()
+        }
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -98,10 +98,10 @@ def client_file(folder: Path, client: int) -> Path:
 
 
 def save_clients(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Write clients' states into a checkpoint folder."""
+    """Write clients' states into a checkpoint folder, each file with the SHA-256 of its tensors."""
     (folder / "clients").mkdir(parents=True, exist_ok=True)
     for client, state in states.items():
-        write_atomic(client_file(folder, client), _pack(state))
+        write_atomic(client_file(folder, client), _pack(state, sealed=True))
 
 
 def load_client(folder: Path, client: int) -> dict[str, Tensor]:
@@ -114,9 +114,14 @@ def load_client(folder: Path, client: int) -> dict[str, Tensor]:
     """
     path = client_file(folder, client)
     try:
-        return safetensors.torch.load_file(path)
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            seal = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint file {path} cannot be read: {error}") from None
+    if seal is not None and seal != _seal(state):
+        raise UserError(f"checkpoint file {path} does not have the SHA-256 it was written with")
+    return state
 
 
 def save(
@@ -126,11 +131,12 @@ def save(
     client_states: Mapping[int, Mapping[str, Tensor]],
     history: Mapping[str, Any],
     shared: Mapping[str, Tensor] | None = None,
+    versions: Mapping[int, int] | None = None,
 ) -> Path:
     """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
 
     ``client_states`` is empty where the nodes keep their clients' states themselves; ``shared`` is the client segment
-    of all clients, where they have the same.
+    of all clients, where they have the same; ``versions`` as in `Checkpoint`.
     """
     partial = checkpoints / f".round-{server_round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +145,8 @@ def save(
     if shared is not None:
         write_atomic(partial / "shared.safetensors", _pack(shared))
     files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
-    state = {"round": server_round, "files": files, "history": history}
+    behind = {str(client): version for client, version in (versions or {}).items()}
+    state = {"round": server_round, "files": files, "history": history, "versions": behind}
     # A hash of itself too: a figure changed by a flipped bit would still be JSON.
     written = {"sha256": _state_hash(state), "state": state}
     write_atomic(partial / "state.json", json.dumps(written).encode())
@@ -156,6 +163,11 @@ def prune(checkpoints: Path) -> None:
     """Drop all but the newest checkpoints of a folder."""
     for old in _rounds(checkpoints)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)  # another node may keep its clients in the same folder
+
+
+def rounds(checkpoints: Path) -> list[int]:
+    """The rounds of the checkpoints in a folder, newest first."""
+    return [int(folder.name.removeprefix("round-")) for folder in _rounds(checkpoints)]
 
 
 def latest(checkpoints: Path) -> Checkpoint | None:
@@ -199,18 +211,22 @@ def _verify(folder: Path) -> Checkpoint:
             raise ValueError(f"{name} is missing")
         if _sha256(path) != expected:
             raise ValueError(f"{name} does not have the SHA-256 it was written with")
-    return Checkpoint(folder, state["round"], state["history"])
+    versions = {int(client): version for client, version in state.get("versions", {}).items()}
+    return Checkpoint(folder, state["round"], state["history"], versions)
 
 
 def _state_hash(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _pack(state: Mapping[str, Tensor]) -> bytes:
-    content: bytes = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    )
+def _pack(state: Mapping[str, Tensor], *, sealed: bool = False) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    content: bytes = safetensors.torch.save(tensors, {"sha256": _seal(tensors)} if sealed else None)
     return content
+
+
+def _seal(state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(dict(state))).hexdigest()
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from sglr_flower import methods, splitavg, splitlr
 from sglr_flower.errors import UserError
@@ -189,6 +189,13 @@ class RunConfig(BaseModel):
         methods.get(value)
         return value
 
+    @field_validator("min_clients")
+    @classmethod
+    def _at_most_all_clients(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("num_clients", value):
+            raise ValueError(f"it must be at most num-clients = {info.data['num_clients']}")
+        return value
+
     @field_validator("lr_schedule")
     @classmethod
     def _known_schedule(cls, value: str) -> str:
@@ -214,6 +221,11 @@ class RunConfig(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UserError(_sentence(error)) from None
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether the run may go on without a node that fails."""
+        return self.min_clients > 0 or self.round_retries > 0
 
     def values(self) -> dict[str, Scalar]:
         """All keys (kebab-case) and values, as they are written to TOML and sent to nodes."""

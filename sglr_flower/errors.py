@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The sentence names the key or file, the value found there, and what is allowed.
     """
+
+
+class TooFewClients(RuntimeError):
+    """Fewer clients are left in a round than it needs (run-config key ``min-clients``)."""

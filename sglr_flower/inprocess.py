@@ -15,7 +15,7 @@ from sglr_flower.rundir import RunDirectory
 from sglr_flower.split import averaging
 from sglr_flower.split.plan import RoundPlan, spread
 from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession, train_locally
-from sglr_flower.training import OpenRound, Weights
+from sglr_flower.training import Attended, OpenRound, Weights
 
 
 class InProcessNodes:
@@ -45,6 +45,17 @@ class InProcessNodes:
         }
         self.count = len(self.cohorts)
         self.sizes = {i: len(data) for cohort in self.cohorts.values() for i, data in cohort.data.items()}
+
+    absent = frozenset[int]()
+
+    def versions(self, server_round: int) -> dict[int, int]:
+        """No client misses a round."""
+        return {}
+
+    @contextmanager
+    def attempt(self, plan: RoundPlan, number: int) -> Iterator[Attended]:
+        """All are there."""
+        yield Attended(plan, nodes=self.count)
 
     @contextmanager
     def train(self, plan: RoundPlan, shared: Weights | None) -> Iterator[OpenRound]:

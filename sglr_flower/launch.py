@@ -1,24 +1,17 @@
 """Runs a Flower app on a private simulation SuperLink and says how it ended.
 
 ``flwr run`` alone leaves a SuperLink behind that others may share, and exits 0 when the ServerApp raised. Here
-SuperLink, SuperExec, simulation, Ray and the ``flwr`` command form one process group that belongs to one call.
-A keeper process leads that group and reads from a pipe whose other end only the caller holds. The pipe closes
-when the call ends in whatever way, SIGKILL included, and then the keeper ends the group and itself.
+SuperLink, SuperExec, simulation, Ray and the ``flwr`` command form one process group that belongs to one call
+(`processes.keeper`).
 """
 
 import contextlib
 import http.client
-import itertools
 import json
 import math
 import os
 import re
-import select
-import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +21,11 @@ from typing import IO
 
 from sglr_flower.errors import UserError
 from sglr_flower.machine import available_cpus
+from sglr_flower.processes import complaint, environment, free_port, keeper, said_since, script
 
 _Process = subprocess.Popen[bytes]
 
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
-END_SECONDS = 5.0  # Flower's own force-exit limit, so waiting longer brings nothing
 
 # What Flower raises in place of the exception that matters; that one stands earlier in the log.
 _WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
@@ -121,7 +114,7 @@ def simulate(
     with log_file.open("ab") as log, _superlink(log_file, code_dir) as link:
         before = log_file.stat().st_size
         if not link.wait_until_up():
-            return Outcome(False, f"Flower's SuperLink did not start: {_complaint(log_file, before)}")
+            return Outcome(False, f"Flower's SuperLink did not start: {complaint(log_file, before)}")
         command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
         command += ["--federation-config", _federation_config(resources, own_ray)]
         with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
@@ -130,8 +123,8 @@ def simulate(
                 time.sleep(interval)
         watch()
         if link.keeper.poll() is not None:
-            return Outcome(False, f"Flower's SuperLink ended during the run: {_complaint(log_file, before)}")
-        return _outcome(link.recorded_run(), log_file, before)
+            return Outcome(False, f"Flower's SuperLink ended during the run: {complaint(log_file, before)}")
+        return outcome_of(link.recorded_run(), log_file, before)
 
 
 @dataclass(frozen=True)
@@ -157,7 +150,7 @@ class _SuperLink:
     @contextlib.contextmanager
     def flwr(self, arguments: Sequence[str], stdout: IO[bytes] | int, stderr: int) -> Iterator[_Process]:
         client = subprocess.Popen(
-            [_script("flwr"), *arguments],
+            [script("flwr"), *arguments],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -189,101 +182,18 @@ def _superlink(log_file: Path, code_dir: Path | None) -> Iterator[_SuperLink]:
     # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
-        port = _free_port()
-        env = _environment(home, code_dir)
-        with _keeper(Path(home), port, env, log_file) as keeper:
-            yield _SuperLink(port, keeper, env)
-
-
-@contextlib.contextmanager
-def _keeper(home: Path, port: int, env: dict[str, str], log_file: Path) -> Iterator[_Process]:
-    address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "{address}"\ninsecure = true\n'
-    )
-    # Under --isolation subprocess the SuperLink starts its SuperExec in another session, out of reach of a signal
-    # to our group, and a simulation has been seen to outlive both. Under --isolation process we start it.
-    link = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
-    link += ["--host", "127.0.0.1", "--port", str(port)]
-    executor = [_script("flower-superexec"), "--insecure", "--runtime-api-address", address]
-    root = str(Path(__file__).resolve().parents[1])
-    keep = f"import sys; sys.path.insert(0, {root!r}); from sglr_flower.launch import keep; keep(*sys.argv[1:])"
-    keeper = subprocess.Popen(
-        [sys.executable, "-c", keep, str(home), str(log_file.resolve()), json.dumps([link, executor])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=env,
-        process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
-    )
-    try:
-        yield keeper
-    finally:
-        assert keeper.stdin is not None
-        keeper.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            keeper.wait(END_SECONDS + 5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(keeper.pid, signal.SIGKILL)
-        keeper.wait()
-
-
-def keep(home: str, log_file: str, commands: str) -> None:
-    """Run the commands in this process's group until stdin closes or one ends, then end the whole group.
-
-    Parameters
-    ----------
-    home : str
-        The SuperLink's directory, removed at the end.
-    log_file : str
-        Where the commands' output is appended if one of them ends by itself.
-    commands : str
-        JSON list of command lines.
-    """
-    output = Path(home) / "superlink.log"
-    with output.open("wb") as sink:
-        children = [
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
-            for command in json.loads(commands)
-        ]
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # after the start: a child would inherit it
-    while all(child.poll() is None for child in children):
-        if select.select([sys.stdin], [], [], 0.5)[0]:
-            break
-    else:
-        with Path(log_file).open("ab") as log:
-            log.write(output.read_bytes())
-    os.killpg(0, signal.SIGTERM)
-    deadline = time.monotonic() + END_SECONDS
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.0, deadline - time.monotonic()))
-    shutil.rmtree(home, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _environment(home: str, code_dir: Path | None) -> dict[str, str]:
-    # The user's FLWR_ variables speak of their own SuperLink: its home, fixed ports, database.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
-    local = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1,localhost"]))
-    env |= {
-        # SuperLink and SuperExec look their helpers up by name.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "NO_PROXY": local,
-        "no_proxy": local,
-        "PYTHONUNBUFFERED": "1",
-        "FLWR_HOME": home,
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        # ray.init() joins the cluster named in Ray's temporary directory; in a private one it finds none.
-        "RAY_TMPDIR": home,
-    }
-    if code_dir is not None:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code_dir), env.get("PYTHONPATH")]))
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-    return quiet | env
+        port = free_port()
+        env = environment(home, code_dir)
+        (Path(home) / "config.toml").write_text(
+            f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        # Under --isolation subprocess the SuperLink starts its SuperExec in another session, out of reach of a signal
+        # to our group, and a simulation has been seen to outlive both. Under --isolation process we start it.
+        link = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
+        link += ["--host", "127.0.0.1", "--port", str(port)]
+        executor = [script("flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
+        with keeper([link, executor], Path(home) / "superlink.log", env, remove=home, report=log_file) as kept:
+            yield _SuperLink(port, kept, env)
 
 
 def _federation_config(resources: Resources, own_ray: bool) -> str:
@@ -329,29 +239,15 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _script(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise UserError(f"The command {name} is neither beside {sys.executable} nor on the PATH: install flwr.")
-    return found
-
-
-def _outcome(run: dict[str, str], log_file: Path, before: int) -> Outcome:
+def outcome_of(run: dict[str, str], log_file: Path, before: int) -> Outcome:
+    """How a run ended, from what the SuperLink recorded (an entry of ``flwr ls``; empty: it never got the run)."""
     status = run.get("status", "")
     if status == "finished:completed":
         return Outcome(True, "")
     if not run:
-        return Outcome(False, f"Flower did not take the run: {_complaint(log_file, before)}")
+        return Outcome(False, f"Flower did not take the run: {complaint(log_file, before)}")
     details = run["status-details"].removeprefix("Simulation failed with exception: ").strip()
-    said = _said(log_file, before)
+    said = said_since(log_file, before)
     return Outcome(False, _raised(details, said) or f"The run ended as {status}, {details} (see {log_file}).")
 
 
@@ -363,16 +259,3 @@ def _raised(details: str, said: str) -> str:
             message = " ".join((line if details in _WRAPPERS else details).split())  # details has all its lines
             return message if name == UserError.__name__ else f"{name}: {message}"
     return ""
-
-
-def _complaint(log_file: Path, before: int) -> str:
-    """Return the last line of the log, or the first paragraph in the last of the boxes that `flwr` draws there."""
-    said = _said(log_file, before)
-    box = said.rpartition("╭")[2].partition("╮")[2].partition("╰")[0]
-    lines = [line.strip("│ ") for line in (box or said).strip().splitlines()]
-    text = " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1]
-    return f"{text.rstrip('.')} (see {log_file})."
-
-
-def _said(log_file: Path, before: int) -> str:
-    return log_file.read_bytes()[before:].decode(errors="replace")

@@ -38,6 +38,12 @@ class RoundMetrics:
         SplitAvg's average or their averaged segments, travels once for the node.
     evaluation_bytes : int
         What a client-side evaluation sent, both ways.
+    nodes : int
+        Nodes that finished the round; 0 where that was not recorded.
+    dropped_clients : int
+        The round's clients that were not there at its end.
+    attempts : int
+        How often the round was begun: 1 and its retries.
     """
 
     round: int
@@ -58,6 +64,10 @@ class RoundMetrics:
     bytes_up: int
     bytes_down: int
     evaluation_bytes: int
+    # Runs of versions that did not know these lack them.
+    nodes: int = 0
+    dropped_clients: int = 0
+    attempts: int = 1
 
 
 COLUMNS = tuple(column.name for column in fields(RoundMetrics))

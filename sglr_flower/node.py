@@ -11,6 +11,7 @@ process may get the node's next message.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import re
@@ -20,7 +21,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import platformdirs
-import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -30,6 +30,18 @@ from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
+from sglr_flower.exchange.stream import ExchangeError
+from sglr_flower.nodestate import (
+    STATES,
+    ContextStates,
+    FolderStates,
+    NodeStates,
+    drop_step,
+    keep_step,
+    pack_states,
+    step_states,
+    unpack_states,
+)
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, RoundResult, Session, TrainSession, train_locally
@@ -38,7 +50,10 @@ ORDER = "order"
 ANSWER = "answer"
 ARRAYS = "arrays"
 CONFIG = "config"
-STATES = "states"
+HOSTED = "hosted"
+
+# Below Flower's logger, so that what a node says goes where Flower's log goes.
+log = logging.getLogger("flwr.sglr")
 
 
 def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> Callable[[Message, Context], Message]:
@@ -50,7 +65,7 @@ def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> 
     @functools.wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         order = message.content.config_records[ORDER]
-        if threads := int(_number(order, "threads")):
+        if threads := _integer(order, "threads"):
             torch.set_num_threads(threads)
         try:
             content = handler(order, message, context)
@@ -64,38 +79,71 @@ def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> 
 @replies
 def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Tell the server which partition this node is, what it can compute with, and whether it reaches the port."""
-    blocked = stream.can_reach(str(order["address"]), str(order["secret"])) if order["address"] else "not asked"
     answer: dict[str, int | str] = {
+        "name": str(context.node_config.get("name", "")),
         "partition-id": int(context.node_config.get("partition-id", -1)),
         "num-partitions": int(context.node_config.get("num-partitions", -1)),
         "capacity": concurrent_nodes(),
         "threads": assigned_cpus(),
-        "blocked": blocked,
+        "blocked": _blocked(order, context),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
 
 
+def _blocked(order: ConfigRecord, context: Context) -> str:
+    """Why this node cannot open a stream to the server's port; empty if it can."""
+    address = str(order["address"])
+    if not address:
+        return "not asked"
+    certificates = _root_certificates(address, bool(order["tls"]), context)
+    return stream.can_reach(address, str(order["secret"]), certificates)
+
+
 @replies
 def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Take clients: load their data; their segments are sent, or kept here, or initial ones. Tell sizes and classes."""
+    """Take clients: load their data, and find or take their states. Tell sizes, classes, and what states there are.
+
+    At the beginning of a run (``fresh``) the server sends the states if they are its to have. In a run that goes on, a
+    node that was away still has them (a simulated one in its context, a device on its disk), or says that it has none.
+    """
     # The server's own config, so that both sides compute from one truth whatever this node's app was started with;
     # only where the data lie is this node's to know.
     config = RunConfig.parse(message.content.config_records[CONFIG])
     if own := str(context.node_config.get("data-dir", "")):
         config = config.replace(data_dir=own)
-    context.state[CONFIG] = ConfigRecord({**config.values()})
     clients = integers(order["clients"])
+    context.state[CONFIG] = ConfigRecord({**config.values()})
+    context.state[HOSTED] = ConfigRecord({"clients": clients, "run-id": _run_id(order)})
+    versions = dict(zip(clients, integers(order["versions"]), strict=True))
+    kept = _states(context)
+    answer: dict[str, list[int] | list[str]] = {}
+    if isinstance(kept, FolderStates):
+        if STATES in message.content.config_records:
+            for client, state in unpack_states(message.content).items():
+                kept.commit(versions[client], {client: state}, [])
+        answer["versions"] = list(kept.go_back(versions).values())
+    else:
+        if order["fresh"]:
+            _begin(order, message, context, versions)
+        answer["versions"] = list(versions.values())
+    data = assembly.client_data(config, clients)
+    answer |= {
+        "sizes": [len(images) for images in data.values()],
+        "classes": list(datasets.classes(config.dataset, config.data_dir)),
+    }
+    return RecordDict({ANSWER: ConfigRecord({**answer})})
+
+
+def _begin(order: ConfigRecord, message: Message, context: Context, versions: Mapping[int, int]) -> None:
+    """Lay down the states with which a simulated node begins a run, or resumes one."""
+    config, base = _config(context), _integer(order, "base")
     states: dict[int, dict[str, Tensor]] = {}
     if STATES in message.content.config_records:
         states = unpack_states(message.content)
-    elif restored := int(_number(order, "restore-round")):
-        folder = _store(order, context) / f"round-{restored:04d}"
-        states = {client: checkpoint.load_client(folder, client) for client in clients}
-    cohort = assembly.cohort(config, clients, states)
-    _keep(context, cohort)
-    sizes = [len(data) for data in cohort.data.values()]
-    classes = list(datasets.classes(config.dataset, config.data_dir))
-    return RecordDict({ANSWER: ConfigRecord({"sizes": sizes, "classes": classes})})
+    elif base:
+        folder = _run_store(context) / f"round-{base:04d}"
+        states = {client: checkpoint.load_client(folder, client) for client in versions}
+    _states(context).commit(base, _all_states(assembly.cohort(config, list(versions), states)), [])
 
 
 @replies
@@ -103,8 +151,7 @@ def train_stream(order: ConfigRecord, message: Message, context: Context) -> Rec
     """Run a whole training round, or a turn of one, over a stream."""
     cohort, plan = _training(order, message, context)
     _stream(order, TrainSession(cohort, plan), context)
-    _keep(context, cohort)
-    return _trained(cohort, plan)
+    return _trained(order, context, cohort, plan)
 
 
 @replies
@@ -112,8 +159,11 @@ def train_grid(order: ConfigRecord, message: Message, context: Context) -> Recor
     """Make one step of a training round: finish the step that the download answers, begin the next."""
     cohort, plan = _training(order, message, context)
     content = _step(TrainSession(cohort, plan), message)
-    _keep(context, cohort)
-    return content if grid.FRAME in content.config_records else _trained(cohort, plan)
+    if grid.FRAME not in content.config_records:
+        return _trained(order, context, cohort, plan)
+    tolerant = _config(context).tolerant or not simulated()
+    keep_step(context.state, _all_states(cohort), _integer(order, "attempt"), tolerant=tolerant)
+    return content
 
 
 @replies
@@ -121,8 +171,7 @@ def train_local(order: ConfigRecord, message: Message, context: Context) -> Reco
     """Train the whole networks of this node's clients for a round, without an exchange."""
     cohort, plan = _training(order, message, context)
     result = train_locally(cohort, plan)
-    _keep(context, cohort)
-    return _trained(cohort, plan, result)
+    return _trained(order, context, cohort, plan, result)
 
 
 @replies
@@ -143,15 +192,17 @@ def evaluate_grid(order: ConfigRecord, message: Message, context: Context) -> Re
 def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Hand the clients' states to the server, or keep a checkpoint of them here, as the server orders.
 
-    Where clients are evaluated by smashed data (``evaluate = "client"``) no weights leave the node.
+    Where clients are evaluated by smashed data (``evaluate = "client"``) no weights leave the node: a device has them
+    on its disk already, a simulated one puts them into the run's folder.
     """
-    cohort = _recall(context)
-    states = {client: cohort.state(client) for client in cohort.clients}
+    cohort = _recall(order, context)
+    states = _all_states(cohort)
     content = _metrics(cohort)
     if _config(context).evaluate == "client":
-        store = _store(order, context)
-        checkpoint.save_clients(store / f"round-{int(_number(order, 'round')):04d}", states)
-        checkpoint.prune(store)
+        if simulated():
+            store = _run_store(context)
+            checkpoint.save_clients(store / f"round-{_integer(order, 'round'):04d}", states)
+            checkpoint.prune(store)
     elif order["checkpoint"]:
         content[STATES] = pack_states(states)
     else:
@@ -186,25 +237,40 @@ def assigned_cpus() -> int:
     return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
+def simulated() -> bool:
+    """Whether this node is one of Flower's simulation, and no device with a disk of its own."""
+    return concurrent_nodes() > 0
+
+
 def _config(context: Context) -> RunConfig:
     return RunConfig.parse(context.state.config_records[CONFIG])
 
 
 def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, RoundPlan]:
     """The node's cohort, with the shared segment if the message brings one, and what to train."""
-    cohort = _recall(context)
-    plan = assembly.plan(_config(context), int(_number(order, "round")))
-    plan = replace(plan, clients=tuple(integers(order["clients"])))  # all, or those whose turn it is
+    config, attempt = _config(context), _integer(order, "attempt")
+    plan = assembly.plan(config, _integer(order, "round"))
+    plan = replace(plan, clients=tuple(integers(order["clients"])))  # all, or those that are there, or whose turn it is
+    if grid.FRAME in message.content.config_records:
+        states = step_states(context.state, attempt)
+        if not states:
+            raise ExchangeError(f"this node is not in round {plan.server_round}, attempt {attempt}")
+        cohort = assembly.cohort(config, _clients(context), states)
+    else:
+        drop_step(context.state)
+        cohort = _recall(order, context)
+        log.info("%s: round %d with client(s) %s", _name(context), plan.server_round, _listed(plan.clients))
     _take_shared(cohort, plan.clients, message)
     return cohort, plan
 
 
 def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
-    config, cohort = _config(context), _recall(context)
-    if _take_shared(cohort, cohort.clients, message):
-        _keep(context, cohort)  # the grid exchange brings it in the first message only
+    config = _config(context)
+    cohort = _recall(order, context)
+    if _take_shared(cohort, cohort.clients, message):  # the grid exchange brings it in the first message only
+        _states(context).commit(_integer(order, "base"), _all_states(cohort), integers(order["checkpoints"]))
     images = assembly.evaluation_images(config)
-    server_round = int(_number(order, "round"))
+    server_round = _integer(order, "round")
     return cohort, EvaluateSession(cohort.segments, assembly.dtype(config), server_round, images)
 
 
@@ -216,8 +282,29 @@ def _take_shared(cohort: Cohort, clients: Sequence[int], message: Message) -> bo
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
+    address, tls = str(order["address"]), bool(order["tls"])
     timeout = _config(context).step_timeout
-    stream.run_session(session, str(order["address"]), str(order["secret"]), timeout)
+    stream.run_session(session, address, str(order["secret"]), timeout, _root_certificates(address, tls, context))
+
+
+def _root_certificates(address: str, tls: bool, context: Context) -> bytes | None:
+    """The CA that vouches for the server's stream; None where it is plaintext and may be.
+
+    Raises
+    ------
+    UserError
+        If the stream is TLS and this node knows no CA, or plaintext where this node does not accept that.
+    """
+    path = str(context.node_config.get("root-certificates", ""))
+    if not tls:
+        stream.refuse_plaintext(address, bool(context.node_config.get("allow-plaintext", False)))
+        return None
+    if not path:
+        raise UserError(f"the stream at {address} is TLS, and this node has no root-certificates in its node-config")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"node-config key root-certificates = {path!r}: it cannot be read: {error.strerror}") from None
 
 
 def _step(session: TrainSession | EvaluateSession, message: Message) -> RecordDict:
@@ -236,14 +323,20 @@ def _metrics(cohort: Cohort) -> RecordDict:
     return RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({"num-clients": len(cohort.clients)})})
 
 
-def _trained(cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None) -> RecordDict:
-    """The last reply of a round: this node's metrics, and its clients' average where the method wants one.
+def _trained(
+    order: ConfigRecord, context: Context, cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None
+) -> RecordDict:
+    """End a round: keep the states, and reply with the metrics, and the clients' average where the method wants one.
 
     ``num-examples`` is what Flower's FedAvg weighs nodes by: a mean of the nodes' means is the clients' mean.
     """
+    drop_step(context.state)
+    here = [client for client in cohort.clients if client in plan.clients]
+    trained = cohort.clients if simulated() else here  # a device keeps versions of each client, a simulation of all
+    states = {client: cohort.state(client) for client in trained}
+    _states(context).commit(plan.server_round, states, integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
-    here = len(set(cohort.clients) & set(plan.clients))
-    metrics: dict[str, int | float] = {"num-clients": here, "num-examples": samples}
+    metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
     if local is not None:
         metrics |= {f"local-{name}": value for name, value in asdict(local).items()}
     content = RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({**metrics})})
@@ -252,57 +345,57 @@ def _trained(cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None) 
     return content
 
 
-def _store(order: ConfigRecord, context: Context) -> Path:
-    """The folder in which this node keeps its clients' checkpoints: its own, or in a simulation the run's."""
+def _states(context: Context) -> NodeStates:
+    """Where this node keeps its clients' states: a simulated one in its context, a device on its own disk."""
+    if simulated():
+        return ContextStates(context.state, tolerant=_config(context).tolerant)
+    chosen = str(context.node_config.get("state-dir", ""))
+    parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
+    return FolderStates(parent / str(context.state.config_records[HOSTED]["run-id"]), _clients(context))
+
+
+def _run_store(context: Context) -> Path:
+    """Where simulated nodes keep a checkpoint's clients: in the run's folder."""
+    return Path(_config(context).run_dir) / "nodes"
+
+
+def _run_id(order: ConfigRecord) -> str:
     run_id = str(order["run-id"])
     if not re.fullmatch("[0-9a-f]{32}", run_id):  # it becomes a path on this node
         raise UserError(f"the server sent {run_id!r} as the run's id")
-    if chosen := str(context.node_config.get("state-dir", "")):
-        return Path(chosen) / run_id
-    if concurrent_nodes():
-        return Path(_config(context).run_dir) / "nodes"
-    return platformdirs.user_state_path("sglr-flower") / run_id
+    return run_id
 
 
-def _keep(context: Context, cohort: Cohort) -> None:
-    """Put the cohort into ``context.state``."""
-    context.state[STATES] = pack_states({client: cohort.state(client) for client in cohort.clients})
-
-
-def _recall(context: Context) -> Cohort:
-    """The cohort from ``context.state``.
+def _clients(context: Context) -> list[int]:
+    """The clients that this node hosts.
 
     Raises
     ------
-    UserError
-        If the node has none: it was restarted since the run began.
+    ExchangeError
+        If it was given none: its SuperNode was restarted since the run began.
     """
-    if STATES not in context.state.config_records:
-        raise UserError(f"node {context.node_id} was restarted and has lost its clients' segments")
-    states = unpack_states(context.state)
-    return assembly.cohort(_config(context), list(states), states)
+    if HOSTED not in context.state.config_records:
+        raise ExchangeError("it was restarted and has to be given its clients again")
+    return integers(context.state.config_records[HOSTED]["clients"])
 
 
-def pack_states(states: Mapping[int, Mapping[str, Tensor]]) -> ConfigRecord:
-    """Clients' states as one safetensors blob, its tensors named CLIENT.NAME."""
-    tensors = {
-        f"{client}.{name}": tensor.detach().cpu().contiguous()
-        for client, state in states.items()
-        for name, tensor in state.items()
-    }
-    packed: bytes = safetensors.torch.save(tensors)
-    return ConfigRecord({"tensors": packed})
+def _recall(order: ConfigRecord, context: Context) -> Cohort:
+    """The cohort in the state that the order names (``base``); clients without a state have their initial segments."""
+    clients = _clients(context)
+    return assembly.cohort(_config(context), clients, _states(context).at(_integer(order, "base")))
 
 
-def unpack_states(content: RecordDict) -> dict[int, dict[str, Tensor]]:
-    """Clients' states from a message's content or a context's state."""
-    packed = content.config_records[STATES]["tensors"]
-    assert isinstance(packed, bytes)
-    grouped: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in safetensors.torch.load(packed).items():
-        client, name = key.split(".", 1)
-        grouped.setdefault(int(client), {})[name] = tensor
-    return dict(sorted(grouped.items()))
+def _all_states(cohort: Cohort) -> dict[int, dict[str, Tensor]]:
+    return {client: cohort.state(client) for client in cohort.clients}
+
+
+def _name(context: Context) -> str:
+    """How this node is called in logs: the name in its node-config, or its id."""
+    return f"node {context.node_config.get('name') or context.node_id}"
+
+
+def _listed(clients: Sequence[int]) -> str:
+    return ", ".join(str(client) for client in clients)
 
 
 def integers(value: object) -> list[int]:
@@ -311,7 +404,7 @@ def integers(value: object) -> list[int]:
     return [int(item) for item in value]
 
 
-def _number(order: ConfigRecord, key: str) -> float:
+def _integer(order: ConfigRecord, key: str) -> int:
     value = order.get(key, 0)
-    assert isinstance(value, int | float)
+    assert isinstance(value, int)
     return value

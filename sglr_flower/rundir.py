@@ -1,7 +1,8 @@
 """The run directory: what a run writes, for people, reports and resume.
 
-``config.toml`` (the resolved run-config), ``metrics.csv`` (one row per round), ``summary.json``, TensorBoard events,
-``checkpoints/``, and ``status.json``, which says at any moment how far the run is.
+``config.toml`` (the resolved run-config), ``metrics.csv`` (one row per round), ``nodes.csv`` (one row per node and
+attempt of a round), ``summary.json``, TensorBoard events, ``checkpoints/``, and ``status.json``, which says at any
+moment how far the run is.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.metrics import COLUMNS, History, RoundMetrics
+from sglr_flower.nodetable import NodeRow, from_csv, to_csv
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -89,6 +91,10 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def _nodes_file(self) -> Path:
+        return self.path / "nodes.csv"
 
     @property
     def run_id(self) -> str:
@@ -212,12 +218,16 @@ class RunDirectory:
             raise UserError(f"run directory {self.path} (run-dir) cannot be written: {error.strerror}") from None
 
     def begin(self, history: History) -> None:
-        """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, whatever was there."""
+        """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, ``nodes.csv`` no others."""
         from torch.utils.tensorboard import SummaryWriter  # half a second to import
 
         write_atomic(self.path / "metrics.csv", _csv_rows([dict(zip(COLUMNS, COLUMNS, strict=True))]))
         for row in history.rows:
             self._append(row)
+        if self._nodes_file.exists():  # a run without Flower has none
+            done = {row.round for row in history.rows}
+            kept = [row for row in self.nodes() if row.round in done]
+            write_atomic(self._nodes_file, to_csv(kept, header=True).encode())
         self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(history.rows) + 1)
 
     def record(self, row: RoundMetrics) -> None:
@@ -228,6 +238,17 @@ class RunDirectory:
             if value is not None and name != "round":
                 self._events.add_scalar(name, value, row.round)
         self._events.flush()
+
+    def record_nodes(self, rows: Sequence[NodeRow]) -> None:
+        """Add the nodes of an attempt of a round to ``nodes.csv``."""
+        with self._nodes_file.open("ab") as file:
+            file.write(to_csv(rows, header=file.tell() == 0).encode())
+
+    def nodes(self) -> list[NodeRow]:
+        """The rows of ``nodes.csv``, in the order in which they were recorded; empty if there is no such file."""
+        if not self._nodes_file.exists():
+            return []
+        return from_csv(self._nodes_file.read_text(encoding="utf-8", errors="replace"))
 
     def status(self, *, force: bool = True, **changes: Any) -> None:
         """Write ``status.json``: the last status with ``changes``; without ``force`` only now and then."""

@@ -11,36 +11,40 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor
 
-from sglr_flower import assembly, methods, training
-from sglr_flower.checkpoint import Checkpoint
+from sglr_flower import assembly, checkpoint, methods, training
+from sglr_flower.attendance import Attendance
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
-from sglr_flower.delivery import Pending, RoundLink, array_bytes, integer, local_result, sum_metrics
-from sglr_flower.errors import UserError
-from sglr_flower.exchange.grid import GridLink
-from sglr_flower.exchange.stream import MAX_STREAMS, ExchangeError, StreamServer
-from sglr_flower.machine import available_cpus
+from sglr_flower.delivery import Courier, Failure, array_bytes, local_result, sum_metrics
+from sglr_flower.errors import TooFewClients, UserError
+from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
+from sglr_flower.exchange.stream import StreamServer
+from sglr_flower.federation.folder import stream_endpoint
 from sglr_flower.metrics import History
-from sglr_flower.node import ANSWER, ARRAYS, CONFIG, ORDER, STATES, integers, pack_states, unpack_states
-from sglr_flower.rundir import RunDirectory, new_run_dir
+from sglr_flower.node import ARRAYS, ORDER, integers
+from sglr_flower.nodestate import STATES, unpack_states
+from sglr_flower.roster import SETUP_SECONDS, Member, Roster, clients_of
+from sglr_flower.rundir import STATUS_INTERVAL, RunDirectory, new_run_dir
 from sglr_flower.split import averaging, optimizers
-from sglr_flower.split.plan import RoundPlan, spread
-from sglr_flower.split.rounds import Link
-from sglr_flower.training import OpenRound, Weights
+from sglr_flower.split.messages import Upload
+from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.rounds import EVALUATION_SAMPLES, Link, LocalLink
+from sglr_flower.training import Attended, OpenRound, Weights
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
-SETUP_SECONDS = 300.0
-"""How long nodes may take to appear, to load their data, and to hand over their clients' states."""
+RETURN_SECONDS = 10.0
+"""How long a round waits for nodes that left the one before, although it could go on without them."""
 
 
 class SplitStrategy(Strategy):
@@ -57,32 +61,32 @@ class SplitStrategy(Strategy):
     def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
         self.config = config
         self.directory = directory
-        self.sizes: Mapping[int, int] = {}
-        self._hosted: dict[int, tuple[int, ...]] = {}
-        self._streaming: set[int] = set()
-        self._threads = 0
         self._method = methods.get(config.method)
-        self._run_id = directory.run_id
         self._metrics: dict[int, MetricRecord] = {}
         self._grid: Grid
+        self._roster: Roster
+        self._courier: Courier
+        self._attendance: Attendance | None = None
         self._streams: StreamServer | None = None
+        self._frame: tuple[tuple[int, ...], torch.dtype, int] = ((), torch.float32, 0)
+        self._status_due = 0.0
 
     @property
     def count(self) -> int:
         """Nodes that host clients."""
-        return len(self._hosted)
+        return len(self._roster.members)
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Client -> its number of train images; without clients whose nodes have never come."""
+        return self._roster.sizes
 
     @property
     def exchange(self) -> str:
         """The exchange in use: ``stream``, ``grid``, ``stream+grid`` where nodes differ, or ``none``."""
         if self._method.whole:
             return "none"
-        used = [name for name, nodes in (("stream", self._streaming), ("grid", self._on_grid)) if nodes]
-        return "+".join(used)
-
-    @property
-    def _on_grid(self) -> set[int]:
-        return self._hosted.keys() - self._streaming
+        return "+".join(sorted({_exchange(member) for member in self._roster.present()}, reverse=True))
 
     def summary(self) -> None:
         """Log the settings."""
@@ -117,12 +121,19 @@ class SplitStrategy(Strategy):
         self._grid = grid
         self.summary()
         restored = self.directory.latest_checkpoint() if self.config.resume else None
+        model = assembly.model(self.config)
+        classes = len(datasets.classes(self.config.dataset, self.config.data_dir))
+        self._frame = model.smashed_shape(), assembly.dtype(self.config), classes
         with ExitStack() as stack:
             if self.config.exchange != "grid" and not self._method.whole:
                 self._streams = self._open_port()
             if self._streams is not None:
                 stack.callback(self._streams.stop)
-            self._assign(self._greet(), restored)
+            self._roster = Roster(grid, self.config, self.directory.run_id, self._streams)
+            self._roster.gather(restored)
+            self._courier = Courier(grid, self._streams, self.config.step_timeout, self.config.start_timeout)
+            log.info("%d client(s) on %d node(s), exchange: %s", len(self.sizes), self.count, self.exchange)
+            self.directory.status(nodes=self.count, exchange=self.exchange)
             summary = training.train(self.config, self, self.directory, restored)
         log.info(
             "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
@@ -137,19 +148,18 @@ class SplitStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message for each node that hosts a client of this round.
+        """One message for each node that is there and hosts a client of this round.
 
         ``arrays`` is the segment that all clients start from; empty where each goes on with its own. ``config`` may
         name the ``clients`` that train: those whose turn it is.
         """
-        plan = assembly.plan(self.config, server_round)
-        clients = set(integers(config["clients"])) if "clients" in config else set(plan.clients)
+        drawn = assembly.plan(self.config, server_round)
+        clients = integers(config["clients"]) if "clients" in config else drawn.clients
         messages = []
-        for node, hosted in self._hosted.items():
-            if here := sorted(clients.intersection(hosted)):
-                kind = "train.local" if self._method.whole else f"train.{self._exchange_of(node)}"
-                order: dict[str, int | list[int]] = {"round": server_round, "clients": here}
-                messages.append(self._order(kind, node, order, config, arrays))
+        for member in self._taking_part(replace(drawn, clients=tuple(clients))):
+            kind = "train.local" if self._method.whole else f"train.{_exchange(member)}"
+            order = {"round": server_round, "clients": list(clients_of([member], clients))}
+            messages.append(self._order(kind, member, order, config, arrays))
         return messages
 
     def aggregate_train(
@@ -168,10 +178,10 @@ class SplitStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message for each node, which opens its client-side evaluation; ``arrays`` as in `configure_train`."""
+        """One message for each node that is there, which opens its client-side evaluation; ``arrays`` as above."""
         return [
-            self._order(f"evaluate.{self._exchange_of(node)}", node, {"round": server_round}, config, arrays)
-            for node in self._hosted
+            self._order(f"evaluate.{_exchange(member)}", member, {"round": server_round}, config, arrays)
+            for member in self._roster.present()
         ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -180,21 +190,55 @@ class SplitStrategy(Strategy):
 
     # ---- how `training.train` reaches the nodes (training.Nodes)
 
+    @property
+    def absent(self) -> frozenset[int]:
+        """Clients whose nodes are away."""
+        return self._roster.absent_clients
+
+    def versions(self, server_round: int) -> dict[int, int]:
+        """Clients whose nodes missed the end of the round -> the last one that they have finished."""
+        return self._roster.versions(server_round)
+
+    @contextmanager
+    def attempt(self, plan: RoundPlan, number: int) -> Iterator[Attended]:
+        """Wait until enough of the round's clients are there; at the end take note of who has finished it.
+
+        Raises
+        ------
+        TooFewClients
+            If they are not there within ``start-timeout``.
+        """
+        self._attendance = attendance = self._attend(plan, number)
+        try:
+            if not attendance.enough:
+                raise attendance.too_few()
+            attended = Attended(attendance.plan)
+            yield attended
+            attendance.finish()
+            attended.nodes, attended.dropped_clients = attendance.nodes, attendance.dropped_clients
+        finally:
+            self._attendance = None
+            self.directory.status(node_table=attendance.entries())
+            self.directory.record_nodes(attendance.rows())
+
     @contextmanager
     def train(self, plan: RoundPlan, shared: Weights | None) -> Iterator[OpenRound]:
         """Open a training round, or a turn of one."""
+        attendance = self._attendance
+        assert attendance is not None
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
-        config = ConfigRecord({"clients": list(plan.clients)})
+        config = ConfigRecord({"clients": list(plan.clients), "attempt": attendance.number})
         messages = list(self.configure_train(plan.server_round, arrays, config, self._grid))
-        opened = OpenRound(RoundLink({}), weight_bytes_down=sum(array_bytes(message) for message in messages))
+        opened = OpenRound(LocalLink({}), weight_bytes_down=sum(array_bytes(message) for message in messages))
         if self._method.whole:
             # A node that trains by itself is silent for all its steps, and may have to wait for the others' workers.
             patience = self.config.step_timeout * plan.steps(self.sizes) * len(messages)
-            replies = list(self._deliver(messages, patience).values())
+            replies = list(self._courier.deliver(messages, attendance.leave, patience).values())
             opened.local = [local_result(reply) for reply in replies]
             yield opened
         else:
-            with self._round(messages) as link:
+            checks = self._train_checks(plan)
+            with self._courier.round(messages, checks, attendance.leave, attendance.watch, self._report) as link:
                 opened.link = link
                 yield opened
             replies = link.replies
@@ -212,162 +256,103 @@ class SplitStrategy(Strategy):
         """Open a client-side evaluation."""
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
         messages = self.configure_evaluate(server_round, arrays, ConfigRecord(), self._grid)
-        with self._round(messages) as link:
+        checks: dict[int, FrameCheck] = {
+            member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples)
+            for member in self._roster.present()
+        }
+        with self._courier.round(messages, checks, self._lose) as link:
             yield link
         self.aggregate_evaluate(server_round, link.replies)
 
     def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
         """Have all nodes bring weights or states, or keep a checkpoint themselves if no weights may leave."""
-        order = {"checkpoint": checkpoint, "round": server_round, "run-id": self._run_id}
-        replies = self._deliver([self._query("collect", node, order) for node in self._hosted], SETUP_SECONDS)
+        if self.config.evaluate == "client" and not self._roster.simulated:
+            return {}  # devices keep every round's states on their own disks
+        order = {"checkpoint": checkpoint, "round": server_round}
+        messages = [
+            self._roster.query("collect", member.node, {**order, "base": member.base})
+            for member in self._roster.present()
+        ]
         states: dict[int, dict[str, Tensor]] = {}
-        for reply in replies.values():
+        for reply in self._courier.deliver(messages, self._lose, SETUP_SECONDS).values():
             if STATES in reply.content.config_records:
                 states |= unpack_states(reply.content)
         return dict(sorted(states.items()))
 
-    # ---- setting up
+    # ---- who takes part
+
+    def _attend(self, plan: RoundPlan, number: int) -> Attendance:
+        """Those of the round's clients that are there, once they are enough or too much time has passed."""
+        began = time.monotonic()
+        while True:
+            self._roster.take_back()
+            attendance = Attendance(self._roster, plan, number, self.config.min_clients)
+            waited = time.monotonic() - began
+            # A node that left a moment ago may be back in a moment: it has to be asked and to answer.
+            hopeful = self._roster.left_lately and waited < RETURN_SECONDS
+            done = attendance.complete or (attendance.enough and not hopeful)
+            if done or waited > self.config.start_timeout:
+                self._roster.left_lately = False
+                return attendance
+            self.directory.status(force=False, node_table=attendance.entries())
+            time.sleep(0.2)
+
+    def _taking_part(self, plan: RoundPlan) -> list[Member]:
+        assert self._attendance is not None
+        return self._attendance.members(plan)
+
+    def _train_checks(self, plan: RoundPlan) -> dict[int, FrameCheck]:
+        return {
+            member.node: TrainCheck(plan, {i: self.sizes[i] for i in clients_of([member], plan.clients)}, *self._frame)
+            for member in self._taking_part(plan)
+        }
+
+    def _lose(self, node: int, failure: Failure) -> None:
+        """A node fails while no round is trained."""
+        self._roster.lose(node, failure)
+        if not self._roster.present():
+            raise TooFewClients(f"all nodes have left: {self._roster.reasons()}")
+
+    # ---- messages
 
     def _open_port(self) -> StreamServer | None:
         """The streams' port; None where none can be had and the grid exchange will do."""
+        # A cohort is not larger than all clients together, nor is a chunk of an evaluation.
+        c = self.config
+        samples = max(c.batch_size * c.num_clients, EVALUATION_SAMPLES, c.num_clients)
         try:
-            return StreamServer()
-        except RuntimeError as error:
-            if self.config.exchange == "stream":
+            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2]))
+        except UserError as error:
+            if c.exchange == "stream":
                 raise
             log.warning("exchange auto: no port for streams (%s), so the grid exchange is used", error)
             return None
 
-    def _greet(self) -> dict[int, ConfigRecord]:
-        """Wait for the nodes and ask each what it is; node -> its answer, in the order of their partitions."""
-        order = {"address": "", "secret": ""}
-        if self._streams is not None:
-            order = {"address": self._streams.address, "secret": self._streams.reach_secret}
-        wanted, answers = 1, dict[int, ConfigRecord]()
-        deadline = time.monotonic() + SETUP_SECONDS
-        log.info("waiting for the nodes")
-        while len(answers) < wanted:
-            new = [node for node in self._grid.get_node_ids() if node not in answers]
-            pending = Pending(self._grid, forgive_absence=True)  # a node may be listed and yet be gone
-            pending.push([self._query("hello", node, order) for node in new])
-            for node, reply in pending.wait(SETUP_SECONDS).items():
-                answers[node] = reply.content.config_records[ANSWER]
-            # A node that knows of its siblings tells how many to wait for.
-            wanted = max([wanted, *(integer(answer, "num-partitions") for answer in answers.values())])
-            if len(answers) < wanted:
-                if time.monotonic() > deadline:
-                    raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
-                time.sleep(0.2 if not new else 1.0)
-        return dict(sorted(answers.items(), key=lambda item: (integer(item[1], "partition-id"), item[0])))
-
-    def _assign(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
-        """Spread the clients over the nodes, choose each node's exchange, and have the nodes build their cohorts."""
-        parts = spread(len(assembly.clients(self.config)), len(answers))
-        self._hosted = {node: clients for node, clients in zip(answers, parts, strict=True) if clients}
-        self._streaming = self._choose_streaming(answers)
-        # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
-        self._threads = min(available_cpus(), max(integer(answer, "threads") for answer in answers.values()))
-        orders = [self._assignment(node, clients, restored) for node, clients in self._hosted.items()]
-        sizes: dict[int, int] = {}
-        classes: dict[int, object] = {}
-        for node, reply in self._deliver(orders, SETUP_SECONDS).items():
-            counted = reply.content.config_records[ANSWER]["sizes"]
-            assert isinstance(counted, list)
-            sizes |= dict(zip(self._hosted[node], (int(size) for size in counted), strict=True))
-            classes[node] = reply.content.config_records[ANSWER]["classes"]
-        self.sizes = dict(sorted(sizes.items()))
-        first = next(iter(classes))
-        for node, names in classes.items():
-            if names != classes[first]:  # with images of their own (dataset "folder"), nodes may not have the same
-                raise UserError(f"nodes {first} and {node} have different classes: {classes[first]} and {names}")
-        log.info("%d client(s) on %d node(s), exchange: %s", len(sizes), self.count, self.exchange)
-        self.directory.status(nodes=self.count, exchange=self.exchange)
-
-    def _assignment(self, node: int, clients: tuple[int, ...], restored: Checkpoint | None) -> Message:
-        """The message that gives a node its clients, and when resuming their states in the checkpoint."""
-        restore_round = restored.server_round if restored else 0
-        order = {"clients": list(clients), "run-id": self._run_id, "restore-round": restore_round}
-        message = self._query("assign", node, order)
-        message.content[CONFIG] = ConfigRecord({**self.config.values()})
-        if restored and self.config.evaluate == "server":
-            message.content[STATES] = pack_states(restored.client_states(clients))
-        return message
-
-    def _choose_streaming(self, answers: Mapping[int, ConfigRecord]) -> set[int]:
-        """The nodes that use streams; why others do not is said once in the log.
-
-        Raises
-        ------
-        UserError
-            If the run-config insists on streams and a node cannot have one.
-        """
-        if self._streams is None:
-            return set()
-        capacity = min([MAX_STREAMS, *(integer(a, "capacity") for a in answers.values() if integer(a, "capacity") > 0)])
-        blocked = {node: str(answers[node]["blocked"]) for node in self._hosted if answers[node]["blocked"]}
-        reason = ""
-        if self.count > capacity:
-            # A stream holds its node's worker for the whole round: the nodes waiting for one would never come.
-            reason = f"{self.count} nodes take part but only {capacity} can run at the same time"
-            blocked = dict.fromkeys(self._hosted, reason)
-        elif blocked:
-            node = next(iter(blocked))
-            reason = f"{len(blocked)} of {self.count} node(s) cannot open a stream (node {node}: {blocked[node]})"
-        if reason and self.config.exchange == "stream":
-            raise UserError(
-                f"run-config key exchange = 'stream': {reason}; use fewer nodes with more clients each, or exchange "
-                "auto or grid"
-            )
-        if reason:
-            log.warning("exchange auto: %s, so the grid exchange is used there", reason)
-        return self._hosted.keys() - blocked.keys()
-
-    # ---- messages
-
-    def _exchange_of(self, node: int) -> str:
-        return "stream" if node in self._streaming else "grid"
-
     def _order(
-        self, kind: str, node: int, order: Mapping[str, int | list[int]], extra: ConfigRecord, arrays: ArrayRecord
+        self,
+        kind: str,
+        member: Member,
+        order: Mapping[str, Any],
+        extra: ConfigRecord,
+        arrays: ArrayRecord,
     ) -> Message:
         """The message that opens a round on a node; its type says which handler answers."""
-        content = RecordDict({ORDER: ConfigRecord({**extra, **order, "threads": self._threads})})
+        common: dict[str, Any] = {
+            "base": member.base,
+            "checkpoints": checkpoint.rounds(self.directory.checkpoints),
+            "threads": self._roster.threads,
+        }
+        content = RecordDict({ORDER: ConfigRecord({"attempt": 1, **extra, **common, **order})})
         if arrays:
             content[ARRAYS] = arrays
-        return Message(content, node, kind)
+        return Message(content, member.node, kind)
 
-    def _query(self, action: str, node: int, order: Mapping[str, Any]) -> Message:
-        record = ConfigRecord({**order, "threads": self._threads})
-        return Message(RecordDict({ORDER: record}), node, f"query.{action}")
-
-    @contextmanager
-    def _round(self, messages: Iterable[Message]) -> Iterator[RoundLink]:
-        """Open a round on the nodes that the messages are for; at its end all nodes have replied."""
-        opening = {message.metadata.dst_node_id: message for message in messages}
-        streaming = [node for node in opening if node in self._streaming]
-        pending = Pending(self._grid)
-        links: dict[Link, set[int]] = {}
-        with ExitStack() as stack:
-            if streaming:
-                assert self._streams is not None
-                stream = stack.enter_context(
-                    self._streams.open(streaming, self.config.step_timeout, pending.raise_failures)
-                )
-                links[stream] = set(streaming)
-                for node, secret in stream.secrets.items():
-                    opening[node].content.config_records[ORDER].update(address=self._streams.address, secret=secret)
-                pending.push([opening[node] for node in streaming])
-            on_grid = GridLink({n: m for n, m in opening.items() if n not in self._streaming}, self._deliver)
-            links[on_grid] = opening.keys() - set(streaming)
-            link = RoundLink(links)
-            yield link
-            link.replies = [*pending.wait(self.config.step_timeout).values(), *on_grid.replies.values()]
-
-    def _deliver(self, messages: list[Message], timeout: float | None = None) -> dict[int, Message]:
-        """Send messages and wait for all replies; node -> reply."""
-        pending = Pending(self._grid)
-        pending.push(messages)
-        return pending.wait(timeout or self.config.step_timeout)
+    def _report(self, uploads: Mapping[int, Upload]) -> None:
+        """Show how the nodes are, now and then."""
+        now = time.monotonic()
+        if self._attendance is not None and now >= self._status_due:
+            self._status_due = now + STATUS_INTERVAL
+            self.directory.status(force=False, node_table=self._attendance.entries())
 
     def _result(self) -> Result:
         """The run as Flower's own result object."""
@@ -385,6 +370,10 @@ class SplitStrategy(Strategy):
             if evaluated:
                 result.evaluate_metrics_serverapp[row.round] = MetricRecord(evaluated)
         return result
+
+
+def _exchange(member: Member) -> str:
+    return "stream" if member.streams else "grid"
 
 
 def _added(earlier: MetricRecord | None, now: MetricRecord | None) -> MetricRecord:

@@ -5,11 +5,12 @@ The Flower strategy and the in-process driver both end in `train`; they differ i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from sglr_flower import assembly, checkpoint, methods
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
+from sglr_flower.errors import TooFewClients
 from sglr_flower.metrics import History, RoundMetrics, evaluation_columns
+from sglr_flower.nodetable import departures
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.plan import RoundPlan
@@ -74,6 +77,25 @@ class OpenRound:
         return self.link.bytes_down + self.weight_bytes_down
 
 
+@dataclass
+class Attended:
+    """An attempt of a round: the plan with the clients that are there, and at its end how many still were.
+
+    Attributes
+    ----------
+    plan : RoundPlan
+        The round, with those of its clients whose nodes were there at the beginning.
+    nodes : int
+        Nodes that were there at the end.
+    dropped_clients : int
+        Clients drawn for the round that were not.
+    """
+
+    plan: RoundPlan
+    nodes: int = 0
+    dropped_clients: int = 0
+
+
 class Nodes(Protocol):
     """How a run reaches its nodes: over Flower, or in this process."""
 
@@ -87,7 +109,17 @@ class Nodes(Protocol):
 
     @property
     def sizes(self) -> Mapping[int, int]:
-        """Client -> its number of train images."""
+        """Client -> its number of train images; without clients that were never reached."""
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Clients that cannot be reached now."""
+
+    def versions(self, server_round: int) -> dict[int, int]:
+        """Clients that missed the end of the round -> the last one that they have finished."""
+
+    def attempt(self, plan: RoundPlan, number: int) -> AbstractContextManager[Attended]:
+        """Begin a round, for the ``number``-th time, with those of its clients that are there."""
 
     def train(self, plan: RoundPlan, shared: Weights | None) -> AbstractContextManager[OpenRound]:
         """Open a training round, or a turn of one, on the nodes of the plan's clients.
@@ -137,12 +169,12 @@ def train(
     directory.begin(history)
     # With client-side evaluation the server needs no data of its own.
     images = assembly.evaluation_images(config) if config.evaluate == "server" else {}
-    if images:
+    if images and config.partition != "own":
         directory.partition(*assembly.class_counts(config))
     for server_round in range(len(history.rows) + 1, config.num_server_rounds + 1):
         started = time.perf_counter()
         plan = assembly.plan(config, server_round)
-        done = _train_round(server, plan, nodes, directory, shared)
+        done = _train_until_done(server, plan, nodes, directory, shared, config.round_retries)
         shared = done.shared
         last = server_round == config.num_server_rounds
         due = last or (config.evaluate_every > 0 and server_round % config.evaluate_every == 0)
@@ -158,10 +190,14 @@ def train(
         evaluation_bytes = 0
         if due:
             scores, evaluation_bytes = _evaluate(config, server, nodes, images, server_round, states, shared)
+            if not scores:
+                raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
+        if save and config.evaluate == "server" and nodes.absent:
+            states = _last_known(directory, nodes.absent) | states
         row = RoundMetrics(
             round=server_round,
             steps=done.result.steps,
-            clients=len(plan.clients),
+            clients=len(plan.clients) - done.attended.dropped_clients,
             train_loss=done.result.loss,
             client_lr=plan.client_lr,
             server_lr=plan.step_lr,
@@ -172,10 +208,16 @@ def train(
             bytes_up=done.bytes_up,
             bytes_down=done.bytes_down,
             evaluation_bytes=evaluation_bytes,
+            nodes=done.attended.nodes,
+            dropped_clients=done.attended.dropped_clients,
+            attempts=done.attempts,
         )
         history.add(row, scores)
         if save:
-            checkpoint.save(directory.checkpoints, server_round, server.state(), states, history.to_json(), shared)
+            behind = nodes.versions(server_round)
+            checkpoint.save(
+                directory.checkpoints, server_round, server.state(), states, history.to_json(), shared, behind
+            )
         directory.record(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
@@ -188,6 +230,7 @@ def train(
         "nodes": nodes.count,
         "exchange": nodes.exchange,
         **history.summary(),
+        **departures(directory.nodes()),
         "seed": config.seed,
     }
     directory.finish(summary)
@@ -202,14 +245,43 @@ class _Trained:
     shared: Weights | None
     bytes_up: int
     bytes_down: int
+    attended: Attended
+    attempts: int = 1
+
+
+def _train_until_done(
+    server: ServerSegment,
+    plan: RoundPlan,
+    nodes: Nodes,
+    directory: RunDirectory,
+    shared: Weights | None,
+    retries: int,
+) -> _Trained:
+    """A round, trained again from the weights before it if too few clients are left at its end."""
+    before = {name: tensor.clone() for name, tensor in server.state().items()} if retries else {}
+    for attempt in itertools.count(1):
+        try:
+            with nodes.attempt(plan, attempt) as attended:
+                done = _train_round(server, attended, nodes, directory, shared)
+            return replace(done, attempts=attempt)
+        except TooFewClients as error:
+            if attempt > retries:
+                tried = f" (attempt {attempt} of {retries + 1})" if retries else ""
+                raise TooFewClients(f"{error}{tried}") from error
+            log.warning("%s; attempt %d of %d", error, attempt + 1, retries + 1)
+            server.load_state(before)
+    raise AssertionError("unreachable")
 
 
 def _train_round(
-    server: ServerSegment, plan: RoundPlan, nodes: Nodes, directory: RunDirectory, shared: Weights | None
+    server: ServerSegment, attended: Attended, nodes: Nodes, directory: RunDirectory, shared: Weights | None
 ) -> _Trained:
-    turns = plan.turns()
+    turns = attended.plan.turns()
     directory.status(
-        state="training", round=plan.server_round, step=0, steps=sum(turn.steps(nodes.sizes) for turn in turns)
+        state="training",
+        round=attended.plan.server_round,
+        step=0,
+        steps=sum(turn.steps(nodes.sizes) for turn in turns),
     )
     results: list[RoundResult] = []
     bytes_up = bytes_down = 0
@@ -218,12 +290,21 @@ def _train_round(
         directory.status(force=False, step=sum(result.steps for result in results) + step, loss=loss)
 
     for turn in turns:
+        if set(turn.clients) <= nodes.absent:
+            continue  # its node has left in a turn before
         with nodes.train(turn, shared) as opened:
             split = None if turn.server_update == "none" else train_round(server, turn, opened.link, on_step)
         results.append(split or merge(opened.local, together=True))
-        shared = opened.average
+        # Who leaves in the middle hands nothing on.
+        shared = shared if opened.average is None else opened.average
         bytes_up, bytes_down = bytes_up + opened.bytes_up, bytes_down + opened.bytes_down
-    return _Trained(merge(results, together=False), shared, bytes_up, bytes_down)
+    return _Trained(merge(results, together=False), shared, bytes_up, bytes_down, attended)
+
+
+def _last_known(directory: RunDirectory, clients: Collection[int]) -> dict[int, dict[str, Tensor]]:
+    """Clients' states in the checkpoint before this one; without those that it does not have."""
+    earlier = directory.latest_checkpoint()
+    return earlier.client_states(clients) if earlier else {}
 
 
 def _evaluate(
@@ -239,6 +320,8 @@ def _evaluate(
     if config.evaluate == "client":
         with nodes.evaluate(server_round, shared) as link:
             scores = evaluate_round(server, link)
+        # Of who left in the middle only a part of the images was scored.
+        scores = {client: score for client, score in scores.items() if client not in nodes.absent}
         return scores, link.bytes_up + link.bytes_down
     weights = {client: optimizers.segment_weights(state) for client, state in sorted(states.items())}
     if shared is not None:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from sglr_flower.nodetable import GONE, NodeEntry, printable
 from sglr_flower.rundir import read_json
+
+MOST_NODES = 12
+"""Rows of the table of nodes: what fits on a terminal below the bar."""
+
+_MISSING = (*GONE, "returning")
+_STYLES = {"dropped": "red", "away": "red", "returning": "yellow", "finished": "green"}
 
 
 class ProgressView:
-    """Live progress of a run: a bar on a terminal, a line per round where the output is a file or a pipe.
+    """Live progress of a run, and of its nodes where it has any.
+
+    On a terminal a bar above a table of the nodes; where the output is a file or a pipe, a line per round, and one
+    whenever a node leaves or returns.
 
     Parameters
     ----------
@@ -39,16 +53,25 @@ class ProgressView:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("starting Flower and Ray", total=rounds, figures="")
+        self._nodes: Sequence[NodeEntry] = ()
+        self._gone: set[str] = set()
+        self._live = Live(console=console, get_renderable=self._renderable)
 
     def __enter__(self) -> ProgressView:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if not any(entry["state"] in _MISSING for entry in self._nodes):
+            self._nodes = ()  # all is well, and the closing table says the rest
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def _renderable(self) -> RenderableType:
+        return Group(self._progress, node_table(self._nodes)) if self._nodes else self._progress
 
     def update(self) -> None:
         """Show how far the run is now."""
@@ -66,9 +89,29 @@ class ProgressView:
         figures = self._figures(status, done + part)
         description = f"round {status.get('round', 1)}/{self._rounds}" if "round" in status else "starting the nodes"
         self._progress.update(self._task, completed=done + part, description=description, figures=figures)
+        self._nodes = cast("list[NodeEntry]", status.get("node_table", []))
+        if not self._console.is_terminal:
+            self._say_who_left(int(status.get("round", 1)))
         if not self._console.is_terminal and done != self._shown and done > 0:
             self._console.print(f"round {done}/{self._rounds}: {figures}", highlight=False, soft_wrap=True)
         self._shown = done
+
+    def _say_who_left(self, server_round: int) -> None:
+        """A line for each node that left or returned since the last look."""
+        for entry in self._nodes:
+            node, several = entry["name"] or str(entry["node"] or entry["clients"]), "s" * (" " in entry["clients"])
+            who = f"{_name(entry)} (client{several} {_ranges(entry['clients'])})"
+            if entry["state"] in _MISSING and node not in self._gone:
+                self._gone.add(node)
+                left = entry["state"] == "dropped" or entry["step"] > 0
+                where = f"left round {server_round} at step {entry['step']}" if left else "is not there"
+                line = f"{who} {where}: {printable(entry['reason'])}"
+            elif entry["state"] not in _MISSING and node in self._gone:
+                self._gone.remove(node)
+                line = f"{who} is back in round {server_round}"
+            else:
+                continue
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, status: dict[str, Any], done: float) -> str:
         figures = []
@@ -87,6 +130,33 @@ class ProgressView:
         return ", ".join(figures)
 
 
+def node_table(nodes: Sequence[NodeEntry]) -> Table:
+    """The nodes of a run under way: at most `MOST_NODES`, those that are not there first.
+
+    Parameters
+    ----------
+    nodes : Sequence[NodeEntry]
+        ``node_table`` of ``status.json``.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading, width in (("node", 25), ("clients", 16), ("state", 9)):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=width)
+    for heading in ("step", "latency", "up", "down"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", ratio=1)  # why it left
+    shown = sorted(nodes, key=lambda entry: entry["state"] not in _MISSING)  # stable: else as the server lists them
+    for entry in shown[:MOST_NODES]:
+        latency = "" if entry["latency"] is None else f"{1000 * entry['latency']:.4g} ms"
+        state = Text(entry["state"], _STYLES.get(entry["state"], ""))
+        traffic = (_bytes(entry["bytes_up"]), _bytes(entry["bytes_down"]))
+        # As Text, so that no bracket in a node's words is taken for markup.
+        name, reason = Text(_name(entry)), Text(printable(entry["reason"]))
+        table.add_row(name, _ranges(entry["clients"]), state, str(entry["step"]), latency, *traffic, reason)
+    if len(shown) > MOST_NODES:
+        table.add_row(Text(f"and {len(shown) - MOST_NODES} more", "dim"))
+    return table
+
+
 def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     """The table at the end of a run, from its ``summary.json``."""
     table = Table(title=f"{summary['method']} with {summary['model']} on {summary['dataset']}", show_header=False)
@@ -103,11 +173,32 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
         "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
-        "run directory": str(run_dir),
     }
+    if summary.get("departures"):
+        rows["nodes that left"] = _departures(summary)
+    rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _departures(summary: Mapping[str, Any]) -> str:
+    times, nodes = int(summary["departures"]), int(summary["departed_nodes"])
+    return f"{times} departure{'s' * (times > 1)} of {nodes} node{'s' * (nodes > 1)}, see nodes.csv"
+
+
+def _name(entry: NodeEntry) -> str:
+    return printable(entry["name"]) or (f"node {entry['node']}" if entry["node"] else "no node yet")
+
+
+def _ranges(clients: str) -> str:
+    """Ascending numbers, runs of them as FIRST-LAST: "0 1 2 3 7" is "0-3 7"."""
+    numbers = [int(client) for client in clients.split()]
+    runs = [
+        [number for _, number in run]
+        for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
 
 
 def _accuracy(summary: dict[str, Any], figure: str, one: bool) -> str:

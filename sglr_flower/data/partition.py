@@ -31,6 +31,7 @@ _PARAMETERS = {
     "shards": "K",
     "linear": "",
     "square": "",
+    "own": "",
 }
 """Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K."""
 
@@ -50,7 +51,8 @@ def parse(spec: str) -> tuple[str, float]:
         - ``shards:K``: the images sorted by class, cut into equal shards, K shards for each client, the
           remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
         - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
-          (LinearPartitioner, SquarePartitioner).
+          (LinearPartitioner, SquarePartitioner);
+        - ``own``: each node's images are its clients' alone (`deal`).
 
     Returns
     -------
@@ -107,9 +109,13 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
     ------
     UserError
         `spec`, `num_clients` or `samples_per_client` is out of range, there are too few images (of a class), or
-        a client is left with none.
+        a client is left with none; or `spec` is ``own``, as there is no one set of images to divide then.
     """
     name, parameter = parse(spec)
+    if name == "own":
+        raise UserError(
+            "partition is 'own': every node has images of its own, so there is nothing to divide."
+        )
     _check_sizes(len(labels), num_clients, samples_per_client)
     classes = labels.numpy().astype(np.int64, copy=False)
     if name == "balanced":
@@ -119,6 +125,36 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
         uncapped = _flower_shares(classes.tobytes(), spec, num_clients, seed)
         shares = _capped(uncapped, samples_per_client, seed)
     return [torch.from_numpy(np.sort(share)) for share in shares]
+
+
+def deal(labels: Tensor, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
+    """Divide the images that a node has of its own evenly among the clients it hosts (partition ``own``).
+
+    Parameters
+    ----------
+    labels : torch.Tensor
+        int64 [n], the class of every training image of the node.
+    num_clients : int
+        How many clients the node hosts.
+    samples_per_client : int
+        At most this many each, drawn at random from the client's share; 0 gives it all of that.
+    seed : int
+        The run's seed, at least 0.
+
+    Returns
+    -------
+    list of torch.Tensor
+        As of `partition`; every client has as many of each class as any other, give or take one.
+
+    Raises
+    ------
+    UserError
+        There are fewer images than clients.
+    """
+    if num_clients > len(labels):
+        raise UserError(f"partition is 'own', but this node has {len(labels)} train images for {num_clients} clients.")
+    shares = _balanced(labels.numpy().astype(np.int64, copy=False), num_clients, 0, seed) if num_clients else []
+    return [torch.from_numpy(np.sort(share)) for share in _capped(tuple(shares), samples_per_client, seed)]
 
 
 def class_counts(labels: Tensor, shares: Sequence[Tensor], num_classes: int) -> list[list[int]]:

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import safetensors.torch
-from safetensors import SafetensorError
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.split.messages import Download, Upload
 
+MAX_HEADER = 1024
+"""Bytes of the safetensors header of a frame's two tensors."""
+
+MAX_CLIENTS = 100_000
+"""Clients of one frame: a byte on the wire becomes ten in memory."""
+
 
 class FrameError(ValueError):
     """A frame that is not what its sender should have sent."""
+
+
+def parse_upload(content: bytes) -> pb.Upload:
+    """The message in a frame's bytes; its tensors are still packed.
+
+    Raises
+    ------
+    FrameError
+        If it is no upload.
+    """
+    try:
+        return pb.Upload.FromString(content)
+    except DecodeError:
+        raise FrameError("the frame is no upload") from None
+
+
+def parse_download(content: bytes) -> pb.Download:
+    """The message in an answer's bytes; its tensors are still packed.
+
+    Raises
+    ------
+    FrameError
+        If it is no download.
+    """
+    try:
+        return pb.Download.FromString(content)
+    except DecodeError:
+        raise FrameError("the frame is no download") from None
 
 
 def encode_upload(upload: Upload) -> pb.Upload:
@@ -30,21 +65,27 @@ def encode_upload(upload: Upload) -> pb.Upload:
 
 
 def decode_upload(frame: pb.Upload) -> Upload:
-    """Unpack a node's upload.
+    """Unpack a node's upload; `sglr_flower.exchange.checks` says whether it is the right one.
 
     Raises
     ------
     FrameError
         If its tensors cannot be read, or do not fit the sizes it states.
     """
-    tensors = _unpack(frame.tensors)
-    if set(tensors) != {"smashed", "labels"}:
-        raise FrameError(f"an upload has the tensors smashed and labels, not {', '.join(tensors) or 'none'}")
+    if not 0 < len(frame.clients) == len(frame.sizes) <= MAX_CLIENTS:
+        raise FrameError(f"{len(frame.clients)} client(s) and {len(frame.sizes)} size(s)")
     clients, sizes = tuple(frame.clients), tuple(frame.sizes)
-    rows = (len(tensors["smashed"]), len(tensors["labels"]), sum(sizes))
-    if len(clients) != len(sizes) or len(set(rows)) != 1 or not all(sizes) or clients != tuple(sorted(set(clients))):
-        raise FrameError(f"an upload's clients {clients}, sizes {sizes} and {rows[0]} samples do not fit together")
-    return Upload(frame.server_round, frame.step, frame.split, clients, sizes, last=frame.last, **tensors)
+    if not all(sizes) or not _ascending(clients):
+        raise FrameError(f"clients {few(clients)} with sizes {few(sizes)}")
+    tensors = _unpack(frame.tensors, ("smashed", "labels"))
+    if set(tensors) != {"smashed", "labels"}:
+        raise FrameError(f"an upload has the tensors smashed and labels, not {' and '.join(tensors) or 'none'}")
+    smashed, labels = tensors["smashed"], tensors["labels"]
+    if not smashed.ndim or labels.ndim != 1 or not len(smashed) == len(labels) == sum(sizes):
+        raise FrameError(
+            f"smashed data {few(smashed.shape)} and labels {few(labels.shape)} do not fit sizes {few(sizes)}"
+        )
+    return Upload(frame.server_round, frame.step, frame.split, clients, sizes, smashed, labels, frame.last)
 
 
 def encode_download(download: Download) -> pb.Download:
@@ -59,17 +100,18 @@ def encode_download(download: Download) -> pb.Download:
 
 
 def decode_download(frame: pb.Download) -> Download:
-    """Unpack the server's answer.
+    """Unpack the server's answer; `sglr_flower.exchange.checks.check_answer` says whether it is the right one.
 
     Raises
     ------
     FrameError
-        If its tensors cannot be read.
+        If its tensors cannot be read, or its active clients are not ascending.
     """
-    tensors = _unpack(frame.tensors)
-    if not set(tensors) <= {"average", "own"}:
-        raise FrameError(f"a download has the tensors average and own, not {', '.join(tensors)}")
-    return Download(frame.server_round, frame.step, tuple(frame.active), tensors.get("average"), tensors.get("own"))
+    active = tuple(frame.active[:MAX_CLIENTS])
+    if len(frame.active) > MAX_CLIENTS or not _ascending(active):
+        raise FrameError(f"active clients {few(active)} are not ascending")
+    tensors = _unpack(frame.tensors, ("average", "own"))
+    return Download(frame.server_round, frame.step, active, tensors.get("average"), tensors.get("own"))
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
@@ -77,9 +119,30 @@ def _pack(tensors: Mapping[str, Tensor]) -> bytes:
     return content
 
 
-def _unpack(content: bytes) -> dict[str, Tensor]:
+def _unpack(content: bytes, names: Sequence[str]) -> dict[str, Tensor]:
+    # The header is JSON that is parsed before anything is known of it: no more of it than names and shapes can need.
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER:
+        raise FrameError(f"a header of {header} bytes; it has {MAX_HEADER} at most")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise FrameError(f"a frame's tensors cannot be read: {error}") from None
+    except Exception as error:  # whatever the header makes safetensors or torch stumble over
+        raise FrameError(f"tensors that cannot be read: {_short(str(error))}") from None
+    if wrong := tensors.keys() - set(names):
+        raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(' and '.join(sorted(wrong)))}")
     return tensors
+
+
+def _ascending(clients: Sequence[int]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(clients))
+
+
+def few(numbers: Sequence[int]) -> str:
+    """Numbers as a tuple in a sentence that somebody reads, however many there are."""
+    first = str(tuple(numbers[:20]))
+    return first if len(numbers) <= 20 else f"{first[:-1]}, ... {len(numbers)} in all)"
+
+
+def _short(text: str) -> str:
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable if len(printable) <= 120 else f"{printable[:120]}..."

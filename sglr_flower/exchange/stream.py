@@ -2,167 +2,97 @@
 
 The server side is a `StreamServer` for the whole run and a `StreamLink` per round; the node side is `run_session`. Both
 end whatever happens to the other: a broken connection is noticed by gRPC (keepalive for a silent one), and a peer that
-is alive but says nothing by the step timeout.
+is alive but says nothing by the timeouts.
+
+Who may open a stream is decided on the call's headers, in gRPC's own serving thread: a call without a valid secret gets
+none of the threads that streams hold, and no frame of it is taken from the wire.
 """
 
 from __future__ import annotations
 
 import functools
 import hmac
-import queue
+import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
+from sglr_flower.errors import UserError
 from sglr_flower.exchange import exchange_pb2 as pb
-from sglr_flower.exchange import exchange_pb2_grpc as rpc
-from sglr_flower.exchange.frames import decode_download, decode_upload, encode_download, encode_upload
-from sglr_flower.split.messages import Download, Upload
-from sglr_flower.split.rounds import Session
+from sglr_flower.exchange.checks import FrameCheck
+from sglr_flower.exchange.endpoint import Endpoint, is_loopback, join_address, refuse_plaintext
+from sglr_flower.exchange.link import Failures, OnDrop, StreamLink, Traffic
+from sglr_flower.exchange.session import can_reach, run_session
+from sglr_flower.exchange.wire import MAX_FRAME, SECRET_KEY, ExchangeError, options
 
-SECRET_KEY = "sglr-secret"
-MAX_STREAMS = 500
-"""Streams that a server takes at the same time."""
-REASON_SECONDS = 3.0
-"""How long the server waits for a node's own words after its stream broke."""
-REACH_TIMEOUT = 5.0
-"""Seconds in which a node must reach the server's port, or it takes the grid exchange."""
-
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),  # a frame grows with the cohort
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.max_pings_without_data", 0),  # a step may take longer than two pings
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.enable_http_proxy", 0),  # a proxy set for the web must not swallow a stream to our own port
-    ("grpc.so_reuseport", 0),
+__all__ = [
+    "MAX_FRAME",
+    "MAX_STREAMS",
+    "ExchangeError",
+    "StreamLink",
+    "StreamServer",
+    "Traffic",
+    "can_reach",
+    "refuse_plaintext",
+    "run_session",
 ]
 
+MAX_STREAMS = 500
+"""Streams that a server takes at the same time."""
+MAX_CALLS = 64
+"""Other calls, refused ones and `Reach`, that it answers at the same time; beyond that they are not even answered."""
+MAX_CONNECTIONS = 800
+"""Connections; below the usual limit of open files, of which the run needs others."""
+HANDSHAKE_SECONDS = 10
+"""A connection that has not finished its TLS and HTTP/2 handshakes by then is closed."""
+IDLE_SECONDS = 60
+"""A connection without a call is closed after that."""
 
-class ExchangeError(RuntimeError):
-    """An exchange that broke, or whose other side said nothing in time."""
-
-
-class StreamLink:
-    """The server's side of one round over streams (a `sglr_flower.split.rounds.Link`).
-
-    Parameters
-    ----------
-    nodes : Sequence[int]
-        The nodes that will open a stream.
-    timeout : float
-        Seconds to wait for a node's next upload.
-    check : Callable[[], None]
-        Called now and then while waiting; raises if a node is known to have failed.
-    """
-
-    def __init__(self, nodes: Sequence[int], timeout: float, check: Callable[[], None]) -> None:
-        self.secrets = {node: secrets.token_hex(32) for node in nodes}
-        self.bytes_up = self.bytes_down = 0
-        self._timeout, self._check = timeout, check
-        self._open = set(nodes)
-        self._uploads: queue.SimpleQueue[tuple[int, Upload | ExchangeError, int]] = queue.SimpleQueue()
-        # A node's next answer; None ends its stream.
-        self._answers: dict[int, queue.SimpleQueue[pb.Download | None]] = {n: queue.SimpleQueue() for n in nodes}
-
-    def receive(self) -> dict[int, Upload]:
-        """The next upload of every node that still has one.
-
-        Raises
-        ------
-        ExchangeError
-            If a node's stream breaks or the timeout passes; the message names the nodes by id.
-        """
-        uploads: dict[int, Upload] = {}
-        deadline = time.monotonic() + self._timeout
-        while missing := self._open - uploads.keys():
-            try:
-                node, upload, size = self._uploads.get(timeout=0.5)
-            except queue.Empty:
-                self._check()
-                if time.monotonic() > deadline:
-                    names = ", ".join(str(node) for node in sorted(missing))
-                    raise ExchangeError(f"no frame from node(s) {names} within {self._timeout:g} s") from None
-                continue
-            if isinstance(upload, ExchangeError):
-                if node not in self._open:
-                    continue  # it had sent its last
-                self._await_reason()
-                raise upload
-            uploads[node] = upload
-            self.bytes_up += size
-        self._open = {node for node, upload in uploads.items() if not upload.last}
-        return uploads
-
-    def _await_reason(self) -> None:
-        """A node whose handler failed says why in its Flower reply, a moment after its stream broke."""
-        deadline = time.monotonic() + REASON_SECONDS
-        while time.monotonic() < deadline:
-            self._check()
-            time.sleep(0.1)
-
-    def send(self, downloads: Mapping[int, Download]) -> None:
-        """Answer the uploads last received."""
-        for node, download in downloads.items():
-            frame = encode_download(download)
-            self.bytes_down += frame.ByteSize()
-            self._answers[node].put(frame)
-
-    def close(self) -> None:
-        """End all streams of the round."""
-        self.secrets.clear()
-        for answers in self._answers.values():
-            answers.put(None)
-
-    def claim(self, secret: str) -> int | None:
-        """The node that a secret belongs to; each secret is good for one stream."""
-        for node, expected in list(self.secrets.items()):
-            if hmac.compare_digest(expected, secret):
-                # Of two calls with one secret, the one that removes it has it.
-                return node if self.secrets.pop(node, None) else None
-        return None
-
-    def serve(self, node: int, frames: Iterator[pb.Upload]) -> Iterator[pb.Download]:
-        """Run one node's stream (in a thread of the gRPC server): hand uploads over, wait for their answers."""
-        try:
-            for frame in frames:
-                upload = decode_upload(frame)
-                self._uploads.put((node, upload, frame.ByteSize()))
-                answer = self._answers[node].get()
-                if answer is None:
-                    return
-                yield answer
-        except Exception as error:  # whatever a frame does to us, it is this node's failure and nobody else's
-            self.ended(node, f"{type(error).__name__}: {error}")
-
-    def ended(self, node: int, reason: str = "the connection ended") -> None:
-        """Take note that a node's stream is over; that is a failure unless its last upload had been received."""
-        self._uploads.put((node, ExchangeError(f"the stream of node {node} broke: {reason}"), 0))
+log = logging.getLogger("flwr.sglr")
 
 
-class StreamServer(rpc.ExchangeServicer):
-    """The server's port for streams: loopback, a free port, one link per round.
+class StreamServer:
+    """The server's port for streams, one link per round.
 
     Parameters
     ----------
-    host : str
-        Address to bind and to tell the nodes.
+    endpoint : Endpoint
+        Where to bind, what to tell the nodes, and TLS; without one: loopback, any free port, plaintext.
+    max_frame : int
+        The largest frame taken from a node, bytes.
+
+    Raises
+    ------
+    UserError
+        If the endpoint is not one (`Endpoint.check`), its port cannot be bound, or its certificate or key is no PEM.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, endpoint: Endpoint | None = None, max_frame: int = MAX_FRAME) -> None:
+        endpoint = endpoint or Endpoint()
+        endpoint.check()
         self._links: list[StreamLink] = []
         self._reach_secret = secrets.token_hex(32)
-        # A stream holds a thread, waiting rather than computing, for its whole round; two more answer `Reach`.
-        self._server = grpc.server(ThreadPoolExecutor(MAX_STREAMS + 2, "sglr-stream"), options=_OPTIONS)
-        rpc.add_ExchangeServicer_to_server(self, self._server)
-        self.address = f"{host}:{self._server.add_insecure_port(f'{host}:0')}"
+        # A stream holds a thread, waiting rather than computing, for its whole round. Not gRPC's limit on calls: it
+        # counts the refused ones too. Streams are limited by the secrets given out, other calls by the door.
+        self._server = grpc.server(
+            ThreadPoolExecutor(MAX_STREAMS, "sglr-stream"),
+            handlers=[_Door(self)],
+            options=[
+                *options(max_frame),
+                ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_SECONDS),
+                ("grpc.max_connection_idle_ms", 1000 * IDLE_SECONDS),
+                ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+            ],
+        )
+        self.tls = endpoint.tls
+        self.address = endpoint.address(_bind(self._server, endpoint))
+        if not self.tls and not is_loopback(endpoint.host):
+            log.warning("the stream on %s is plaintext: whoever is on the network can read and change it", self.address)
         self._server.start()
 
     @property
@@ -171,9 +101,29 @@ class StreamServer(rpc.ExchangeServicer):
         return self._reach_secret
 
     @contextmanager
-    def open(self, nodes: Sequence[int], timeout: float, check: Callable[[], None]) -> Iterator[StreamLink]:
-        """A link for one round; its streams end with the block, however that ends."""
-        link = StreamLink(nodes, timeout, check)
+    def open(
+        self,
+        checks: Mapping[int, FrameCheck],
+        *,
+        timeout: float,
+        start_timeout: float,
+        on_drop: OnDrop,
+        failures: Failures,
+    ) -> Iterator[StreamLink]:
+        """A link for one round; its streams end with the block, however that ends.
+
+        Parameters
+        ----------
+        checks : Mapping[int, FrameCheck]
+            Node that will open a stream -> what its frames have to be.
+        timeout, start_timeout : float
+            Seconds for a node's next frame from the beginning of `StreamLink.receive`, and for its first one from now.
+        on_drop : Callable[[int, str], None]
+            Told a node that leaves the round, and why; from within ``receive``, once for each such node.
+        failures : Callable[[], Mapping[int, str]]
+            Nodes that are known to have failed -> why; asked while waiting.
+        """
+        link = StreamLink(checks, timeout=timeout, start_timeout=start_timeout, on_drop=on_drop, failures=failures)
         self._links.append(link)
         try:
             yield link
@@ -185,109 +135,87 @@ class StreamServer(rpc.ExchangeServicer):
         """Close the port; nodes in a stream are told at once."""
         self._server.stop(grace=0)
 
-    def Reach(self, request: pb.Ping, context: grpc.ServicerContext) -> pb.Ping:  # noqa: D102 - gRPC's name
-        if not hmac.compare_digest(self._reach_secret, _secret(context)):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong secret")
-        return pb.Ping()
+    def reaches(self, secret: bytes) -> bool:
+        """Whether it is the secret for testing the connection."""
+        return hmac.compare_digest(self._reach_secret.encode(), secret)
 
-    def Steps(  # noqa: D102 - gRPC's name
-        self, request_iterator: Iterator[pb.Upload], context: grpc.ServicerContext
-    ) -> Iterator[pb.Download]:
-        secret = _secret(context)
+    def claim(self, secret: bytes) -> tuple[StreamLink, int] | None:
+        """The link and the node of a secret, which is used up by that."""
+        found = None
         for link in list(self._links):
             node = link.claim(secret)
             if node is not None:
-                # Not by the end of `serve`: gRPC leaves a generator suspended where a call breaks off.
-                context.add_callback(functools.partial(link.ended, node))
-                yield from link.serve(node, request_iterator)
-                return
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong, used or outdated secret")
+                found = link, node
+        return found
 
 
-def can_reach(address: str, secret: str) -> str:
-    """Try the server's port from a node; empty if it answers, else why not."""
-    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
-        try:
-            rpc.ExchangeStub(channel).Reach(pb.Ping(), timeout=REACH_TIMEOUT, metadata=((SECRET_KEY, secret),))
-        except grpc.RpcError as error:
-            return f"{address} does not answer ({error.code().name})"
-    return ""
+class _Door(grpc.GenericRpcHandler):
+    """Who may come in: looks at a call's headers only, in gRPC's serving thread, so it must not wait for anything."""
 
+    def __init__(self, server: StreamServer) -> None:
+        self._server = server
+        self._aside = ThreadPoolExecutor(2, "sglr-aside")
+        self._free = threading.BoundedSemaphore(MAX_CALLS)
 
-def run_session(session: Session, address: str, secret: str, timeout: float) -> None:
-    """Drive a node's session over a stream to its end.
-
-    Parameters
-    ----------
-    session : Session
-        The node's side of the round.
-    address, secret : str
-        From the round's Flower message.
-    timeout : float
-        Seconds to wait for the server's answer to an upload.
-
-    Raises
-    ------
-    ExchangeError
-        If the server closes the stream early, breaks off, or does not answer in time. Never hangs.
-    """
-    outgoing: queue.SimpleQueue[pb.Upload | None] = queue.SimpleQueue()
-    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
-        call = rpc.ExchangeStub(channel).Steps(iter(outgoing.get, None), metadata=((SECRET_KEY, secret),))
-        try:
-            with _Watchdog(call, timeout) as watchdog:
-                upload: Upload | None = session.start()
-                while upload is not None:
-                    outgoing.put(encode_upload(upload))
-                    with watchdog.waiting():
-                        answer = next(call, None)
-                    if answer is None:
-                        raise ExchangeError("the server ended the round early")
-                    upload = session.advance(decode_download(answer))
-        except grpc.RpcError as error:
-            reason = (
-                f"no answer within {timeout:g} s" if watchdog.expired else f"{error.code().name}: {error.details()}"
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        method = str(handler_call_details.method).removeprefix("/sglr_flower.exchange.Exchange/")
+        secret = _secret(handler_call_details.invocation_metadata)
+        if method == "Steps" and (claimed := self._server.claim(secret)) is not None:
+            link, node = claimed
+            return grpc.stream_stream_rpc_method_handler(
+                functools.partial(_serve, link, node), response_serializer=pb.Download.SerializeToString
             )
-            raise ExchangeError(f"the stream to {address} broke ({reason})") from None
-        finally:
-            outgoing.put(None)
-            call.cancel()
+        if not self._free.acquire(blocking=False):
+            return None  # refused by gRPC itself, without a thread
+        reached = method == "Reach" and self._server.reaches(secret)
+        return self._by_the_way(_answer_ping if reached else _refuse)
+
+    def _by_the_way(self, answer: Callable[[grpc.ServicerContext], Iterator[pb.Ping]]) -> Any:
+        """A call for the few threads that are not for streams; it never takes a frame."""
+
+        def behaviour(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.Ping]:
+            if not context.add_callback(self._free.release):
+                self._free.release()
+            return answer(context)
+
+        behaviour.experimental_thread_pool = self._aside  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=pb.Ping.SerializeToString)
 
 
-class _Watchdog:
-    """Cancels a call whose answer does not come in time: a blocking gRPC iterator has no timeout of its own."""
-
-    def __init__(self, call: Any, timeout: float) -> None:
-        self.expired = False
-        self._call, self._timeout = call, timeout
-        self._deadline: float | None = None
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sglr-watchdog", daemon=True)
-
-    def __enter__(self) -> _Watchdog:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The call must end within the timeout."""
-        self._deadline = time.monotonic() + self._timeout
-        try:
-            yield
-        finally:
-            self._deadline = None
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._timeout / 4)):
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                self.expired = True
-                self._call.cancel()
+def _serve(
+    link: StreamLink, node: int, frames: Iterator[bytes], context: grpc.ServicerContext
+) -> Iterator[pb.Download]:
+    return link.serve(node, frames, context)
 
 
-def _secret(context: grpc.ServicerContext) -> str:
-    return str(dict(context.invocation_metadata()).get(SECRET_KEY, ""))
+def _answer_ping(context: grpc.ServicerContext) -> Iterator[pb.Ping]:
+    yield pb.Ping()
+
+
+def _refuse(context: grpc.ServicerContext) -> Iterator[pb.Ping]:
+    log.debug("a call from %s was refused: wrong, used or outdated secret", context.peer())
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong, used or outdated secret")
+    yield pb.Ping()  # never: abort raises
+
+
+def _bind(server: grpc.Server, endpoint: Endpoint) -> int:
+    """Bind the port; its number."""
+    where = join_address(endpoint.host, endpoint.port)
+    try:
+        if endpoint.certificate is None or endpoint.key is None:
+            return server.add_insecure_port(where)
+        pair = (endpoint.key, endpoint.certificate)
+        return server.add_secure_port(where, grpc.ssl_server_credentials([pair]))
+    except RuntimeError as error:
+        tls = ", or its certificate or key is no PEM" if endpoint.tls else ""
+        raise UserError(
+            f"the stream's port {where} cannot be bound: it is in use or not this machine's{tls}"
+        ) from error
+
+
+def _secret(metadata: Any) -> bytes:
+    """The secret in a call's headers; empty if it is missing or there are two."""
+    found = [value for key, value in metadata or () if key == SECRET_KEY]
+    if len(found) != 1:
+        return b""
+    return found[0] if isinstance(found[0], bytes) else str(found[0]).encode()

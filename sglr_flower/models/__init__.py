@@ -158,6 +158,20 @@ class SplitModel:
         network = self.whole()
         return network[self._index(network) :]
 
+    def smashed_shape(self) -> tuple[int, ...]:
+        """One sample's smashed data: the cut shape, without the batch's dimension.
+
+        Raises
+        ------
+        UserError
+            If the model is unknown or not made for this image size.
+        """
+        image = torch.zeros(1, 3, self.image_size, self.image_size, dtype=self.dtype)
+        # eval: batch norm cannot train on one image.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            smashed = self.client_segment(0).eval()(image)
+        return tuple(smashed.shape[1:])
+
     def _index(self, network: nn.Sequential) -> int:
         return cut_index(network, self.cut or get(self.name).cut)
 

@@ -94,6 +94,29 @@ class RoundPlan:
         """Number of steps, given each client's number of samples."""
         return self.local_epochs * max(-(-sizes[client] // self.batch_size) for client in self.clients)
 
+    def sizes_at(self, step: int, samples: Mapping[int, int]) -> dict[int, int]:
+        """Who has a batch in a step, and of how many samples.
+
+        Parameters
+        ----------
+        step : int
+            Within the round, from 0.
+        samples : Mapping[int, int]
+            Client -> number of its training images.
+
+        Returns
+        -------
+        dict[int, int]
+            Client -> batch size of those of ``samples`` that take part and have a batch left, ascending.
+        """
+        sizes = {}
+        for client in sorted(samples.keys() & set(self.clients)):
+            epoch, batch = divmod(step, max(1, -(-samples[client] // self.batch_size)))
+            size = min(self.batch_size, samples[client] - batch * self.batch_size)
+            if epoch < self.local_epochs and size > 0:
+                sizes[client] = size
+        return sizes
+
     @property
     def step_lr(self) -> float:
         """eta_s of a step in which all participants are present; 0 without a server segment."""

@@ -200,7 +200,6 @@ def train_round(
     steps, samples, total, stamps = 0, 0, 0.0, [time.perf_counter()]
     server.begin(plan)
     while uploads := link.receive():
-        check_uploads(plan, steps, uploads)
         downloads, loss = server.step(plan, uploads)
         link.send(downloads)
         stamps.append(time.perf_counter())
@@ -208,6 +207,8 @@ def train_round(
         steps, samples, total = steps + 1, samples + size, total + loss * size
         if on_step is not None:
             on_step(steps, loss)
+    if not steps:
+        return RoundResult(0, 0, 0.0, 0.0)  # the only client of a turn left before its first step
     server.end()
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
     # The first one holds the opening of the round: start-up of the nodes, not a step.
@@ -238,6 +239,7 @@ def merge(results: Sequence[RoundResult], *, together: bool) -> RoundResult:
     together : bool
         Nodes that trained side by side; else turns one after the other.
     """
+    results = [result for result in results if result.steps] or results[:1]
     samples = sum(result.samples for result in results)
     steps = [result.steps for result in results]
     times = [result.step_seconds_median for result in results]
@@ -247,26 +249,6 @@ def merge(results: Sequence[RoundResult], *, together: bool) -> RoundResult:
         loss=sum(result.loss * result.samples for result in results) / samples,
         step_seconds_median=max(times) if together else statistics.median(times),
     )
-
-
-def check_uploads(plan: RoundPlan, step: int, uploads: Mapping[int, Upload]) -> None:
-    """Refuse uploads that are not of this step, or that name a client twice or one that does not take part.
-
-    Raises
-    ------
-    ValueError
-        Naming the node.
-    """
-    seen: set[int] = set()
-    for node, upload in uploads.items():
-        if (upload.server_round, upload.step, upload.split) != (plan.server_round, step, "train"):
-            raise ValueError(
-                f"node {node} sent {upload.split} step {upload.step} of round {upload.server_round} "
-                f"instead of train step {step} of round {plan.server_round}"
-            )
-        if wrong := [client for client in upload.clients if client in seen or client not in plan.clients]:
-            raise ValueError(f"node {node} sent client(s) {wrong}, which another node sent or which do not take part")
-        seen.update(upload.clients)
 
 
 @dataclass

@@ -174,7 +174,8 @@ class ServerCopies(ServerSegment):
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take a state back."""
+        """Take a state back; copies that are not in it are gone."""
+        self._copies = {}
         average = {name: tensor for name, tensor in state.items() if "/" not in name}
         super().load_state(average)
         owns: dict[int, dict[str, Tensor]] = {}

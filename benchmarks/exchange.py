@@ -1,0 +1,143 @@
+"""Step time over the stream, plain and with TLS, beside the same steps over Flower messages.
+
+``python -m benchmarks.exchange`` from the checkout, a quarter of an hour; with ``--quick`` a few minutes. It prints two
+tables and writes ``benchmarks/results/exchange.json``. All repetitions are interleaved, so that a machine that gets
+slower or faster meanwhile does so for all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.deployment import Federation, federation
+from benchmarks.models import NARROW
+from benchmarks.wire import NODES, wire
+
+PAYLOADS = {"16 KiB": 2**14, "256 KiB": 2**18, "2.5 MiB": 5 * 2**19, "16 MiB": 2**24}
+"""Bytes of a node's frame; 256 KiB: four clients' batches of 8 of ResNet16, 2.5 MiB: forty such."""
+
+RUN = {
+    "dataset": "digits",
+    "num-clients": 8,  # four on each of two nodes: 256 KiB of smashed data per node and step
+    "samples-per-client": 24,  # three steps of a batch of 8 in an epoch
+    "num-server-rounds": 1,
+    "evaluate-samples": 10,
+}
+STEPS_PER_EPOCH = 3
+MODELS = {"narrow": NARROW, "resnet16": "resnet16"}
+WAYS = (("stream", "plain"), ("stream", "tls"), ("grid", "tls"))
+"""Exchange and transport; Flower messages go over a federation with TLS, as they would between machines."""
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer payloads, steps and repetitions.")] = False,
+    wire_only: Annotated[bool, typer.Option("--wire-only", help="Without Flower: the stream by itself.")] = False,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "exchange.json",
+) -> None:
+    """Measure what a step's exchange costs."""
+    result: dict[str, Any] = {"machine": machine.describe(), "nodes": NODES, "wire": measure_wire(quick)}
+    console = Console()
+    console.print(wire_table(result["wire"]))
+    machine.save(out, result)
+    if not wire_only:
+        result["run"] = RUN
+        result["deployment"] = measure_deployment(quick)
+        machine.save(out, result)
+        console.print(deployment_table(result["deployment"]))
+    console.print(f"written: {out}", soft_wrap=True)
+
+
+def measure_wire(quick: bool) -> list[dict[str, Any]]:
+    """Step times without Flower: per payload and transport the repetitions' medians, in seconds."""
+    payloads = dict(itertools.islice(PAYLOADS.items(), 2)) if quick else PAYLOADS
+    repetitions, steps = (3, 100) if quick else (7, 300)
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with wire() as pair:
+        for transport in ("plain", "tls"):
+            pair.step_seconds(transport, PAYLOADS["16 KiB"], 20)  # imports, first connections
+        for _, (name, size), transport in itertools.product(range(repetitions), payloads.items(), ("plain", "tls")):
+            # The largest get fewer steps, as they are as long as many small ones.
+            count = max(30, min(steps, steps * 2**20 // size))
+            seconds[name, transport].append(pair.step_seconds(transport, size, count))
+    return [
+        {"payload": name, "bytes": payloads[name], "transport": transport, "step_seconds": machine.spread(times)}
+        for (name, transport), times in seconds.items()
+    ]
+
+
+def measure_deployment(quick: bool) -> list[dict[str, Any]]:
+    """Step times of deployed runs: per model and way the repetitions' medians, in seconds."""
+    models = {"narrow": NARROW} if quick else MODELS
+    epochs = {"stream": 20 if quick else 60, "grid": 2}  # a step over Flower messages takes seconds
+    found: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
+    for _ in range(1 if quick else 5):
+        for transport in ("plain", "tls"):
+            with federation(tls=transport == "tls") as running:
+                for (exchange, over), model in itertools.product(WAYS, models):
+                    if over == transport:
+                        row = _round(running, models[model], exchange, epochs[exchange])
+                        found[model, exchange, transport].append(row)
+    return [
+        {
+            "model": model,
+            "exchange": exchange,
+            "transport": transport,
+            "steps": int(rows[0]["steps"]),
+            "bytes_up_per_node_and_step": int(rows[0]["bytes_up"]) // int(rows[0]["steps"]) // NODES,
+            "bytes_down_per_node_and_step": int(rows[0]["bytes_down"]) // int(rows[0]["steps"]) // NODES,
+            "step_seconds": machine.spread([float(row["step_seconds_median"]) for row in rows]),
+        }
+        for (model, exchange, transport), rows in sorted(found.items())
+    ]
+
+
+def _round(running: Federation, model: str, exchange: str, epochs: int) -> dict[str, str]:
+    (row,) = running.run({**RUN, "model": model, "exchange": exchange, "local-epochs": epochs})
+    assert int(row["steps"]) == epochs * STEPS_PER_EPOCH
+    return row
+
+
+def wire_table(cells: list[dict[str, Any]]) -> Table:
+    """Milliseconds per step by payload: plain, TLS, and their ratio."""
+    table = Table("payload", title=f"The stream by itself, {NODES} nodes on loopback, payload per node and way")
+    for heading in ("plain (ms)", "TLS (ms)", "TLS / plain"):
+        table.add_column(heading, justify="right")
+    for name in dict.fromkeys(cell["payload"] for cell in cells):
+        times = {cell["transport"]: cell["step_seconds"] for cell in cells if cell["payload"] == name}
+        ratio = times["tls"]["median"] / times["plain"]["median"]
+        table.add_row(name, _milliseconds(times["plain"]), _milliseconds(times["tls"]), f"{ratio:.2f}")
+    return table
+
+
+def deployment_table(cells: list[dict[str, Any]]) -> Table:
+    """Milliseconds per step of deployed runs by model and way, and the ratio to the stream without TLS."""
+    table = Table("model", "exchange", "transport", title="Steps of a deployed run")
+    for heading in ("steps", "up (KiB)", "median step (ms)", "/ plain stream"):
+        table.add_column(heading, justify="right")
+    for model in dict.fromkeys(cell["model"] for cell in cells):
+        of_model = {(cell["exchange"], cell["transport"]): cell for cell in cells if cell["model"] == model}
+        for exchange, transport in WAYS:
+            cell = of_model[exchange, transport]
+            ratio = cell["step_seconds"]["median"] / of_model["stream", "plain"]["step_seconds"]["median"]
+            size = f"{cell['bytes_up_per_node_and_step'] / 1024:.0f}"
+            way = [model, exchange, "TLS" if transport == "tls" else "plain", str(cell["steps"]), size]
+            table.add_row(*way, _milliseconds(cell["step_seconds"]), f"{ratio:.2f}")
+    return table
+
+
+def _milliseconds(times: dict[str, Any]) -> str:
+    """Median and range of the repetitions."""
+    low, high = min(times["repetitions"]), max(times["repetitions"])
+    return f"{1000 * times['median']:.3g} ({1000 * low:.3g}-{1000 * high:.3g})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

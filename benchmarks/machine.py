@@ -1,0 +1,58 @@
+"""The machine a measurement was made on, and how its figures are summarised and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sglr_flower.machine import available_cpus
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, load, and the versions that matter; when it was measured, and of which commit."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "processor": _processor(),
+        "cores": available_cpus(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("flwr", "torch", "grpcio", "protobuf", "safetensors")},
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The median of repetitions, with the repetitions themselves."""
+    return {"median": statistics.median(values), "repetitions": list(values)}
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,304 @@
+"""The commands of ``sglr``: run, resume, keys, and those that other modules bring."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from sglr_flower import assembly, imports, report
+from sglr_flower.checkpoint import write_atomic
+from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
+from sglr_flower.deploy import submit
+from sglr_flower.errors import UserError
+from sglr_flower.evaluation import evaluate_command
+from sglr_flower.export import export_command
+from sglr_flower.federation import connection
+from sglr_flower.federation.command import app as federation_app
+from sglr_flower.federation.connection import Connection
+from sglr_flower.launch import Resources, check_fits, simulate
+from sglr_flower.machine import available_cpus
+from sglr_flower.paper.command import command as paper
+from sglr_flower.plots import save_curves, save_partition
+from sglr_flower.prediction import predict_command
+from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
+from sglr_flower.view import ProgressView, closing_table
+
+app = typer.Typer(
+    help="SGLR split learning on Flower.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+NODES = 2
+"""Nodes of a simulation, if not said otherwise."""
+
+
+class Launch(BaseModel):
+    """How a run is started; written beside it, so that it is resumed alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = Field(default=NODES, ge=1)
+    cpus_per_node: float = Field(default=1.0, gt=0)
+    gpus_per_node: float = Field(default=0.0, ge=0)
+    in_process: bool = False
+    federation: str = ""
+    code_dir: str = ""
+
+    @property
+    def resources(self) -> Resources:
+        """The size of the simulation."""
+        return Resources(self.nodes, self.cpus_per_node, self.gpus_per_node)
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(help="TOML run-config; keys left out take their defaults.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="One run-config key, over the file's.", metavar="KEY=VALUE")
+    ] = None,
+    federation: Annotated[
+        str, typer.Option(help="Train on this federation's real nodes instead of a simulation.", metavar="NAME")
+    ] = "",
+    nodes: Annotated[
+        int | None,
+        typer.Option(help=f"Simulated Flower nodes, which the clients are spread over; default: {NODES}.", min=1),
+    ] = None,
+    cpus_per_node: Annotated[
+        float | None, typer.Option(help="CPUs of one node; default: the machine's, shared by the nodes.")
+    ] = None,
+    gpus_per_node: Annotated[
+        float | None, typer.Option(help="GPUs of one node; 0.25 puts four on one GPU.", min=0)
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="New folder for the run; default: runs/TIME-METHOD-DATA.")
+    ] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower, in this process.")] = False,
+) -> None:
+    """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
+    values: dict[str, Any] = read_toml(config) if config else {}
+    values |= dict(parse_assignment(text) for text in settings or [])
+    if run_dir is not None:
+        values["run-dir"] = str(run_dir)
+    if "resume" in values:
+        raise UserError("run-config key resume: `sglr resume RUN_DIR` sets it")
+    parsed = RunConfig.parse(values)
+    code_dir = os.getcwd() if imports.is_path(parsed.model) or imports.is_path(parsed.method) else ""
+    if federation:
+        simulated = {"--nodes": nodes, "--cpus-per-node": cpus_per_node, "--gpus-per-node": gpus_per_node}
+        if of_simulation := [option for option, value in simulated.items() if value is not None]:
+            raise UserError(f"{of_simulation[0]} is for a simulation: the nodes of --federation are what they are")
+        if in_process:
+            raise UserError("--in-process and --federation exclude each other: give one of them")
+        launch = Launch(federation=federation, code_dir=code_dir)
+        link = connection.read(federation)
+        if not link.is_local:
+            _train_elsewhere(parsed, link)
+            return
+    else:
+        count = nodes or NODES
+        share = cpus_per_node if cpus_per_node is not None else _cpu_share(count)
+        launch = Launch(
+            nodes=count,
+            cpus_per_node=share,
+            gpus_per_node=gpus_per_node or 0.0,
+            in_process=in_process,
+            code_dir=code_dir,
+        )
+        check_fits(launch.resources)
+    parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
+    # Every mistake that shows without training is found before anything is written.
+    assembly.check(parsed, own_data=bool(federation))
+    chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
+    parsed = parsed.replace(run_dir=str(chosen))
+    directory = RunDirectory(chosen)
+    directory.claim(parsed)
+    if parsed.partition != "own":
+        directory.partition(*assembly.class_counts(parsed))  # with evaluate = "client" the server does not know it
+    write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump()).encode())
+    _train(parsed, directory, launch)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of a run that was stopped or killed.")],
+) -> None:
+    """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
+    directory = RunDirectory(run_dir.absolute())
+    config = directory.read_config()
+    launch = _read_launch(directory)
+    summary = read_json(directory.path / "summary.json")
+    if "test_accuracy_mean" in summary:
+        Console().print("this run is finished already")
+        Console().print(closing_table(summary, directory.path))
+        return
+    directory.check_free()
+    if directory.latest_checkpoint() is None:
+        Console().print("it has no checkpoint yet, so it starts again from its first round")
+    _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launch)
+
+
+@app.command()
+def keys() -> None:
+    """List all run-config keys: default, range and meaning."""
+    table = Table("key", "default", "allowed", "meaning")
+    for row in documentation():
+        table.add_row(*row)
+    Console().print(table)
+
+
+app.command("report")(report.command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+app.command("predict")(predict_command)
+app.command("paper")(paper)
+app.add_typer(federation_app, name="federation")
+
+
+def _read_launch(directory: RunDirectory) -> Launch:
+    """How the run was started; one of `flwr run` itself had no launch file, but its status knows the nodes."""
+    path = directory.path / LAUNCH
+    if not path.exists():
+        nodes = int(read_json(directory.path / "status.json").get("nodes", 2))
+        return Launch(nodes=nodes, cpus_per_node=_cpu_share(nodes))
+    try:
+        return Launch.model_validate(read_toml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+
+
+def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
+    """Train with live progress to the closing table.
+
+    Raises
+    ------
+    UserError
+        With the reason, if the run failed.
+    """
+    console = Console()
+    console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
+    (directory.path / "status.json").unlink(missing_ok=True)
+    if launch.federation:
+        connection.read(launch.federation)  # a mistake in its name shows before anything else
+    try:
+        with ProgressView(directory.path, config.num_server_rounds, console) as view:
+            if launch.in_process:
+                _in_process(config, launch.nodes, view)
+            else:
+                _through_flower(config, directory, launch, view)
+    except KeyboardInterrupt:
+        console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    try:
+        save_curves(directory.path)
+        if (directory.path / "partition.json").exists():
+            save_partition(directory.path)
+    except Exception as error:  # the training is done and saved; a picture must not make it a failure
+        console.print(f"the pictures could not be drawn: {error}", style="yellow", markup=False)
+    console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
+
+
+def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, view: ProgressView) -> None:
+    run_config = directory.path / ".run-config.toml"
+    run_config.write_text(config.to_toml(), encoding="utf-8")
+    log_file = directory.path / "flower.log"
+
+    def watch() -> None:
+        view.update()
+        if directory.is_abandoned():  # Flower itself needs a minute to notice
+            raise UserError(f"the run failed: its training process was killed (log: {log_file})")
+
+    code_dir = Path(launch.code_dir) if launch.code_dir else None
+    if launch.federation:
+        link = connection.read(launch.federation)
+        outcome = submit(_app_dir(), link, run_config, log_file, watch)
+    else:
+        outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
+    status = read_json(directory.path / "status.json")
+    if not outcome.succeeded or status.get("state") != "finished":
+        reason = status.get("error") or outcome.reason or "the run ended without a result"
+        raise UserError(f"the run failed: {reason} (log: {log_file})")
+
+
+def _train_elsewhere(config: RunConfig, link: Connection) -> None:
+    """Train on a federation whose SuperLink is on another machine, which then has the run directory: show its log.
+
+    Raises
+    ------
+    UserError
+        With the reason, if the run failed.
+    """
+    for key, path in (("run-dir", config.run_dir), ("data-dir", config.data_dir)):
+        if path and not Path(path).is_absolute():
+            raise UserError(
+                f"run-config key {key} = {path!r}: it must be absolute, as it is on the SuperLink's machine"
+            )
+    folder = Path(tempfile.mkdtemp(prefix="sglr-"))
+    run_config, log_file = folder / "run-config.toml", folder / "flower.log"
+    run_config.write_text(config.to_toml(), encoding="utf-8")
+    shown = 0
+
+    def watch() -> None:
+        nonlocal shown
+        lines = log_file.read_bytes()[shown:].rpartition(b"\n")
+        shown += len(lines[0] + lines[1])
+        sys.stdout.write((lines[0] + lines[1]).decode(errors="replace"))
+        sys.stdout.flush()
+
+    try:
+        outcome = submit(_app_dir(), link, run_config, log_file, watch)
+    except KeyboardInterrupt:
+        text = "stopped; continue on the SuperLink's machine with `sglr resume` and the run directory named above"
+        Console().print(text, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if not outcome.succeeded:
+        raise UserError(f"the run failed: {outcome.reason} (log: {log_file})")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_process(config: RunConfig, nodes: int, view: ProgressView) -> None:
+    from sglr_flower import inprocess
+
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.25):
+            view.update()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        inprocess.run(config, nodes)
+    finally:
+        done.set()
+        watcher.join()
+        view.update()
+
+
+def _app_dir() -> Path:
+    """The folder with the Flower app: the checkout, or what an installed package carries of it."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "server_app.py").exists() else checkout / "sglr_flower" / "app"
+
+
+def _absolute_data_dir(config: RunConfig) -> str:
+    """``data-dir`` for processes with another working directory and environment."""
+    chosen = config.data_dir or os.environ.get("SGLR_DATA_DIR", "")
+    return str(Path(chosen).expanduser().absolute()) if chosen else ""
+
+
+def _cpu_share(nodes: int) -> float:
+    """CPUs per node: all nodes at once as long as Flower can run them at once, else one each."""
+    cpus = available_cpus()
+    return cpus / nodes if nodes <= min(32, (os.cpu_count() or 1) + 4) else 1.0

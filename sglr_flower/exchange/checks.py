@@ -1,0 +1,224 @@
+"""What a frame has to be: every one is checked here before it is used, numbers and sizes before contents.
+
+The server knows what each node has to send in each step, so a check is exact: `TrainCheck` says which clients with how
+many samples, `EvaluateCheck` as much as the server can know of a node's images. A node checks the answers alike
+(`check_answer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sglr_flower.exchange.frames import FrameError, few
+from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.rounds import EVALUATION_SAMPLES
+
+FrameCheck = Callable[[Upload], None]
+"""Raises FrameError, with a sentence, if an upload is not what its node should send next. One per node and round."""
+
+FRAME_OVERHEAD = 65_536
+"""More than a frame has besides its tensors: numbers of clients and sizes, names and shapes."""
+
+
+def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype) -> int:
+    """The size that a frame with that many samples does not exceed, for `StreamServer`'s ``max_frame``.
+
+    Parameters
+    ----------
+    samples : int
+        Of all clients of a node.
+    shape : Sequence[int]
+        One sample's smashed data (`SplitModel.smashed_shape`).
+    dtype : torch.dtype
+        Of smashed data.
+    """
+    return samples * (torch.Size(shape).numel() * dtype.itemsize + torch.int64.itemsize) + FRAME_OVERHEAD
+
+
+class TrainCheck:
+    """One node's uploads of one training round, in their order.
+
+    Parameters
+    ----------
+    plan : RoundPlan
+        The round.
+    samples : Mapping[int, int]
+        The node's clients -> number of their training images; those that do not take part are passed over.
+    shape : tuple[int, ...]
+        One sample's smashed data.
+    dtype : torch.dtype
+        Of smashed data.
+    num_classes : int
+        Labels are below it.
+    """
+
+    def __init__(
+        self, plan: RoundPlan, samples: Mapping[int, int], shape: tuple[int, ...], dtype: torch.dtype, num_classes: int
+    ) -> None:
+        self._plan, self._samples = plan, dict(samples)
+        self._shape, self._dtype, self._num_classes = tuple(shape), dtype, num_classes
+        self._step = 0
+
+    def __call__(self, upload: Upload) -> None:
+        """Check the next upload.
+
+        Raises
+        ------
+        FrameError
+            If it is not this step's, or its tensors are not what they should be.
+        """
+        step = self._step
+        _check_place(upload, self._plan.server_round, step, ("train",))
+        sizes = self._plan.sizes_at(step, self._samples)
+        if not sizes:
+            raise FrameError(f"step {step} after the node's last one")
+        if upload.clients != tuple(sizes) or upload.sizes != tuple(sizes.values()):
+            raise FrameError(
+                f"clients {few(upload.clients)} with {few(upload.sizes)} samples in step {step}, "
+                f"not {few(tuple(sizes))} with {few(tuple(sizes.values()))}"
+            )
+        last = not self._plan.sizes_at(step + 1, self._samples)
+        if upload.last != last:
+            raise FrameError(f"step {step} is {'' if last else 'not '}the node's last one, unlike the frame says")
+        _check_tensors(upload, self._shape, self._dtype, self._num_classes)
+        self._step += 1
+
+
+class EvaluateCheck:
+    """One node's uploads of one evaluation, in their order: validation images, then test images, in chunks.
+
+    Parameters
+    ----------
+    server_round : int
+        After which it is.
+    clients : Sequence[int]
+        The node's clients; each has smashed data of the same images.
+    shape, dtype, num_classes
+        As in `TrainCheck`.
+    samples : int
+        Images of a split at most; 0: as many as the node has.
+    """
+
+    def __init__(
+        self,
+        server_round: int,
+        clients: Sequence[int],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        num_classes: int,
+        samples: int = 0,
+    ) -> None:
+        self._round, self._clients = server_round, tuple(sorted(clients))
+        self._shape, self._dtype, self._num_classes = tuple(shape), dtype, num_classes
+        self._chunk = max(1, EVALUATION_SAMPLES // len(self._clients))
+        self._samples = samples
+        self._step, self._split, self._seen = 0, "validation", 0
+        self._splits: tuple[str, ...] = ("validation",)  # what the next chunk may be of
+
+    def __call__(self, upload: Upload) -> None:
+        """Check the next upload.
+
+        Raises
+        ------
+        FrameError
+            If it is not the next chunk, or its tensors are not what they should be.
+        """
+        if not self._splits:
+            raise FrameError(f"chunk {upload.step} after the node's last one")
+        _check_place(upload, self._round, self._step, self._splits)
+        size = upload.sizes[0]
+        if upload.clients != self._clients or set(upload.sizes) != {size}:
+            raise FrameError(
+                f"clients {few(upload.clients)} with {few(upload.sizes)} images, "
+                f"not {few(self._clients)} with the same number each"
+            )
+        seen = size + (self._seen if upload.split == self._split else 0)
+        if size > self._chunk or (self._samples and seen > self._samples):
+            raise FrameError(f"{size} images in a chunk and {seen} {upload.split} images so far: too many")
+        if upload.last and upload.split != "test":
+            raise FrameError("the node's last chunk is of test images")
+        _check_tensors(upload, self._shape, self._dtype, self._num_classes)
+        if not torch.equal(upload.labels, upload.labels[:size].repeat(len(self._clients))):
+            raise FrameError("the clients' labels differ, though all are scored on the same images")
+        self._step, self._split, self._seen = self._step + 1, upload.split, seen
+        self._splits = self._next_splits(upload)
+
+    def _next_splits(self, upload: Upload) -> tuple[str, ...]:
+        if upload.last:
+            return ()
+        if upload.split == "test":
+            return ("test",)
+        # A chunk that is not full is its split's last.
+        return ("validation", "test") if upload.sizes[0] == self._chunk else ("test",)
+
+
+def check_answer(upload: Upload, download: Download) -> None:
+    """Check the server's answer to a node's upload.
+
+    Raises
+    ------
+    FrameError
+        If it is not an answer to it: another step's, for other clients, or tensors that do not fit.
+    """
+    if (download.server_round, download.step) != (upload.server_round, upload.step):
+        raise FrameError(f"an answer to step {download.step} of round {download.server_round}")
+    if upload.split != "train":
+        if download.active or download.average is not None or download.own is not None:
+            raise FrameError("cut gradients in an evaluation")
+        return
+    sizes = dict(zip(upload.clients, upload.sizes, strict=True))
+    if not set(download.active) <= sizes.keys():
+        raise FrameError(f"active clients {few(download.active)} of {few(upload.clients)}")
+    active = [sizes.pop(client) for client in download.active]
+    _check_gradient("average", download.average, upload, bool(active))
+    _check_gradient("own", download.own, upload, bool(sizes))
+    if download.own is not None and len(download.own) != sum(sizes.values()):
+        raise FrameError(f"own gradients of {len(download.own)} samples, not {sum(sizes.values())}")
+    if download.average is not None and len(download.average) != 1 and len(download.average) < max(active):
+        raise FrameError(f"an average of {len(download.average)} positions for batches of {max(active)}")
+    for tensor in (download.average, download.own):
+        if tensor is not None and not all_finite(tensor):
+            raise FrameError("cut gradients that are not finite: the training may be diverging (a smaller client-lr)")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither infinities nor NaN."""
+    # A sum is finite only if all its terms are, and needs one pass and no memory; of large terms it may overflow.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[str]) -> None:
+    if (upload.server_round, upload.step) != (server_round, step) or upload.split not in splits:
+        raise FrameError(
+            f"{upload.split[:20]!r} step {upload.step} of round {upload.server_round} "
+            f"instead of {' or '.join(splits)} step {step} of round {server_round}"
+        )
+
+
+def _check_tensors(upload: Upload, shape: tuple[int, ...], dtype: torch.dtype, num_classes: int) -> None:
+    smashed, labels = upload.smashed, upload.labels
+    if smashed.dtype != dtype or tuple(smashed.shape[1:]) != shape:
+        raise FrameError(
+            f"smashed data of shape {tuple(smashed.shape[1:])} and {smashed.dtype}, not {shape} and {dtype}"
+        )
+    if labels.dtype != torch.int64:
+        raise FrameError(f"labels of {labels.dtype}, not torch.int64")
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise FrameError(f"labels from {low} to {high}, not from 0 to {num_classes - 1}")
+    if not all_finite(smashed):
+        raise FrameError("smashed data that are not finite: the training may be diverging (a smaller client-lr)")
+
+
+def _check_gradient(name: str, tensor: Tensor | None, upload: Upload, wanted: bool) -> None:
+    if (tensor is not None) != wanted:
+        raise FrameError(f"{'no' if wanted else 'an'} {name} cut gradient")
+    if tensor is None:
+        return
+    like = upload.smashed
+    if tensor.dtype != like.dtype or not tensor.ndim or not len(tensor) or tensor.shape[1:] != like.shape[1:]:
+        raise FrameError(f"{name} cut gradient {tuple(tensor.shape)} {tensor.dtype} for {like.dtype} {like.shape}")

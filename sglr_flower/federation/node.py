@@ -1,0 +1,188 @@
+"""A node's side of a federation: a SuperNode in the foreground that connects again for as long as it is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sglr_flower.errors import UserError
+from sglr_flower.federation.folder import NodeSettings, split_address
+from sglr_flower.federation.server import ask_health
+from sglr_flower.processes import environment, free_port, keeper, rotate, said_since, script
+
+RETRY_SECONDS = 3.0
+_REFUSED = re.compile(r"\[code: (2004|2001|401)\]|Failed to activate SuperNode|Invalid SuperNode authentication")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONNECTED = "SuperNode ID: "
+
+
+@dataclass(frozen=True)
+class Device:
+    """A node as it is to be started: its settings with all folders absolute.
+
+    Attributes
+    ----------
+    settings : NodeSettings
+        As in ``node.toml``, or as the command line says.
+    folder : Path
+        Where ``node.toml``, ``node.key`` and ``ca.crt`` are.
+    data_dir, state_dir : Path or None
+        Its images (None: SGLR_DATA_DIR, or the user's data folder), and its clients' states.
+    """
+
+    settings: NodeSettings
+    folder: Path
+    data_dir: Path | None
+    state_dir: Path
+
+    @property
+    def certificates(self) -> Path | None:
+        """The CA's certificate; None without TLS."""
+        return None if self.settings.insecure else self.folder / "ca.crt"
+
+
+def read_device(folder: Path, data_dir: Path | None, state_dir: Path | None, superlink: str) -> Device:
+    """The node of a folder; arguments that are given come before what is in it.
+
+    Raises
+    ------
+    UserError
+        If the folder is not whole, or a folder of images does not exist.
+    """
+    folder = folder.absolute()
+    settings = NodeSettings.read(folder / "node.toml")
+    if superlink:
+        settings = settings.model_copy(update={"superlink": superlink})
+    split_address(settings.superlink)
+    for name in () if settings.insecure else ("ca.crt", "node.key"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no node's folder: it has no {name}")
+    chosen = data_dir.expanduser().absolute() if data_dir else None
+    if chosen is None and settings.data_dir:
+        chosen = folder / Path(settings.data_dir).expanduser()
+    if chosen is not None and not chosen.is_dir():
+        raise UserError(f"data-dir {chosen} is no folder: it must be the one with this node's images")
+    kept = state_dir.expanduser().absolute() if state_dir else folder / Path(settings.state_dir or "state").expanduser()
+    return Device(settings, folder, chosen, kept)
+
+
+def run(device: Device, say: Callable[[str], None]) -> None:
+    """Run a SuperNode until this process is told to end; where the SuperLink is gone, wait for it.
+
+    Parameters
+    ----------
+    device : Device
+        The node.
+    say : Callable[[str], None]
+        Tells the user a line.
+
+    Raises
+    ------
+    UserError
+        If the SuperLink is not this federation's, or does not take the node's key.
+    """
+    log = device.folder / "logs" / "supernode.log"
+    for needed in (device.state_dir, log.parent, device.folder / "supernode"):
+        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock(device.state_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process keeps its clients' states in {device.state_dir}: give each node its own"
+        ) from None
+    with lock:
+        while True:
+            _wait_for_superlink(device, say)
+            rotate(log)
+            before = log.stat().st_size if log.exists() else 0
+            _run_once(device, log, before, say)
+            said = _COLOUR.sub("", said_since(log, before))
+            if _REFUSED.search(said):
+                raise UserError(
+                    f"the SuperLink at {device.settings.superlink} does not take the key of node "
+                    f"{device.settings.name}: is {device.settings.name}.pub in the keys folder of its federation?"
+                )
+            say(f"node {device.settings.name}: the SuperNode ended; it starts again (log: {log})")
+            time.sleep(RETRY_SECONDS)
+
+
+def command(device: Device) -> list[str]:
+    """The command line of the SuperNode."""
+    settings = device.settings
+    # Its own API is for its ClientApps; a fixed port would be taken where several nodes share a machine.
+    line = [script("flower-supernode"), "--superlink", settings.superlink, "--port", str(free_port())]
+    values: dict[str, str | int | bool] = {
+        "partition-id": settings.partition_id,
+        "num-partitions": settings.num_partitions,
+        "name": settings.name,
+        "state-dir": str(device.state_dir),
+    }
+    if device.data_dir is not None:
+        values["data-dir"] = str(device.data_dir)
+    if settings.insecure:
+        line.append("--insecure")
+        values["allow-plaintext"] = True
+    else:
+        certificates = str(device.folder / "ca.crt")
+        line += ["--root-certificates", certificates, "--auth-supernode-private-key", str(device.folder / "node.key")]
+        values["root-certificates"] = certificates
+    return [*line, "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in values.items())]
+
+
+def _quoted(value: str | int | bool) -> str:
+    """A value as Flower reads it: TOML, a text in quotes that it does not hold itself."""
+    if not isinstance(value, str):
+        return str(value).lower()
+    if "'" not in value:
+        return f"'{value}'"
+    if '"' not in value and "\\" not in value:
+        return f'"{value}"'
+    raise UserError(f"the path {value!r} has more kinds of quotes and backslashes than a node's config can hold")
+
+
+def _wait_for_superlink(device: Device, say: Callable[[str], None]) -> None:
+    """Return once the SuperLink answers.
+
+    Raises
+    ------
+    UserError
+        If what answers is not the federation's.
+    """
+    address, told = device.settings.superlink, ""
+    while True:
+        try:
+            ask_health(address, device.certificates)
+            return
+        except ssl.SSLCertVerificationError as error:
+            raise UserError(
+                f"what answers at {address} is not the SuperLink of this node's federation "
+                f"({device.certificates}): {error.verify_message}"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if reason != told:
+            told = reason
+            say(f"node {device.settings.name}: waiting for the SuperLink at {address} ({reason})")
+        time.sleep(RETRY_SECONDS)
+
+
+def _run_once(device: Device, log: Path, before: int, say: Callable[[str], None]) -> None:
+    """Run a SuperNode until it ends; what it says goes to the log, and to the user once it is connected."""
+    connected = False
+    with keeper([command(device)], log, environment(str(device.folder / "supernode"))) as process:
+        while process.poll() is None:
+            if not connected and _CONNECTED in said_since(log, before):
+                connected = True
+                say(f"node {device.settings.name} is connected to {device.settings.superlink} (log: {log})")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)

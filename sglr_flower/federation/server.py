@@ -1,0 +1,156 @@
+"""The server's side of a federation: SuperLink and SuperExec, as one group of processes in the foreground.
+
+Under ``--isolation process`` the SuperExec, which starts a run's ServerApp, is started here and not by the SuperLink:
+so it is in the group that the keeper ends, and it has to prove with a secret that it is the one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tomli_w
+from filelock import FileLock, Timeout
+
+from sglr_flower.errors import UserError
+from sglr_flower.federation.connection import Connection
+from sglr_flower.federation.folder import VARIABLE, Federation, split_address
+from sglr_flower.processes import complaint, environment, keeper, rotate, script
+
+START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
+_LOOK_SECONDS = 2.0
+_CONNECTION = "federation"  # in the SuperLink's own home
+
+
+def serve(directory: Path, say: Callable[[str], None]) -> None:
+    """Run the SuperLink until this process is told to end, or the SuperLink ends by itself.
+
+    Parameters
+    ----------
+    directory : Path
+        The federation's folder.
+    say : Callable[[str], None]
+        Tells the user a line.
+
+    Raises
+    ------
+    UserError
+        If it cannot start, is running already, or ends by itself.
+    """
+    directory = directory.absolute()
+    federation = Federation.read(directory / "federation.toml")
+    os.umask(0o077)  # its database holds what nodes and server say to each other
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"the SuperLink of {directory} is running already") from None
+    with lock:
+        log = directory / "logs" / "superlink.log"
+        rotate(log)
+        before = log.stat().st_size if log.exists() else 0
+        if not (directory / "superlink" / "superlink.db").exists():
+            (directory / "superlink" / "registered").unlink(missing_ok=True)  # it was true of a database that is gone
+        env = environment(str(directory / "superlink")) | {VARIABLE: str(directory)}
+        with keeper(_commands(federation, directory), log, env) as process:
+            if not _wait_until_up(federation, directory, process):
+                raise UserError(f"the SuperLink did not start: {complaint(log, before)}")
+            # Its own connection, under the address that this machine reaches it at.
+            own = Connection(
+                _CONNECTION, federation.local_address, "" if federation.insecure else str(directory / "ca.crt")
+            )
+            connections = {"superlink": {"default": _CONNECTION, _CONNECTION: own.entry()}}
+            (directory / "superlink" / "config.toml").write_text(tomli_w.dumps(connections), encoding="utf-8")
+            nodes = _register(federation, directory, env, None)
+            count = f"{nodes} node(s) may connect" if nodes else "any node may connect, as it is --insecure"
+            say(f"federation {federation.name}: SuperLink is up at {federation.address}, {count} (log: {log})")
+            while process.poll() is None:
+                time.sleep(_LOOK_SECONDS)
+                _register(federation, directory, env, say)
+        raise UserError(f"the SuperLink ended by itself: {complaint(log, before)}")
+
+
+def _commands(federation: Federation, directory: Path) -> list[list[str]]:
+    secret = ["--superexec-auth-secret-file", str(directory / "superexec.secret")]
+    link = [sys.executable, "-m", "sglr_flower.federation.superlink", json.dumps(federation.operators)]
+    link += ["--isolation", "process", *secret, "--host", federation.bind, "--port", str(federation.port)]
+    link += ["--database", str(directory / "superlink" / "superlink.db"), "--disable-runtime-dependency-installation"]
+    executor = [script("flower-superexec"), "--runtime-api-address", federation.local_address, *secret]
+    if federation.insecure:
+        return [[*link, "--insecure"], [*executor, "--insecure"]]
+    link += ["--enable-supernode-auth", "--ssl-ca-certfile", str(directory / "ca.crt")]
+    link += ["--ssl-certfile", str(directory / "server.crt"), "--ssl-keyfile", str(directory / "server.key")]
+    return [link, [*executor, "--root-certificates", str(directory / "ca.crt")]]
+
+
+def _wait_until_up(federation: Federation, directory: Path, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    certificates = None if federation.insecure else directory / "ca.crt"
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            ask_health(federation.local_address, certificates)
+            return process.poll() is None
+        time.sleep(0.1)
+    return False
+
+
+def ask_health(address: str, certificates: Path | None) -> None:
+    """Find out whether a SuperLink answers.
+
+    Parameters
+    ----------
+    address : str
+        HOST:PORT.
+    certificates : Path or None
+        PEM file of the CA that its certificate must be of; None: without TLS.
+
+    Raises
+    ------
+    OSError, http.client.HTTPException
+        If nobody answers, or not as a SuperLink; an `ssl.SSLCertVerificationError` if it is not the CA's.
+    """
+    host, port = split_address(address)
+    connection: http.client.HTTPConnection
+    if certificates is None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)  # http.client uses no proxy
+    else:
+        context = ssl.create_default_context(cafile=str(certificates))
+        connection = http.client.HTTPSConnection(host, port, timeout=5, context=context)
+    with contextlib.closing(connection):
+        connection.request("GET", "/health")
+        if (status := connection.getresponse().status) != 200:
+            raise OSError(f"it answered {status}, which no SuperLink does")
+
+
+def _register(federation: Federation, directory: Path, env: dict[str, str], say: Callable[[str], None] | None) -> int:
+    """Tell the SuperLink of the nodes' keys that it does not know yet; how many it knows now."""
+    if federation.insecure:
+        return 0
+    known = directory / "superlink" / "registered"
+    done = set(known.read_text(encoding="utf-8").split()) if known.exists() else set()
+    for key in sorted((directory / "keys").glob("*.pub")):
+        digest = hashlib.sha256(key.read_bytes()).hexdigest()
+        if digest in done:
+            continue
+        command = ["supernode", "register", str(key), _CONNECTION, "--name", key.stem, "--format", "json"]
+        answer = subprocess.run(
+            [script("flwr"), *command], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        ).stdout
+        # It has no error code of its own for a key that the database has.
+        if '"success": true' not in answer and "already in use" not in answer:
+            raise UserError(f"the SuperLink did not take {key}: {' '.join(answer.split())}")
+        if say is not None:
+            say(f"node {key.stem} may connect")
+        done.add(digest)
+        with known.open("a", encoding="utf-8") as file:
+            file.write(f"{digest}\n")
+    return len(done)

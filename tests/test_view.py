@@ -1,0 +1,156 @@
+"""What a person sees of a run: the table of its nodes, who left, the closing table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from sglr_flower.nodetable import NodeEntry
+from sglr_flower.view import MOST_NODES, ProgressView, closing_table, node_table
+
+
+def entry(node: int, state: str = "training", **changes: Any) -> NodeEntry:
+    values = {"name": "", "clients": str(node), "step": 5, "latency": 0.0125, "bytes_up": 2000, "bytes_down": 1000}
+    return NodeEntry(**{"node": node, "state": state, "reason": "", **values, **changes})  # type: ignore[typeddict-item]
+
+
+def shown(renderable: RenderableType, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=True)
+    console.print(renderable)
+    return console.export_text()
+
+
+class Run:
+    """A run directory whose status a test writes, and what the view makes of it."""
+
+    def __init__(self, folder: Path, *, terminal: bool) -> None:
+        self.folder = folder
+        self.output = io.StringIO()
+        self.console = Console(width=100, file=self.output, force_terminal=terminal)
+        self.view = ProgressView(folder, 9, self.console)
+
+    def see(self, server_round: int, *nodes: NodeEntry) -> None:
+        status = {"state": "training", "round": server_round, "rounds_done": server_round - 1, "steps": 8}
+        text = json.dumps({**status, "node_table": nodes} if nodes else status)
+        (self.folder / "status.json").write_text(text)
+        self.view.update()
+
+    def lines(self) -> list[str]:
+        return self.output.getvalue().splitlines()
+
+
+def test_a_node_is_a_row_with_its_figures() -> None:
+    text = shown(node_table([entry(3, name="attic", clients="0 1 2 5")]))
+    heading, row = text.splitlines()
+    assert heading.split() == ["node", "clients", "state", "step", "latency", "up", "down"]
+    assert row.split() == ["attic", "0-2", "5", "training", "5", "12.5", "ms", "2", "kB", "1", "kB"]
+
+
+def test_a_node_before_its_first_frame_has_no_latency() -> None:
+    assert " ms" not in shown(node_table([entry(3, latency=None)]))
+
+
+def test_nodes_that_left_come_first_and_the_rest_are_counted() -> None:
+    nodes = [entry(number, name=f"n{number}") for number in range(20)]
+    nodes[17] = entry(17, "dropped", name="n17", reason="no frame within 3 s")
+    nodes[18] = entry(18, "returning", name="n18")
+    _, *rows, last = shown(node_table(nodes)).splitlines()
+    assert [row.split()[0] for row in rows[:3]] == ["n17", "n18", "n0"]
+    assert "no frame within 3 s" in rows[0]
+    assert len(rows) == MOST_NODES
+    assert last.split() == ["and", "8", "more"]
+
+
+def test_a_nodes_words_are_neither_markup_nor_orders_to_the_terminal() -> None:
+    text = shown(node_table([entry(1, "dropped", name="[red]x", reason="a [bold]b\x1b[2Jc")]))
+    assert "[red]x" in text
+    assert "a [bold]b[2Jc" in text
+
+
+def test_a_long_story_does_not_widen_the_table() -> None:
+    text = shown(node_table([entry(2**64 - 1, "dropped", reason="word " * 40, clients="0 2 4 6 8 10 12 14")]))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "node 18446744073709551615" in text
+
+
+def test_a_terminal_shows_the_table_below_the_bar(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=True)
+    with run.view:
+        run.see(2, entry(1, "dropped", name="attic", reason="the connection ended"))
+    text = run.output.getvalue()
+    assert text.rindex("round 2/9") < text.rindex("attic")  # kept at the end, as a node is missing
+    assert "is back" not in text
+
+
+def test_the_table_goes_when_all_nodes_are_there_at_the_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=True)
+    with run.view:
+        run.see(2, entry(1, name="attic"))
+    text = run.output.getvalue()
+    assert text.rindex("round 2/9") > text.rfind("attic")
+
+
+def test_a_run_without_a_table_of_nodes_has_the_bar_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=True)
+    with run.view:
+        run.see(2)
+    assert "round 2/9" in run.output.getvalue()
+    assert "latency" not in run.output.getvalue()
+
+
+def test_a_pipe_gets_a_line_when_a_node_leaves_and_when_it_returns(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=False)
+    here = entry(1, name="attic", clients="0 1 2")
+    dropped = {**here, "state": "dropped", "reason": "no frame within 3 s"}
+    with run.view:
+        run.see(1, here, entry(2))
+        assert run.lines() == []
+        for _ in range(2):
+            run.see(1, dropped, entry(2))
+        asked = {**dropped, "state": "returning"}
+        run.see(2, asked, entry(2, "away", step=0, reason="it does not answer"))
+        run.see(3, here, entry(2, "away", step=0))
+    assert [line for line in run.lines() if not line.startswith("round")] == [
+        "attic (clients 0-2) left round 1 at step 5: no frame within 3 s",
+        "node 2 (client 2) is not there: it does not answer",
+        "attic (clients 0-2) is back in round 3",
+    ]
+
+
+def test_a_node_that_is_asked_back_at_once_is_seen_to_have_left(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=False)
+    with run.view:
+        run.see(1, entry(1))
+        run.see(1, entry(1, "returning", reason="the connection ended"))
+    assert run.lines() == ["node 1 (client 1) left round 1 at step 5: the connection ended"]
+
+
+def test_places_that_no_node_has_come_to_are_told_apart(tmp_path: Path) -> None:
+    run = Run(tmp_path, terminal=False)
+    with run.view:
+        run.see(1, *(entry(0, "away", clients=clients, step=0, reason="not yet") for clients in ("0 1", "2 3")))
+    assert run.lines() == [f"no node yet (clients {clients}) is not there: not yet" for clients in ("0 1", "2 3")]
+
+
+@pytest.mark.parametrize(
+    ("departures", "nodes", "expected"),
+    [(3, 2, "3 departures of 2 nodes, see nodes.csv"), (1, 1, "1 departure of 1 node, see nodes.csv"), (0, 0, "")],
+)
+def test_the_closing_table_says_how_many_nodes_left(departures: int, nodes: int, expected: str) -> None:
+    summary = {
+        **dict.fromkeys(("method", "model", "dataset", "exchange"), "x"),
+        **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
+        **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
+        **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
+        "evaluated_images": 10,
+    }
+    old = shown(closing_table(summary, Path("/run")))
+    text = shown(closing_table({**summary, "departures": departures, "departed_nodes": nodes}, Path("/run")))
+    assert ("nodes that left" in text) == bool(expected)
+    assert expected in text
+    assert "nodes that left" not in old  # runs of versions that did not count
