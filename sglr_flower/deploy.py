@@ -18,7 +18,7 @@ from sglr_flower.federation.connection import Connection
 from sglr_flower.launch import Outcome, outcome_of
 from sglr_flower.processes import said_since, script
 
-ASK_SECONDS = 60.0
+ASK_SECONDS = 20.0
 """How long a SuperLink that was reached before may be out of reach, when it is asked how a run ended."""
 
 _STARTED = re.compile(r"Successfully started run (\d+)")

@@ -30,6 +30,7 @@ from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
+from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.stream import ExchangeError
 from sglr_flower.nodestate import (
     STATES,
@@ -51,6 +52,8 @@ ANSWER = "answer"
 ARRAYS = "arrays"
 CONFIG = "config"
 HOSTED = "hosted"
+MARGIN_SECONDS = 30.0
+"""What a node waits for the server beyond the time that the server waits for other nodes."""
 
 # Below Flower's logger, so that what a node says goes where Flower's log goes.
 log = logging.getLogger("flwr.sglr")
@@ -112,12 +115,16 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     if own := str(context.node_config.get("data-dir", "")):
         config = config.replace(data_dir=own)
     clients = integers(order["clients"])
+    _refuse_outdated(order, context)
     context.state[CONFIG] = ConfigRecord({**config.values()})
-    context.state[HOSTED] = ConfigRecord({"clients": clients, "run-id": _run_id(order)})
+    context.state[HOSTED] = ConfigRecord(
+        {"clients": clients, "run-id": _run_id(order), "session": _integer(order, "session")}
+    )
     versions = dict(zip(clients, integers(order["versions"]), strict=True))
     kept = _states(context)
     answer: dict[str, list[int] | list[str]] = {}
     if isinstance(kept, FolderStates):
+        kept.enter(_integer(order, "session"))
         if STATES in message.content.config_records:
             for client, state in unpack_states(message.content).items():
                 kept.commit(versions[client], {client: state}, [])
@@ -132,6 +139,15 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
         "classes": list(datasets.classes(config.dataset, config.data_dir)),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
+
+
+def _refuse_outdated(order: ConfigRecord, context: Context) -> None:
+    """Refuse an assignment that was under way while the run was stopped, and arrives when it has been resumed."""
+    if HOSTED in context.state.config_records:
+        current = context.state.config_records[HOSTED]["session"]
+        assert isinstance(current, int)
+        if _integer(order, "session") < current:
+            raise ExchangeError("the assignment is of an earlier session of this run")
 
 
 def _begin(order: ConfigRecord, message: Message, context: Context, versions: Mapping[int, int]) -> None:
@@ -214,32 +230,32 @@ def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDi
     return content
 
 
+def simulated() -> bool:
+    """Whether this node is one of Flower's simulation, and no device with a disk of its own."""
+    ray = sys.modules.get("ray")  # a SuperNode has not imported it
+    return ray is not None and ray.is_initialized()
+
+
 def concurrent_nodes() -> int:
     """How many nodes like this one can run at the same time in this simulation; 0 outside of one (no limit).
 
     Ray gives every node's message an actor with the resources of this one, and Flower handles at most
     ``min(32, cpus + 4)`` messages at once, whatever the number of actors (its thread pool's default size).
     """
-    ray = sys.modules.get("ray")  # a SuperNode has not imported it
-    if ray is None or not ray.is_initialized():
+    if not simulated():
         return 0
+    ray = sys.modules["ray"]
     total: dict[str, float] = ray.cluster_resources()
     own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
     actors = min((math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0), default=32)
-    return min(actors, 32, (os.cpu_count() or 1) + 4)
+    return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
 
 
 def assigned_cpus() -> int:
     """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if not simulated():
         return 0
-    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-
-
-def simulated() -> bool:
-    """Whether this node is one of Flower's simulation, and no device with a disk of its own."""
-    return concurrent_nodes() > 0
+    return max(1, int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _config(context: Context) -> RunConfig:
@@ -283,7 +299,9 @@ def _take_shared(cohort: Cohort, clients: Sequence[int], message: Message) -> bo
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
     address, tls = str(order["address"]), bool(order["tls"])
-    timeout = _config(context).step_timeout
+    config = _config(context)
+    # The server answers when all nodes have sent their frames, or have been given up.
+    timeout = config.step_timeout + config.start_timeout + MARGIN_SECONDS
     stream.run_session(session, address, str(order["secret"]), timeout, _root_certificates(address, tls, context))
 
 
@@ -314,7 +332,10 @@ def _step(session: TrainSession | EvaluateSession, message: Message) -> RecordDi
     if download is None:
         grid.put_upload(content, session.start())
     else:
-        session.restore(download.step)
+        if isinstance(session, TrainSession):
+            check_answer(session.restore(download.step), download)
+        else:
+            session.restore(download.step)
         grid.put_upload(content, session.advance(download))
     return content
 

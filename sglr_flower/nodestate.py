@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sglr_flower import checkpoint
 from sglr_flower.errors import UserError
+from sglr_flower.exchange.wire import ExchangeError
 
 log = logging.getLogger("flwr.sglr")
 
@@ -116,6 +117,24 @@ class FolderStates:
             checkpoint.save_clients(self._round(server_round), states)
             for client in states:
                 self._prune(client, checkpoints)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"node-config key state-dir: {self._folder} cannot be written: {reason}") from None
+
+    def enter(self, session: int) -> None:
+        """Note that a session of the run, newer than all before it, uses these states.
+
+        Raises
+        ------
+        ExchangeError
+            If a newer one does: what an older one still asks for would undo its rounds.
+        """
+        file = self._folder / "session"
+        try:
+            if file.exists() and int(file.read_text(encoding="utf-8")) > session:
+                raise ExchangeError("the assignment is of an earlier session of this run")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_atomic(file, str(session).encode())
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"node-config key state-dir: {self._folder} cannot be written: {reason}") from None

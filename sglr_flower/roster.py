@@ -108,6 +108,7 @@ class Roster:
         self.left_lately = False
         self._grid, self._config, self._run_id, self._streams = grid, config, run_id, streams
         self._versions: dict[int, int] = {}
+        self._session = time.time_ns()
         self._classes: object = None
         self._strangers: dict[int, Pending] = {}
 
@@ -178,7 +179,8 @@ class Roster:
             wanted = max([1, *(integer(answer, "num-partitions") for answer in answers.values())])
             waited = time.monotonic() - began
             enough = len(answers) >= wanted and (wanted > 1 or not pending.open)
-            if enough or (answers and self._config.tolerant and waited > self._config.start_timeout):
+            patient = not self._config.tolerant or pending.open or waited < self._config.start_timeout
+            if enough or (answers and not patient):
                 break
             if waited > SETUP_SECONDS:
                 raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
@@ -359,6 +361,7 @@ class Roster:
         order: dict[str, object] = {
             "clients": list(member.clients),
             "run-id": self._run_id,
+            "session": self._session,
             "base": member.base,
             "versions": [self._versions[client] for client in member.clients],
             "fresh": fresh,

@@ -45,7 +45,7 @@ __all__ = [
 MAX_STREAMS = 500
 """Streams that a server takes at the same time."""
 MAX_CALLS = 64
-"""Other calls, refused ones and `Reach`, that it answers at the same time; beyond that they are not even answered."""
+"""Other calls, refused ones and `Reach`, that wait for an answer; beyond that gRPC refuses them without a word."""
 MAX_CONNECTIONS = 800
 """Connections; below the usual limit of open files, of which the run needs others."""
 HANDSHAKE_SECONDS = 10
@@ -174,8 +174,7 @@ class _Door(grpc.GenericRpcHandler):
         """A call for the few threads that are not for streams; it never takes a frame."""
 
         def behaviour(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[pb.Ping]:
-            if not context.add_callback(self._free.release):
-                self._free.release()
+            self._free.release()
             return answer(context)
 
         behaviour.experimental_thread_pool = self._aside  # type: ignore[attr-defined]

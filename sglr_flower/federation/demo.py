@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -53,8 +52,9 @@ def run(config: Path, nodes: int, say: Callable[[str], None]) -> None:
                 stack.enter_context(_background(["node", folder_of_node], "is connected", env))
             say("SuperLink and all nodes are up")
             command = [sys.executable, "-m", "sglr_flower.cli", "run", str(config), "--federation", "demo"]
-            done = subprocess.run(command, env=env, check=False)
-        if done.returncode:
+            with _ended_with_block(subprocess.Popen(command, env=env)) as process:
+                status = process.wait()
+        if status:
             raise UserError("the demo's run failed")
         say("SuperLink and nodes are shut down")
 
@@ -75,17 +75,24 @@ def _background(arguments: Sequence[str], wanted: str, env: dict[str, str]) -> I
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, process_group=0
         )
-        try:
+        with _ended_with_block(process):
             deadline = time.monotonic() + UP_SECONDS
             while wanted not in (text := os.pread(said.fileno(), 65_536, 0).decode(errors="replace")):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise UserError(f"sglr federation {' '.join(arguments)} did not start: {text.strip()}")
                 time.sleep(0.1)
             yield
-        finally:
-            process.send_signal(signal.SIGTERM)  # its keeper ends the rest, and would also if this process were killed
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+@contextlib.contextmanager
+def _ended_with_block(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of `sglr`, which ends all that it started when it is asked to end, and also when it is killed."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -20,7 +20,10 @@ from sglr_flower.federation.server import ask_health
 from sglr_flower.processes import environment, free_port, keeper, rotate, said_since, script
 
 RETRY_SECONDS = 3.0
-_REFUSED = re.compile(r"\[code: (2004|2001|401)\]|Failed to activate SuperNode|Invalid SuperNode authentication")
+_UNKNOWN_KEY = "Failed to activate SuperNode"  # as Flower words it
+_BAD_SIGNATURE = "401 Unauthorized"
+_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
+_CLOCK = "is this device's clock right?"  # many have none that goes on while they are off
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONNECTED = "SuperNode ID: "
 
@@ -107,12 +110,13 @@ def run(device: Device, say: Callable[[str], None]) -> None:
             before = log.stat().st_size if log.exists() else 0
             _run_once(device, log, before, say)
             said = _COLOUR.sub("", said_since(log, before))
-            if _REFUSED.search(said):
+            if _UNKNOWN_KEY in said:
                 raise UserError(
                     f"the SuperLink at {device.settings.superlink} does not take the key of node "
                     f"{device.settings.name}: is {device.settings.name}.pub in the keys folder of its federation?"
                 )
-            say(f"node {device.settings.name}: the SuperNode ended; it starts again (log: {log})")
+            reason = f", its signature was refused: {_CLOCK}" if _BAD_SIGNATURE in said else ""
+            say(f"node {device.settings.name}: the SuperNode ended{reason}; it starts again (log: {log})")
             time.sleep(RETRY_SECONDS)
 
 
@@ -164,10 +168,12 @@ def _wait_for_superlink(device: Device, say: Callable[[str], None]) -> None:
             ask_health(address, device.certificates)
             return
         except ssl.SSLCertVerificationError as error:
-            raise UserError(
-                f"what answers at {address} is not the SuperLink of this node's federation "
-                f"({device.certificates}): {error.verify_message}"
-            ) from None
+            if error.verify_code != _NOT_YET_VALID:
+                raise UserError(
+                    f"what answers at {address} is not the SuperLink of this node's federation "
+                    f"({device.certificates}): {error.verify_message}"
+                ) from None
+            reason = f"{error.verify_message}: {_CLOCK}"
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if reason != told:

@@ -72,9 +72,10 @@ class TrainSession:
         self._cohort.backward(download)
         return None if self._upload.last else self._forward(self._upload.step + 1)
 
-    def restore(self, step: int) -> None:
+    def restore(self, step: int) -> Upload:
         """Rebuild the graph of a step that was already uploaded, so that `advance` can take its answer."""
         self._upload = self._cohort.forward(self._plan, step, recompute=True)
+        return self._upload
 
     def _forward(self, step: int) -> Upload:
         self._upload = self._cohort.forward(self._plan, step)

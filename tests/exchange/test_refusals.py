@@ -173,6 +173,7 @@ def test_no_secret_is_shown(
         secrets = [*link.secrets.values(), server.reach_secret]
         shown = repr(link) + str(link) + repr(server)
         node = Node(Echo(), server.address, secrets[0])
+        answer(link)
         shown += str(Node(Echo(), server.address, secrets[0]).ended())
         shown += can_reach("127.0.0.1:9", secrets[2]) + can_reach(server.address, secrets[0])
         while answer(link):

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "step-timeout": STEP_TIMEOUT,
     "start-timeout": 120.0,
 }
-PATIENCE = 240.0
+PATIENCE = 300.0
 """The watchdog: seconds in which a round must end, whatever has struck it."""
 
 
@@ -55,12 +55,15 @@ class Specimen:
         What the harness adds: a method of `Campaign`.
     late : int
         How many further frames of the node the server may still use: of a fault that falls between two frames.
+    first : int
+        The first step at which it makes sense: a node may take its time before its first frame (``start-timeout``).
     """
 
     kind: str
     reason: str = "."
     outside: str = ""
     late: int = 0
+    first: int = 0
 
 
 _SILENT = f"{STEP_TIMEOUT:g} s"
@@ -70,11 +73,11 @@ SPECIMENS: Mapping[str, Specimen] = {
     "SuperNode killed, restarted": Specimen("kill-node", outside="restart"),
     "SuperNode killed, its disk lost": Specimen("kill-node", outside="restart_bare"),
     "network cut": Specimen("hold", outside="cut"),
-    "network silent": Specimen("hold", _SILENT, outside="silence"),
-    "straggler asleep": Specimen("sleep", _SILENT),
-    "straggler stopped": Specimen("stop", _SILENT, outside="proceed"),
+    "network silent": Specimen("hold", _SILENT, outside="silence", first=1),
+    "straggler asleep": Specimen("sleep", _SILENT, first=1),
+    "straggler stopped": Specimen("stop", _SILENT, outside="proceed", first=1),
 } | {
-    f"rubbish: {what}": Specimen(kind, reason)
+    f"rubbish: {what}": Specimen(kind, reason, first=int(kind == "replay"))
     for what, kind, reason in (
         ("not finite", "nan", "finite"),
         ("wrong shape", "shape", "shape|\\("),
@@ -105,6 +108,8 @@ class Injection:
         When, seconds since the epoch; None: the node did not get there.
     recovered : float | None
         Seconds until the server made a step without the node.
+    returned : float | None
+        Seconds until it made one with the node again; None: the run ended before.
     wrong : list[str]
         What was not as specified; empty: survived.
     """
@@ -113,6 +118,7 @@ class Injection:
     fault: Fault
     struck: float | None = None
     recovered: float | None = None
+    returned: float | None = None
     wrong: list[str] = field(default_factory=list)
 
 
@@ -129,13 +135,22 @@ class Campaign:
         Of the nodes and steps.
     at_most : int
         Faults in one round.
+
+    Attributes
+    ----------
+    injections : list[Injection]
+        Those that struck, once the run has ended.
+    left : list[str]
+        Faults that the run was too short for.
+    servers : dict[int, Path]
+        Round -> a copy of the server's state after it.
     """
 
     def __init__(self, federation: Federation, run: Run, names: Sequence[str], seed: int, at_most: int) -> None:
         self.federation, self.run = federation, run
         self.injections: list[Injection] = []
         self.servers: dict[int, Path] = {}
-        self._names, self._draw, self._at_most = list(names), random.Random(seed), at_most
+        self.left, self._draw, self._at_most = list(names), random.Random(seed), at_most
         self._handled: set[str] = set()
         self._later: list[tuple[float, Any]] = []
         self._round = 0
@@ -159,6 +174,7 @@ class Campaign:
             self._tick()
             time.sleep(0.05)
         self._tick()
+        self._take_back()
 
     def _tick(self) -> None:
         status = self.run.status()
@@ -184,25 +200,29 @@ class Campaign:
                     shutil.copy(folder / "server.safetensors", copy)
                     self.servers[number] = copy
 
+    def _take_back(self) -> None:
+        """Faults that have not struck, as their node was not there, or the round ended early: another one's turn."""
+        for injection in [injection for injection in self.injections if injection.struck is None]:
+            self.injections.remove(injection)
+            self.left.insert(0, injection.name)
+
     def _plan(self) -> None:
         """Choose this round's faults, before any of its nodes has made a step."""
-        for injection in [i for i in self.injections if i.fault.id not in self._handled]:
-            self.injections.remove(injection)  # its node was not there: another one's turn
-            self._names.insert(0, injection.name)
+        self._take_back()
         before = last_attempts(self.run.node_rows()).get(self._round - 1)
         fit = [node for node in range(self.federation.count) if self.federation.node_runs(node)]
         if before is not None:
             finished = {node_of(row, self.federation, self.run) for row in before if row["state"] == "finished"}
             fit = [node for node in fit if node in finished]
-        most = min(self._at_most, len(fit) - 1, len(self._names))
+        most = min(self._at_most, len(fit) - 1, len(self.left))
         number = self._draw.randint(1, most) if most > 0 else 0
-        steps = self._draw.sample(range(1, STEPS), number)  # different ones, to time each by itself
-        for node, step in zip(self._draw.sample(fit, number), steps, strict=True):
-            name = self._names.pop(0)
+        names = [self.left.pop(0) for _ in range(number)]
+        firsts = [SPECIMENS[name].first for name in names]
+        # Different ones, so that each can be timed by itself.
+        steps = self._draw.sample(range(max(firsts, default=0), STEPS), number)
+        for name, node, step in zip(names, self._draw.sample(fit, number), steps, strict=True):
             specimen = SPECIMENS[name]
             seconds = {"sleep": STEP_TIMEOUT + 3, faulty.SOON: self._draw.uniform(0, 0.02)}.get(specimen.kind, 0.0)
-            if specimen.kind not in ("replay", faulty.SOON) and self._draw.random() < 1 / STEPS and 0 not in steps:
-                steps[steps.index(step)] = step = 0
             fault = Fault(f"{self._round:04d}-{node}-{specimen.kind}", specimen.kind, self._round, step, node, seconds)
             self.injections.append(Injection(name, fault))
         faulty.write_plan(self.federation.faults, [injection.fault for injection in self.injections])

@@ -163,7 +163,7 @@ AFTER: dict[str, Callable[[Upload, Upload | None], Upload]] = {
 """Kind -> what is sent, made of the right upload and the one before it (None in the first step)."""
 
 SOON = "kill-soon"
-"""Killed a few milliseconds after the forward: before, while or after the frame travels."""
+"""Killed some milliseconds after the forward, before the next one: before, while or after the frame travels."""
 BYTES = "bytes"
 """The frame's tensors are random bytes."""
 
@@ -181,6 +181,7 @@ class _Striker:
     def __init__(self, folder: Path, node: int | None) -> None:
         self._folder, self._node = folder, node
         self._previous: Upload | None = None
+        self._doomed: Fault | None = None
 
     def due(self, server_round: int, step: int) -> Fault | None:
         """The fault that strikes here and now, marked as struck; None: none does."""
@@ -197,6 +198,8 @@ class _Striker:
         """A node's forward of a step."""
         if options.get("recompute"):  # the grid exchange rebuilds a graph: nothing is sent
             return original(cohort, plan, step, **options)
+        if self._doomed:
+            _kill(self._folder, self._doomed)  # at the latest
         fault = self.due(plan.server_round, step)
         if fault is not None and fault.kind in BEFORE:
             BEFORE[fault.kind](self._folder, fault)
@@ -205,8 +208,9 @@ class _Striker:
             sent = AFTER[fault.kind](upload, self._previous)
         elif fault is not None and fault.kind == BYTES:
             noise = exchange_pb2.Upload(server_round=plan.server_round, step=step, tensors=random.randbytes(1000))
-            session.encode_upload = lambda upload: noise
+            session.encode_upload = lambda upload: noise  # type: ignore[attr-defined]
         elif fault is not None and fault.kind == SOON:
+            self._doomed = fault
             threading.Timer(fault.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
         self._previous = upload
         return sent
@@ -232,7 +236,7 @@ def _arm(folder: Path, node: int | None) -> None:
         def updating(self: ServerSegment, plan: Any, step: int, *parts: Any) -> Any:
             return striker.update(update, self, plan, step, *parts)
 
-        ServerSegment.update = updating  # type: ignore[method-assign]
+        ServerSegment.update = updating  # type: ignore[method-assign, assignment]
     else:
         forward = Cohort.forward
 

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ from sglr_flower.split.plan import spread
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 Process = subprocess.Popen[bytes]
+NODES = 4
+"""SuperNodes of the suite's federation."""
 
 
 def free_port() -> int:
@@ -154,6 +156,13 @@ class Federation:
         """Whether a SuperNode's process is there."""
         return self._nodes[node].poll() is None
 
+    def forget_faults(self) -> None:
+        """No fault is planned, has struck, or has left a trace."""
+        faulty.write_plan(self.faults, [])
+        (self.faults / "trace.jsonl").unlink(missing_ok=True)
+        for mark in [*self.faults.glob("struck/*"), *self.faults.glob("released/*")]:
+            mark.unlink()
+
     def kill_link(self) -> None:
         """SIGKILL for the SuperLink alone; returns when `sglr federation server` has found out and ended."""
         assert self._server is not None
@@ -237,7 +246,8 @@ class Run:
         self._submitted = 0
 
     def submit(self) -> None:
-        """`sglr run` in a terminal of its own."""
+        """`sglr run` in a terminal of its own; the faults of an earlier run are forgotten."""
+        self.federation.forget_faults()
         file = self.federation.home / f"{self.directory.name}.toml"
         file.write_text(tomli_w.dumps(self.settings))
         self._start(["sglr", "run", str(file), "--federation", Federation.NAME])
@@ -269,6 +279,16 @@ class Run:
     def said(self) -> str:
         """What the last submitting command said."""
         return self.federation.log(self._log)
+
+    def client_states(self) -> dict[int, dict[int, Path]]:
+        """Client -> round -> its state after that round, on its node's disk."""
+        run_id = (self.directory / "run-id").read_text()
+        found: dict[int, dict[int, Path]] = {}
+        for node in range(self.federation.count):
+            for file in self.federation.state(node).glob(f"{run_id}/round-*/clients/client-*.safetensors"):
+                versions = found.setdefault(int(file.stem.removeprefix("client-")), {})
+                versions[int(file.parent.parent.name.removeprefix("round-"))] = file
+        return found
 
     @property
     def _log(self) -> str:
@@ -335,12 +355,3 @@ def trace(folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
     except FileNotFoundError:
         return []
-
-
-@contextlib.contextmanager
-def workplace(tmp: Path, name: str) -> Iterator[Path]:
-    """A folder for a federation, under ``SGLR_FAULT_KEEP`` where one wants to look at it afterwards."""
-    kept = os.environ.get("SGLR_FAULT_KEEP")
-    home = (Path(kept) if kept else tmp) / name
-    home.mkdir(parents=True)
-    yield home

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import psutil
 
@@ -21,19 +21,48 @@ PUBLIC = "127.0.0.2"
 """Where the nodes find it."""
 
 
-@dataclass
 class _Connection:
-    """One connection through the proxy; a silent one stays open and carries nothing."""
+    """One connection through the proxy.
 
-    key: str
-    near: socket.socket
-    far: socket.socket
-    silent: bool = False
+    Attributes
+    ----------
+    state : str
+        ``up``; ``silent``: open, and carries nothing; ``reset``: broken at both ends at once.
+    """
 
-    def close(self) -> None:
-        for end in (self.near, self.far):
+    def __init__(self, key: str, near: socket.socket, far: socket.socket, state: str) -> None:
+        self.key, self.state = key, state
+        self._ends = near, far
+
+    def carry(self) -> None:
+        """Both directions, until the connection ends."""
+        near, far = self._ends
+        up = threading.Thread(target=self._pump, args=(near, far), name="proxy", daemon=True)
+        up.start()
+        self._pump(far, near)
+        up.join()
+
+    def end(self) -> None:
+        """In good order."""
+        for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """As by a router that knows nothing of the connection: no end, a reset."""
+        self.state = "reset"
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RD)  # wakes the pumps up and sends nothing; the reset comes with the close
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                if self.state == "up":
+                    sink.sendall(content)
+        if self.state == "up":
+            self.end()
 
 
 class Network:
@@ -50,25 +79,25 @@ class Network:
     def __init__(self, ports: Sequence[int], whose: Callable[[psutil.Process], str]) -> None:
         self._whose = whose
         self._connections: list[_Connection] = []
-        self._down: dict[str, bool] = {}  # key -> whether it is silent, or else broken
+        self._down: dict[str, str] = {}  # key -> state of its connections
         self._listeners = [socket.create_server((PUBLIC, port)) for port in ports]
         for port, listener in zip(ports, self._listeners, strict=True):
             threading.Thread(target=self._accept, args=(listener, port), name="proxy", daemon=True).start()
 
     def cut(self, key: str) -> int:
-        """Break the key's connections, at both ends at once, and all new ones until `heal`; how many there were."""
-        return self._fail(key, silent=False)
+        """Reset the key's connections, at both ends at once, and all new ones until `heal`; how many there were."""
+        return self._fail(key, "reset")
 
     def silence(self, key: str) -> int:
         """Swallow all that the key's connections carry, new ones too, until `heal`; how many there were."""
-        return self._fail(key, silent=True)
+        return self._fail(key, "silent")
 
     def heal(self, key: str) -> None:
         """The network works again; what was silent is broken, as nobody knows any more what got lost in it."""
         self._down.pop(key, None)
         for connection in list(self._connections):
-            if connection.key == key and connection.silent:
-                connection.close()
+            if connection.key == key and connection.state == "silent":
+                connection.reset()
 
     def close(self) -> None:
         """Break everything and close the ports."""
@@ -77,15 +106,15 @@ class Network:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         for connection in list(self._connections):
-            connection.close()
+            connection.reset()
 
-    def _fail(self, key: str, *, silent: bool) -> int:
-        self._down[key] = silent
+    def _fail(self, key: str, state: str) -> int:
+        self._down[key] = state
         mine = [connection for connection in list(self._connections) if connection.key == key]
         for connection in mine:
-            connection.silent = silent
-            if not silent:
-                connection.close()
+            connection.state = state
+            if state == "reset":
+                connection.reset()
         return len(mine)
 
     def _accept(self, listener: socket.socket, port: int) -> None:
@@ -105,25 +134,12 @@ class Network:
             except (OSError, LookupError, psutil.Error):
                 return  # either end is gone
             with far:
-                connection = _Connection(key, near, far, silent=self._down.get(key, False))
+                connection = _Connection(key, near, far, self._down.get(key, "up"))
                 self._connections.append(connection)
-                if self._down.get(key) is False:
-                    connection.close()
-                up = threading.Thread(target=_pump, args=(connection, near, far), name="proxy", daemon=True)
-                up.start()
-                _pump(connection, far, near)
-                up.join()
+                if connection.state == "reset":
+                    connection.reset()
+                connection.carry()
                 self._connections.remove(connection)
-
-
-def _pump(connection: _Connection, source: socket.socket, sink: socket.socket) -> None:
-    """Carry one direction until it ends; where the network is silent, the end is not carried either."""
-    with contextlib.suppress(OSError):
-        while content := source.recv(65536):
-            if not connection.silent:
-                sink.sendall(content)
-    if not connection.silent:
-        connection.close()
 
 
 def owner(port: int, seconds: float = 2.0) -> psutil.Process:

@@ -27,7 +27,9 @@ class Line:
     injected, survived : int
         How often it struck, and how often the run went on or ended as specified.
     seconds : list[float]
-        Each time's seconds to recover.
+        Each time's seconds to recover: until the server went on; of an ending, until no ClientApp was left.
+    returned : list[float]
+        Seconds until the node took part again, where the run lasted that long.
     wrong : list[str]
         What was not as specified.
     """
@@ -36,26 +38,32 @@ class Line:
     injected: int = 0
     survived: int = 0
     seconds: list[float] = field(default_factory=list)
+    returned: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def count(self, wrong: Sequence[str], seconds: float | None) -> None:
+    def count(self, wrong: Sequence[str], seconds: float | None, returned: float | None = None) -> None:
         """Add one that was injected."""
         self.injected += 1
         self.survived += not wrong
         self.wrong += wrong
-        if seconds is not None:
-            self.seconds.append(seconds)
+        self.seconds += [seconds] if seconds is not None else []
+        self.returned += [returned] if returned is not None else []
 
 
 def report(lines: Sequence[Line]) -> None:
     """Print the table, and add it to the file that `REPORT` names, replacing lines of the same faults there."""
-    table = Table("fault", "injected", "survived", "seconds to recover: median", "max")
+    table = Table("fault", "injected", "survived", "seconds: median", "max", "back after: median", "max")
     for line in lines:
-        figures = [f"{statistics.median(line.seconds):.1f}", f"{max(line.seconds):.1f}"] if line.seconds else ["", ""]
-        table.add_row(line.fault, str(line.injected), str(line.survived), *figures)
+        table.add_row(
+            line.fault, str(line.injected), str(line.survived), *_figures(line.seconds), *_figures(line.returned)
+        )
     Console(width=100).print(table)
     if path := os.environ.get(REPORT):
         file = Path(path)
         kept = {entry["fault"]: entry for entry in (json.loads(file.read_text()) if file.exists() else [])}
         kept |= {line.fault: asdict(line) for line in lines}
         file.write_text(json.dumps(list(kept.values()), indent=2) + "\n")
+
+
+def _figures(seconds: Sequence[float]) -> tuple[str, str]:
+    return (f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("", "")

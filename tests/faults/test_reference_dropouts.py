@@ -9,6 +9,7 @@ import pytest
 import reference
 from integration.runs import largest_difference
 from reference_dropouts import Departures, plain_rounds
+from torch import Tensor
 
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
@@ -73,7 +74,7 @@ def engine(config: RunConfig, gone: Departures, fresh: Mapping[int, set[int]]) -
     return {part: optimizers.segment_weights(state) for part, state in named.items()}
 
 
-def states(cohort: Cohort) -> dict[int, dict[str, object]]:
+def states(cohort: Cohort) -> dict[int, dict[str, Tensor]]:
     return {i: {name: tensor.clone() for name, tensor in cohort.state(i).items()} for i in cohort.clients}
 
 

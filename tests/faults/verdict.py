@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.campaign import SPECIMENS, STEPS, Campaign, Injection
-from faults.harness import Federation, Run, last_attempts, node_of, trace
+from faults.harness import Run, last_attempts, node_of, trace
 from integration.runs import largest_difference
+from reference import Weights
 from reference_dropouts import plain_rounds
 from safetensors.torch import load_file
 
@@ -18,6 +19,8 @@ from sglr_flower.split.optimizers import segment_weights
 from sglr_flower.split.plan import spread
 
 TOLERANCE = 1e-9
+RETURN_SECONDS = 240.0
+"""Within this a node is back: Flower needs a minute to see that a ClientApp is dead, and a round may be under way."""
 
 
 def departures(rows: Iterable[Mapping[str, str]]) -> dict[int, dict[int, int]]:
@@ -33,28 +36,29 @@ def departures(rows: Iterable[Mapping[str, str]]) -> dict[int, dict[int, int]]:
     }
 
 
-def verify(campaign: Campaign, names: Sequence[str]) -> list[str]:
+def verify(campaign: Campaign) -> list[str]:
     """Judge a campaign: each injection gets its `wrong`, and what is wrong with the run as a whole is returned."""
     run, federation = campaign.run, campaign.federation
     wrong: list[str] = []
-    rows = run.node_rows()
-    if run.status().get("state") != "finished":
+    rows, steps = run.node_rows(), trace(federation.faults)
+    if run.exit_code != 0 or run.status().get("state") != "finished":
         wrong.append(f"the run ended as {run.status()}: {run.said[-2000:]}")
     for injection in campaign.injections:
-        _judge(injection, rows, campaign)
-    if missed := len(names) - sum(injection.struck is not None for injection in campaign.injections):
-        wrong.append(f"{missed} faults were not injected: too few rounds")
+        _judge(injection, rows, steps, campaign)
     wrong += _undisturbed(campaign, rows)
-    wrong += _trace_agrees(rows, trace(federation.faults), run.settings["num-clients"])
-    wrong += weights_differ(run, federation, campaign.servers, departures(rows), _fresh(campaign, rows))
+    wrong += _trace_agrees(rows, steps, run.settings["num-clients"])
+    if lost := set(range(1, run.rounds_done() + 1)) - campaign.servers.keys():
+        wrong.append(f"rounds {sorted(lost)} left no checkpoint")
+    wrong += weights_differ(run, campaign.servers, departures(rows), _fresh(campaign, rows))
     return wrong
 
 
-def _judge(injection: Injection, rows: Sequence[Mapping[str, str]], campaign: Campaign) -> None:
+def _judge(
+    injection: Injection, rows: Sequence[Mapping[str, str]], steps: Sequence[Mapping[str, Any]], campaign: Campaign
+) -> None:
     """Whether ``nodes.csv`` has what was injected: that node, that step; and whether the node came back."""
     fault, specimen = injection.fault, SPECIMENS[injection.name]
-    if injection.struck is None:
-        return
+    assert injection.struck is not None
     mine = [row for row in rows if node_of(row, campaign.federation, campaign.run) == fault.node]
     here = [row for row in mine if int(row["round"]) == fault.round]
     dropped = [row for row in here if row["state"] == "dropped"]
@@ -68,27 +72,34 @@ def _judge(injection: Injection, rows: Sequence[Mapping[str, str]], campaign: Ca
             injection.wrong.append(f"dropped at step {dropped[0]['steps']} instead of {fault.step}")
         elif not re.search(specimen.reason, dropped[0]["reason"]):
             injection.wrong.append(f"the reason given is {dropped[0]['reason']!r}")
-    later = [row for row in mine if fault.round < int(row["round"]) <= fault.round + 3]
-    if len(later) >= 3 and not any(row["state"] == "finished" or int(row["steps"]) for row in later):
-        injection.wrong.append("the node did not come back within three rounds")
     clients = set(spread(campaign.run.settings["num-clients"], campaign.federation.count)[fault.node or 0])
-    for line in trace(campaign.federation.faults):
-        if line["time"] > injection.struck and not clients & set(line["clients"]):
-            injection.recovered = line["time"] - injection.struck
-            break
+    # Counted from the harness's own trace: when the server went on without the node, and when it went on with it again.
+    went_on = [line for line in steps if line["time"] > injection.struck]
+    without = next((line["time"] for line in went_on if not clients & set(line["clients"])), None)
+    if without is None:  # the round was trained again, with the node
+        without = next((line["time"] for line in went_on if line["step"] == 0), injection.struck)
+    injection.recovered = without - injection.struck
+    back = next((line["time"] for line in went_on if line["time"] >= without and clients & set(line["clients"])), None)
+    if back is not None:
+        injection.returned = back - injection.struck
+    elif went_on[-1]["time"] - injection.struck > RETURN_SECONDS:
+        injection.wrong.append(f"the node did not come back within {RETURN_SECONDS:g} s")
 
 
 def _undisturbed(campaign: Campaign, rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Nodes that left although nothing had happened to them in that round, nor in one of the two before."""
-    hit = {(i.fault.node, i.fault.round) for i in campaign.injections if i.struck is not None}
-    wrong = []
+    """Nodes that left though nothing had happened to them, or were away without having left."""
+    hit = {(i.fault.node, i.fault.round) for i in campaign.injections}
+    wrong: list[str] = []
+    was: dict[int, str] = {}
     for row in rows:
         node, number = node_of(row, campaign.federation, campaign.run), int(row["round"])
-        excused = any((node, number - ago) in hit for ago in range(3))
-        if row["state"] != "finished" and not excused:
-            wrong.append(f"node {node} is {row['state']} in round {number} for no reason: {row['reason']}")
+        if row["state"] == "dropped" and (node, number) not in hit:
+            wrong.append(f"node {node} was dropped in round {number} for no reason: {row['reason']}")
+        if row["state"] == "away" and was.get(node, "finished") == "finished":
+            wrong.append(f"node {node} was away in round {number} without having left: {row['reason']}")
         if row["state"] == "finished" and int(row["steps"]) != STEPS:
             wrong.append(f"node {node} finished round {number} after {row['steps']} steps")
+        was[node] = row["state"]
     return wrong
 
 
@@ -113,7 +124,7 @@ def _fresh(campaign: Campaign, rows: Sequence[Mapping[str, str]]) -> dict[int, l
     fresh: dict[int, list[int]] = {}
     for injection in campaign.injections:
         fault = injection.fault
-        if injection.struck is None or SPECIMENS[injection.name].outside != "restart_bare":
+        if SPECIMENS[injection.name].outside != "restart_bare":
             continue
         again = [row for row in rows if int(row["round"]) == fault.round and int(row["attempt"]) > 1]
         fresh.setdefault(fault.round if again else fault.round + 1, []).extend(hosted[fault.node or 0])
@@ -122,41 +133,33 @@ def _fresh(campaign: Campaign, rows: Sequence[Mapping[str, str]]) -> dict[int, l
 
 def weights_differ(
     run: Run,
-    federation: Federation,
     servers: Mapping[int, Path],
     gone: Mapping[int, Mapping[int, int]],
     fresh: Mapping[int, Sequence[int]],
 ) -> list[str]:
-    """The server's weights after every round and the clients' at the end, against the plain loop."""
+    """The server's weights after the rounds in ``servers`` and the clients' at the end, against the plain loop."""
     config = RunConfig.parse(run.settings)
     wrong: list[str] = []
     last = run.rounds_done()
-    expected = {}
+    expected: Weights = {}
     for number, expected in enumerate(plain_rounds(config, gone, fresh), 1):
-        if number not in servers:
-            wrong.append(f"round {number} left no checkpoint")
-        else:
+        if number in servers:
             server = {"": segment_weights(load_file(servers[number]))}
             if not (off := largest_difference(server, {"": expected["server"]})) < TOLERANCE:
                 return [*wrong, f"after round {number} the server's weights are {off:.1e} off the plain loop's"]
         if number == last:
             break
+    states = run.client_states()
     for client in range(config.num_clients):
-        kept = newest_state(federation, client, last)
-        if kept is None:
-            wrong.append(f"client {client} has no state on its node")
+        # Newer ones are of a round that the server does not count.
+        versions = [version for version in states.get(client, {}) if version <= last]
+        if not versions:
+            # Its node lost its disk, and it has not finished a round since.
+            if not any(client in lost for lost in fresh.values()):
+                wrong.append(f"client {client} has no state on its node")
             continue
-        mine = {"": segment_weights(load_file(kept))}
+        version = max(versions)
+        mine = {"": segment_weights(load_file(states[client][version]))}
         if not (off := largest_difference(mine, {"": expected[f"client-{client}"]})) < TOLERANCE:
-            wrong.append(f"client {client}'s weights are {off:.1e} off the plain loop's ({kept.parent.parent.name})")
+            wrong.append(f"client {client}'s weights (of round {version}) are {off:.1e} off the plain loop's")
     return wrong
-
-
-def newest_state(federation: Federation, client: int, last: int) -> Path | None:
-    """A client's newest state on its node's disk that is not newer than a round."""
-    name = f"client-{client:05d}.safetensors"
-    found = {
-        int(p.parent.parent.name.removeprefix("round-")): p
-        for p in federation.home.glob(f"federation/nodes/*/state/*/round-*/clients/{name}")
-    }
-    return found[max(fit)] if (fit := [version for version in found if version <= last]) else None
