@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 
 
 def available_cpus() -> int:
     """CPUs that this process may run on: fewer than the machine has under taskset, SLURM or a cpuset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def simulated() -> bool:
+    """Whether this process is a node of Flower's simulation, and not a device with a disk of its own."""
+    ray = sys.modules.get("ray")  # a SuperNode has not imported it
+    return ray is not None and ray.is_initialized()
+
+
+def concurrent_nodes() -> int:
+    """How many nodes like this one can run at the same time in this simulation; 0 outside of one (no limit).
+
+    Ray gives every node's message an actor with the resources of this one, and Flower handles at most
+    ``min(32, cpus + 4)`` messages at once, whatever the number of actors (its thread pool's default size).
+    """
+    if not simulated():
+        return 0
+    ray = sys.modules["ray"]
+    total: dict[str, float] = ray.cluster_resources()
+    own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    actors = min((math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0), default=32)
+    return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
+
+
+def assigned_cpus() -> int:
+    """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
+    if not simulated():
+        return 0
+    return max(1, int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 1)))

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +28,8 @@ from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
 from sglr_flower.exchange.checks import check_answer
-from sglr_flower.exchange.stream import ExchangeError
+from sglr_flower.exchange.wire import ExchangeError
+from sglr_flower.machine import assigned_cpus, concurrent_nodes, simulated
 from sglr_flower.nodestate import (
     STATES,
     ContextStates,
@@ -228,34 +226,6 @@ def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDi
         }
         content[STATES] = pack_states(weights)
     return content
-
-
-def simulated() -> bool:
-    """Whether this node is one of Flower's simulation, and no device with a disk of its own."""
-    ray = sys.modules.get("ray")  # a SuperNode has not imported it
-    return ray is not None and ray.is_initialized()
-
-
-def concurrent_nodes() -> int:
-    """How many nodes like this one can run at the same time in this simulation; 0 outside of one (no limit).
-
-    Ray gives every node's message an actor with the resources of this one, and Flower handles at most
-    ``min(32, cpus + 4)`` messages at once, whatever the number of actors (its thread pool's default size).
-    """
-    if not simulated():
-        return 0
-    ray = sys.modules["ray"]
-    total: dict[str, float] = ray.cluster_resources()
-    own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
-    actors = min((math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0), default=32)
-    return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
-
-
-def assigned_cpus() -> int:
-    """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
-    if not simulated():
-        return 0
-    return max(1, int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def _config(context: Context) -> RunConfig:

@@ -26,7 +26,7 @@ from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.folder import VARIABLE, Federation, split_address
 from sglr_flower.processes import complaint, environment, keeper, rotate, script
 
-START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
+START_SECONDS = 180.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 _LOOK_SECONDS = 2.0
 _CONNECTION = "federation"  # in the SuperLink's own home
 

@@ -73,6 +73,7 @@ SPECIMENS: Mapping[str, Specimen] = {
     "SuperNode killed, restarted": Specimen("kill-node", outside="restart"),
     "SuperNode killed, its disk lost": Specimen("kill-node", outside="restart_bare"),
     "network cut": Specimen("hold", outside="cut"),
+    "network cut in TLS handshakes": Specimen("hold", outside="close_off"),
     "network silent": Specimen("hold", _SILENT, outside="silence", first=1),
     "straggler asleep": Specimen("sleep", _SILENT, first=1),
     "straggler stopped": Specimen("stop", _SILENT, outside="proceed", first=1),
@@ -154,7 +155,7 @@ class Campaign:
         self._handled: set[str] = set()
         self._later: list[tuple[float, Any]] = []
         self._round = 0
-        self._snapshots = federation.home / f"{run.directory.name}-servers"
+        self._snapshots = run.directory.with_name(f"{run.directory.name}-servers")
         self._snapshots.mkdir()
 
     def go(self) -> None:
@@ -245,6 +246,9 @@ class Campaign:
 
     def _cut(self, fault: Fault) -> None:
         self._fail(fault, "cut")
+
+    def _close_off(self, fault: Fault) -> None:
+        self._fail(fault, "close_off")
 
     def _silence(self, fault: Fault) -> None:
         self._fail(fault, "silence")

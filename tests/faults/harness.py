@@ -166,7 +166,7 @@ class Federation:
     def kill_link(self) -> None:
         """SIGKILL for the SuperLink alone; returns when `sglr federation server` has found out and ended."""
         assert self._server is not None
-        for process in self.processes("superlink"):
+        for process in self.processes("federation.superlink"):
             process.kill()
         wait(lambda: self._server is None or self._server.poll() is not None, 60, "the server's command ends")
         (self.home / "server.log").rename(self.home / f"server-{time.time():.0f}.log")
@@ -244,6 +244,18 @@ class Run:
         self.settings = {**settings, "run-dir": str(directory)}
         self._client: Process | None = None
         self._submitted = 0
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever went wrong, the next run has the federation for itself."""
+        if self._client is not None and not self.ended():
+            self.interrupt()
+            try:
+                self._client.wait(60)
+            except subprocess.TimeoutExpired:
+                self._client.kill()
 
     def submit(self) -> None:
         """`sglr run` in a terminal of its own; the faults of an earlier run are forgotten."""

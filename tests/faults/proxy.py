@@ -27,7 +27,7 @@ class _Connection:
     Attributes
     ----------
     state : str
-        ``up``; ``silent``: open, and carries nothing; ``reset``: broken at both ends at once.
+        ``up``; ``silent``: open, and carries nothing; ``reset`` or ``ended``: broken at both ends at once, or closed.
     """
 
     def __init__(self, key: str, near: socket.socket, far: socket.socket, state: str) -> None:
@@ -41,6 +41,14 @@ class _Connection:
         up.start()
         self._pump(far, near)
         up.join()
+
+    def fail(self, state: str) -> None:
+        """Bring it into a state."""
+        self.state = state
+        if state == "reset":
+            self.reset()
+        elif state == "ended":
+            self.end()
 
     def end(self) -> None:
         """In good order."""
@@ -88,6 +96,10 @@ class Network:
         """Reset the key's connections, at both ends at once, and all new ones until `heal`; how many there were."""
         return self._fail(key, "reset")
 
+    def close_off(self, key: str) -> int:
+        """As `cut`, but connections are closed in good order: a TLS handshake ends before it is done."""
+        return self._fail(key, "ended")
+
     def silence(self, key: str) -> int:
         """Swallow all that the key's connections carry, new ones too, until `heal`; how many there were."""
         return self._fail(key, "silent")
@@ -112,9 +124,7 @@ class Network:
         self._down[key] = state
         mine = [connection for connection in list(self._connections) if connection.key == key]
         for connection in mine:
-            connection.state = state
-            if state == "reset":
-                connection.reset()
+            connection.fail(state)
         return len(mine)
 
     def _accept(self, listener: socket.socket, port: int) -> None:
@@ -136,8 +146,7 @@ class Network:
             with far:
                 connection = _Connection(key, near, far, self._down.get(key, "up"))
                 self._connections.append(connection)
-                if connection.state == "reset":
-                    connection.reset()
+                connection.fail(connection.state)
                 connection.carry()
                 self._connections.remove(connection)
 

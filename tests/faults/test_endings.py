@@ -6,7 +6,6 @@ with a run that nothing ever ended. ``SGLR_FAULT_SEEDS=20`` is the full suite.
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 import re
@@ -70,37 +69,45 @@ def test_a_run_ended_in_whatever_way_frees_its_nodes_and_is_resumed_to_the_weigh
     federation: Federation, tmp_path: Path, seeds: int, lines: dict[str, Line]
 ) -> None:
     draw = random.Random(seeds)
-    names = draw.sample(list(ENDINGS) * (seeds // 2 or 1), len(ENDINGS) * (seeds // 2 or 1))
+    each = seeds // 2 or 1  # they take two minutes each
+    names = draw.sample(list(ENDINGS) * each, len(ENDINGS) * each)
     # A run goes on for some rounds after `flwr stop`, until its ServerApp asks the SuperLink how it is.
-    run = Run(federation, tmp_path / "run", {**SETTINGS, "num-clients": CLIENTS, "num-server-rounds": 3 * len(names)})
+    settings = {"num-clients": CLIENTS, "num-server-rounds": 3 * len(names)}
     wrong: list[str] = []
-    run.submit()
-    for number, name in enumerate(names):
-        server_round = _next_round(run) + draw.randrange(2)
-        fault = Fault(f"ending-{number}", ENDINGS[name].kind, server_round, draw.randrange(STEPS))
-        faulty.write_plan(federation.faults, [fault])
-        wait(functools.partial(_struck_or_ended, run, fault), 2 * PATIENCE, f"{fault} strikes")
-        moment = struck(federation.faults, fault)
-        assert moment is not None, f"the run ended before {name}: {run.said}"
-        if act := ENDINGS[name].act:
-            act(federation, run)
-        release(federation.faults, fault)
-        seconds = _free(federation) - moment
-        here = [] if seconds <= FREE_SECONDS else [f"{name}: a ClientApp was left for {seconds:.0f} s"]
-        if name == "SuperLink killed":
-            federation.start_server()
-        wait(run.ended, PATIENCE, f"the submitting command ends after {name}")
-        if run.exit_code == 0:
-            here.append(f"{name}: the submitting command says that all is well: {run.said}")
-        here += _checkpoint_lost(run)
-        lines.setdefault(name, Line(name)).count(here, seconds)
-        wrong += here
-        run.resume()
-    wait(run.ended, 20 * PATIENCE, "the run ends")
+    with Run(federation, tmp_path / "endings", {**SETTINGS, **settings}) as run:
+        run.submit()
+        for number, name in enumerate(names):
+            server_round = _next_round(run) + draw.randrange(2)
+            fault = Fault(f"ending-{number}", ENDINGS[name].kind, server_round, draw.randrange(STEPS))
+            here, seconds = _end(run, name, fault)
+            lines.setdefault(name, Line(name)).count(here, seconds)
+            wrong += here
+            run.resume()
+        wait(run.ended, 20 * PATIENCE, "the run ends")
     if run.exit_code != 0:
         wrong.append(f"the resumed run failed: {run.said}")
     wrong += _unlike_the_plain_loop(run)
     assert not wrong, "\n".join(wrong)
+
+
+def _end(run: Run, name: str, fault: Fault) -> tuple[list[str], float]:
+    """End a run at the planned step; what was wrong, and after how many seconds its nodes were free."""
+    federation, ending = run.federation, ENDINGS[name]
+    faulty.write_plan(federation.faults, [fault])
+    wait(lambda: struck(federation.faults, fault) is not None or run.ended(), 2 * PATIENCE, f"{fault} strikes")
+    moment = struck(federation.faults, fault)
+    assert moment is not None, f"the run ended before {name}: {run.said}"
+    if ending.act is not None:
+        ending.act(federation, run)
+    release(federation.faults, fault)
+    seconds = _free(federation) - moment
+    wrong = [] if seconds <= FREE_SECONDS else [f"{name}: a ClientApp was left for {seconds:.0f} s"]
+    if name == "SuperLink killed":
+        federation.start_server()
+    wait(run.ended, PATIENCE, f"the submitting command ends after {name}")
+    if run.exit_code == 0:
+        wrong.append(f"{name}: the submitting command says that all is well: {run.said}")
+    return wrong + _checkpoint_lost(run), seconds
 
 
 @pytest.mark.timeout(0)
@@ -111,22 +118,12 @@ def test_a_run_that_never_has_enough_clients_ends_with_an_error_and_goes_on_from
     for seed in range(seeds // 2 or 1):
         draw = random.Random(seed)
         settings = {"num-clients": CLIENTS, "num-server-rounds": 3, "min-clients": CLIENTS, "round-retries": 1}
-        run = Run(federation, tmp_path / f"run-{seed}", {**SETTINGS, **settings, "seed": seed})
         fault = Fault("ever", "nan", 2, draw.randrange(STEPS), draw.randrange(NODES), again=True)
-        run.submit()
-        faulty.write_plan(federation.faults, [fault])
-        wait(run.ended, 4 * PATIENCE, "the run gives up")
-        here = []
-        error = run.status().get("error", "")
-        if run.exit_code == 0 or not re.search(r"round 2: \d of its 5 client\(s\) .*min-clients", error):
-            here.append(f"it ended with exit code {run.exit_code} and {error!r}")
-        lost = [row["attempt"] for row in run.node_rows() if row["round"] == "2" and row["state"] == "dropped"]
-        if lost != ["1", "2"]:
-            here.append(f"nodes.csv has drops in attempts {lost}")
-        here += _checkpoint_lost(run)
-        federation.forget_faults()
-        run.resume()
-        wait(run.ended, 4 * PATIENCE, "the resumed run ends")
+        with Run(federation, tmp_path / f"never-{seed}", {**SETTINGS, **settings, "seed": seed}) as run:
+            here = _end_for_lack_of_clients(run, fault)
+            federation.forget_faults()
+            run.resume()
+            wait(run.ended, 4 * PATIENCE, "the resumed run ends")
         if run.exit_code != 0:
             here.append(f"the resumed run failed: {run.said}")
         here += _unlike_the_plain_loop(run)
@@ -136,8 +133,19 @@ def test_a_run_that_never_has_enough_clients_ends_with_an_error_and_goes_on_from
     assert not wrong, "\n".join(wrong)
 
 
-def _struck_or_ended(run: Run, fault: Fault) -> bool:
-    return struck(run.federation.faults, fault) is not None or run.ended()
+def _end_for_lack_of_clients(run: Run, fault: Fault) -> list[str]:
+    """A node that fails in every attempt of a round that needs it; what was wrong with the run's end."""
+    run.submit()
+    faulty.write_plan(run.federation.faults, [fault])
+    wait(run.ended, 4 * PATIENCE, "the run gives up")
+    wrong = []
+    error = run.status().get("error", "")
+    if run.exit_code == 0 or not re.search(r"round 2: \d of its 5 client\(s\) .*min-clients", error):
+        wrong.append(f"it ended with exit code {run.exit_code} and {error!r}")
+    lost = [row["attempt"] for row in run.node_rows() if row["round"] == "2" and row["state"] == "dropped"]
+    if lost != ["1", "2"]:
+        wrong.append(f"nodes.csv has drops in attempts {lost}")
+    return wrong + _checkpoint_lost(run)
 
 
 def _next_round(run: Run) -> int:

@@ -26,8 +26,9 @@ def campaign(
     order = random.Random(seed).sample(names, len(names))
     rounds = 5 + len(names) * 7 // 10
     config = {**SETTINGS, "num-clients": CLIENTS, "num-server-rounds": rounds, "seed": seed, **settings}
-    struck = Campaign(federation, Run(federation, directory, config), order, seed, at_most)
-    struck.go()
+    with Run(federation, directory, config) as run:
+        struck = Campaign(federation, run, order, seed, at_most)
+        struck.go()
     return struck
 
 
@@ -50,7 +51,7 @@ def test_a_round_goes_on_without_nodes_that_fail_and_has_the_weights_of_a_plain_
     while left:
         # A run of some twenty faults at a time, so that what goes wrong is found near its cause.
         some, left, number = left[:20], left[20:], number + 1
-        struck = campaign(federation, tmp_path / f"run-{number}", some, number, NODES - 1, **{"min-clients": 1})
+        struck = campaign(federation, tmp_path / f"campaign-{number}", some, number, NODES - 1, **{"min-clients": 1})
         wrong += settle(struck, lines)
         assert struck.injections, "a whole run and not one fault injected"
         left += struck.left
@@ -63,7 +64,8 @@ def test_a_round_that_loses_too_many_clients_is_trained_again_when_they_are_back
     name: str, federation: Federation, tmp_path: Path, seeds: int, lines: dict[str, Line]
 ) -> None:
     settings = {"min-clients": CLIENTS, "round-retries": 1, "num-server-rounds": seeds + 1}
-    struck = campaign(federation, tmp_path / "run", [name] * seeds, seeds, 1, **settings)
+    directory = tmp_path / f"too-few-{SPECIMENS[name].kind}"
+    struck = campaign(federation, directory, [name] * seeds, seeds, 1, **settings)
 
     wrong = settle(struck, lines, "too few clients left: ")
     assert not wrong, "\n".join(wrong)
