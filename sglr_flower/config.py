@@ -129,7 +129,7 @@ class RunConfig(BaseModel):
         "leaves the round",
     )
     start_timeout: float = Field(
-        120.0,
+        300.0,
         gt=0,
         description="seconds that a node may take to begin a round, and that a round waits for nodes to come back "
         "where too few are left",

@@ -75,10 +75,13 @@ class Failure:
         A sentence, in the node's own words where it has some.
     mistake : bool
         It is a user's mistake (`UserError` on the node).
+    gone : bool
+        Flower has no sign of life of the node.
     """
 
     reason: str
     mistake: bool = False
+    gone: bool = False
 
     def error(self, name: str) -> Exception:
         """What ends a run that cannot go on without this node."""
@@ -136,7 +139,7 @@ class Pending:
             # An error that Flower itself replies with does not always name the node.
             node = self._nodes.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                self.failures[node] = Failure(_reason(reply))
+                self.failures[node] = _failure(reply)
             elif error := reply.content.config_records[ANSWER].get("error"):
                 self.failures[node] = Failure(str(error), mistake=True)
             else:
@@ -231,7 +234,9 @@ class Courier:
         def deliver(batch: list[Message]) -> tuple[dict[int, Message], dict[int, str]]:
             step = Pending(self._grid)
             step.push(batch)
-            step.wait(self._step_timeout)
+            step.wait(
+                max(self._step_timeout, self._start_timeout) if batch[0] in opening.values() else self._step_timeout
+            )
             failed.update(step.failures)
             return step.replies, {node: failure.reason for node, failure in step.failures.items()}
 
@@ -266,12 +271,12 @@ class Courier:
         link.replies += grid.replies.values()
 
 
-def _reason(reply: Message) -> str:
+def _failure(reply: Message) -> Failure:
     if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-        return "it is not there: Flower has no sign of life of it"
+        return Failure("it is not there: Flower has no sign of life of it", gone=True)
     # The last line of what may be a whole traceback; the rest is in the log.
     lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
-    return lines[-1].strip()
+    return Failure(lines[-1].strip())
 
 
 def sum_metrics(replies: Iterable[Message]) -> MetricRecord:

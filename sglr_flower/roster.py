@@ -31,6 +31,8 @@ from sglr_flower.split.plan import spread
 log = logging.getLogger("flwr.sglr")
 SETUP_SECONDS = 300.0
 """How long nodes may take to appear, to load their data, and to hand over their clients' states."""
+ASK_SECONDS = 15.0
+"""How long a node is left alone that has said why it cannot take its clients."""
 NOT_YET = "it has not come yet"
 
 
@@ -300,13 +302,16 @@ class Roster:
             try:
                 self._seated(member, reply.content.config_records[ANSWER])
             except UserError as error:
-                member.away, member.asked_at = str(error), time.monotonic() + self._config.start_timeout
+                member.away, member.asked_at = str(error), time.monotonic() + ASK_SECONDS
                 log.warning("%s is not taken back: %s", member, error)
             else:
                 log.info("%s is back with its client(s) as after round %d", member, member.base)
         elif failure := member.question.failures.get(member.node):
             member.question = None
-            if failure.mistake and failure.reason != member.away:
+            if failure.gone:
+                return
+            member.asked_at = time.monotonic() + ASK_SECONDS  # it would answer the same a second later
+            if failure.reason != member.away:
                 log.warning("%s cannot come back: %s", member, failure.reason)
                 member.away = failure.reason
         elif time.monotonic() - member.asked_at > self._config.start_timeout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import secrets
 import ssl
 import subprocess
 import time
@@ -15,11 +16,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sglr_flower.errors import UserError
+from sglr_flower.federation import pki
 from sglr_flower.federation.folder import NodeSettings, split_address
 from sglr_flower.federation.server import ask_health
 from sglr_flower.processes import environment, free_port, keeper, rotate, said_since, script
 
 RETRY_SECONDS = 3.0
+SECRET = "superexec.secret"
 _UNKNOWN_KEY = "Failed to activate SuperNode"  # as Flower words it
 _BAD_SIGNATURE = "401 Unauthorized"
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
@@ -120,11 +123,18 @@ def run(device: Device, say: Callable[[str], None]) -> None:
             time.sleep(RETRY_SECONDS)
 
 
-def command(device: Device) -> list[str]:
-    """The command line of the SuperNode."""
+def commands(device: Device) -> list[list[str]]:
+    """The command lines of the SuperNode and of the SuperExec, which starts its ClientApps.
+
+    As on the server (`server`), the SuperExec is ours to start, and it alone knows the secret by which the SuperNode
+    hands out what is to be run: other users of the device can reach that port too.
+    """
     settings = device.settings
-    # Its own API is for its ClientApps; a fixed port would be taken where several nodes share a machine.
-    line = [script("flower-supernode"), "--superlink", settings.superlink, "--port", str(free_port())]
+    # A fixed port would be taken where several nodes share a machine.
+    port, secret = str(free_port()), ["--superexec-auth-secret-file", str(device.folder / "supernode" / SECRET)]
+    executor = [script("flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}", *secret]
+    line = [script("flower-supernode"), "--superlink", settings.superlink, "--port", port]
+    line += ["--isolation", "process", *secret]
     values: dict[str, str | int | bool] = {
         "partition-id": settings.partition_id,
         "num-partitions": settings.num_partitions,
@@ -140,7 +150,8 @@ def command(device: Device) -> list[str]:
         certificates = str(device.folder / "ca.crt")
         line += ["--root-certificates", certificates, "--auth-supernode-private-key", str(device.folder / "node.key")]
         values["root-certificates"] = certificates
-    return [*line, "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in values.items())]
+    line += ["--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in values.items())]
+    return [line, executor]
 
 
 def _quoted(value: str | int | bool) -> str:
@@ -184,8 +195,10 @@ def _wait_for_superlink(device: Device, say: Callable[[str], None]) -> None:
 
 def _run_once(device: Device, log: Path, before: int, say: Callable[[str], None]) -> None:
     """Run a SuperNode until it ends; what it says goes to the log, and to the user once it is connected."""
-    connected = False
-    with keeper([command(device)], log, environment(str(device.folder / "supernode"))) as process:
+    home, connected = device.folder / "supernode", False
+    (home / SECRET).unlink(missing_ok=True)
+    pki.write_private(home / SECRET, secrets.token_hex(32).encode())
+    with keeper(commands(device), log, environment(str(home))) as process:
         while process.poll() is None:
             if not connected and _CONNECTED in said_since(log, before):
                 connected = True

@@ -1,4 +1,4 @@
-"""One federation for the whole suite, and its table at the end."""
+"""A federation for each file of the suite, and the suite's table at its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.harness import NODES, Federation
+from faults.harness import Federation
 from faults.table import Line, report
+
+_LINES = pytest.StashKey[dict[str, Line]]()
 
 
 @pytest.fixture(scope="session")
@@ -17,20 +19,23 @@ def seeds() -> int:
     return int(os.environ.get("SGLR_FAULT_SEEDS", "2"))
 
 
-@pytest.fixture(scope="session")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """SuperLink and SuperNodes, up until the last test that uses them has ended."""
+@pytest.fixture(scope="module")
+def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A SuperLink, and as many SuperNodes as the module's ``NODES`` says, up until its last test has ended."""
+    module = request.module.__name__.rpartition(".")[2]
     kept = os.environ.get("SGLR_FAULT_KEEP")
-    home = Path(kept).absolute() if kept else tmp_path_factory.mktemp("federation")
-    with Federation(home, NODES) as up:
+    home = Path(kept).absolute() / module if kept else tmp_path_factory.mktemp(module)
+    with Federation(home, request.module.NODES) as up:
         yield up
 
 
 @pytest.fixture(scope="session")
-def lines(pytestconfig: pytest.Config) -> Iterator[dict[str, Line]]:
-    """The table's lines by fault; printed when the suite has ended."""
-    collected: dict[str, Line] = {}
-    yield collected
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
+def lines(pytestconfig: pytest.Config) -> dict[str, Line]:
+    """The table's lines by fault, for tests to add to."""
+    return pytestconfig.stash.setdefault(_LINES, {})
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Print the table when all tests have ended, in whatever way."""
+    if collected := config.stash.get(_LINES, {}):
         report(list(collected.values()))

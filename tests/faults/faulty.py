@@ -12,6 +12,7 @@ server made: the time, the round, the step, and the clients whose smashed data i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -102,10 +103,12 @@ def _kill(folder: Path, fault: Fault) -> None:
 
 
 def _kill_node(folder: Path, fault: Fault) -> None:
-    """Everything that the SuperNode started, itself first, as when a device loses its power."""
-    family = [p for p in psutil.Process().parents() if os.environ[NODE] == _environment(p).get(NODE)]
-    for process in reversed(family):
-        process.kill()
+    """All processes of the node, as when a device loses its power; this one last."""
+    ours = {FOLDER: os.environ[FOLDER], NODE: os.environ[NODE]}
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and ours.items() <= _environment(process).items():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

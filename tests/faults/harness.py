@@ -50,8 +50,6 @@ from sglr_flower.split.plan import spread
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 Process = subprocess.Popen[bytes]
-NODES = 4
-"""SuperNodes of the suite's federation."""
 
 
 def free_port() -> int:

@@ -18,13 +18,14 @@ import pytest
 from faults import faulty
 from faults.campaign import PATIENCE, SETTINGS, STEPS
 from faults.faulty import Fault
-from faults.harness import NODES, Federation, Run, release, struck, wait
+from faults.harness import Federation, Run, release, struck, wait
 from faults.table import Line
 from faults.verdict import departures, weights_differ
 
 from sglr_flower.rundir import RunDirectory
 
-CLIENTS = 5
+NODES = 2  # each costs seconds of CPU time for every message
+CLIENTS = 3
 FREE_SECONDS = 30.0
 """Within this no ClientApp may be left."""
 QUIET_SECONDS = 3.0
@@ -69,7 +70,7 @@ def test_a_run_ended_in_whatever_way_frees_its_nodes_and_is_resumed_to_the_weigh
     federation: Federation, tmp_path: Path, seeds: int, lines: dict[str, Line]
 ) -> None:
     draw = random.Random(seeds)
-    each = seeds // 2 or 1  # they take two minutes each
+    each = _often(seeds)
     names = draw.sample(list(ENDINGS) * each, len(ENDINGS) * each)
     # A run goes on for some rounds after `flwr stop`, until its ServerApp asks the SuperLink how it is.
     settings = {"num-clients": CLIENTS, "num-server-rounds": 3 * len(names)}
@@ -115,7 +116,7 @@ def test_a_run_that_never_has_enough_clients_ends_with_an_error_and_goes_on_from
     federation: Federation, tmp_path: Path, seeds: int, lines: dict[str, Line]
 ) -> None:
     wrong: list[str] = []
-    for seed in range(seeds // 2 or 1):
+    for seed in range(_often(seeds)):
         draw = random.Random(seed)
         settings = {"num-clients": CLIENTS, "num-server-rounds": 3, "min-clients": CLIENTS, "round-retries": 1}
         fault = Fault("ever", "nan", 2, draw.randrange(STEPS), draw.randrange(NODES), again=True)
@@ -140,12 +141,17 @@ def _end_for_lack_of_clients(run: Run, fault: Fault) -> list[str]:
     wait(run.ended, 4 * PATIENCE, "the run gives up")
     wrong = []
     error = run.status().get("error", "")
-    if run.exit_code == 0 or not re.search(r"round 2: \d of its 5 client\(s\) .*min-clients", error):
+    if run.exit_code == 0 or not re.search(r"round 2: \d of its 3 client\(s\) .*min-clients", error):
         wrong.append(f"it ended with exit code {run.exit_code} and {error!r}")
     lost = [row["attempt"] for row in run.node_rows() if row["round"] == "2" and row["state"] == "dropped"]
     if lost != ["1", "2"]:
         wrong.append(f"nodes.csv has drops in attempts {lost}")
     return wrong + _checkpoint_lost(run)
+
+
+def _often(seeds: int) -> int:
+    """Each takes a minute or two: once is enough in the small suite."""
+    return seeds if seeds > 2 else 1
 
 
 def _next_round(run: Run) -> int:

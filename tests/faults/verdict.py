@@ -19,7 +19,7 @@ from sglr_flower.split.optimizers import segment_weights
 from sglr_flower.split.plan import spread
 
 TOLERANCE = 1e-9
-RETURN_SECONDS = 240.0
+RETURN_SECONDS = 300.0
 """Within this a node is back: Flower needs a minute to see that a ClientApp is dead, and a round may be under way."""
 
 

@@ -23,7 +23,7 @@ def node_folder(tmp_path: Path, *, insecure: bool = False) -> Path:
 
 def node_config(device: node.Device) -> dict[str, object]:
     """As `flower-supernode` reads it."""
-    line = node.command(device)
+    line = node.commands(device)[0]
     return parse_config_args([line[line.index("--node-config") + 1]])
 
 
@@ -43,23 +43,32 @@ def test_the_app_on_the_device_learns_all_of_the_contract(tmp_path: Path) -> Non
 
 def test_a_secure_node_shows_its_key_and_checks_the_server(tmp_path: Path) -> None:
     path = node_folder(tmp_path)
-    line = node.command(node.read_device(path, None, None, "10.0.0.1:7"))
+    line = node.commands(node.read_device(path, None, None, "10.0.0.1:7"))[0]
     assert line[line.index("--superlink") + 1] == "10.0.0.1:7"
     assert line[line.index("--auth-supernode-private-key") + 1] == str(path / "node.key")
     assert line[line.index("--root-certificates") + 1] == str(path / "ca.crt")
     assert "--insecure" not in line
 
 
+def test_only_the_nodes_own_helper_is_told_what_to_run(tmp_path: Path) -> None:
+    supernode, executor = node.commands(node.read_device(node_folder(tmp_path), None, None, ""))
+    secret = [line[line.index("--superexec-auth-secret-file") + 1] for line in (supernode, executor)]
+    assert secret[0] == secret[1]
+    assert supernode[supernode.index("--isolation") + 1] == "process"
+    port = supernode[supernode.index("--port") + 1]
+    assert executor[executor.index("--runtime-api-address") + 1] == f"127.0.0.1:{port}"
+
+
 def test_an_insecure_node_accepts_plaintext_streams(tmp_path: Path) -> None:
     device = node.read_device(node_folder(tmp_path, insecure=True), None, None, "")
-    assert "--insecure" in node.command(device)
+    assert "--insecure" in node.commands(device)[0]
     assert node_config(device)["allow-plaintext"] is True
     assert "root-certificates" not in node_config(device)
 
 
 def test_two_nodes_of_a_machine_get_different_ports(tmp_path: Path) -> None:
     device = node.read_device(node_folder(tmp_path), None, None, "")
-    lines = [node.command(device) for _ in range(4)]
+    lines = [node.commands(device)[0] for _ in range(4)]
     assert len({line[line.index("--port") + 1] for line in lines}) == 4
 
 
@@ -87,7 +96,7 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
 def test_a_path_that_no_node_config_can_hold_is_refused(tmp_path: Path) -> None:
     path = node_folder(tmp_path)
     with pytest.raises(UserError, match="quotes"):
-        node.command(node.read_device(path, None, tmp_path / "a'b\"c", ""))
+        node.commands(node.read_device(path, None, tmp_path / "a'b\"c", ""))
 
 
 def refused_certificate(code: int, message: str) -> ssl.SSLCertVerificationError:
