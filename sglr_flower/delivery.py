@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -231,12 +232,12 @@ class Courier:
             pending.forget(node)
             leave(node, pending.failures.get(node) or failed.get(node) or Failure(reason))
 
+        timeouts = itertools.chain([max(self._step_timeout, self._start_timeout)], itertools.repeat(self._step_timeout))
+
         def deliver(batch: list[Message]) -> tuple[dict[int, Message], dict[int, str]]:
             step = Pending(self._grid)
             step.push(batch)
-            step.wait(
-                max(self._step_timeout, self._start_timeout) if batch[0] in opening.values() else self._step_timeout
-            )
+            step.wait(next(timeouts))
             failed.update(step.failures)
             return step.replies, {node: failure.reason for node, failure in step.failures.items()}
 
@@ -276,7 +277,10 @@ def _failure(reply: Message) -> Failure:
         return Failure("it is not there: Flower has no sign of life of it", gone=True)
     # The last line of what may be a whole traceback; the rest is in the log.
     lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
-    return Failure(lines[-1].strip())
+    # Of a simulated node it says "<class '...ClientAppException'>: ('...Message: WORDS'>,)".
+    return Failure(
+        lines[-1].strip().rpartition("Exception ClientAppException occurred. Message: ")[2].removesuffix("'>")
+    )
 
 
 def sum_metrics(replies: Iterable[Message]) -> MetricRecord:
