@@ -21,7 +21,7 @@ import tomli_w
 from benchmarks.machine import ROOT
 
 NAME = "benchmark"
-SECONDS_TO_START = 60.0
+SECONDS_TO_START = 120.0
 SECONDS_TO_END = 30.0
 
 

@@ -8,6 +8,8 @@ slower or faster meanwhile does so for all.
 from __future__ import annotations
 
 import itertools
+import signal
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,4 +142,5 @@ def _milliseconds(times: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the federation is ended
     typer.run(main)

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,10 +115,13 @@ def resident(running: Federation) -> dict[str, int]:
                 command, memory = " ".join(process.cmdline()), process.memory_info().rss
             except psutil.Error:  # it has ended meanwhile
                 continue
-            for word, name in (("flwr-serverapp", "ServerApp"), ("flwr-clientapp", f"ClientApp {member}")):
-                if word in command:
-                    held[name] += memory
-            for word, name in (("flower-superlink", "SuperLink"), ("flower-supernode", f"SuperNode {member}")):
+            names = {
+                "flwr-serverapp": "ServerApp",
+                "flwr-clientapp": f"ClientApp {member}",
+                "federation.superlink": "SuperLink",
+                "flower-supernode": f"SuperNode {member}",
+            }
+            for word, name in names.items():
                 if word in command:
                     held[name] += memory
     return dict(held)
@@ -166,4 +171,5 @@ def draw(samples: Sequence[Sample], steps: int, picture: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the federation is ended
     typer.run(main)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,8 @@ app = typer.Typer(
 
 NODES = 2
 """Nodes of a simulation, if not said otherwise."""
+STOP_SECONDS = 60.0
+"""A ServerApp learns from its heartbeat, every 21 s, that its run has been stopped."""
 
 
 class Launch(BaseModel):
@@ -142,7 +146,7 @@ def resume(
         Console().print("this run is finished already")
         Console().print(closing_table(summary, directory.path))
         return
-    directory.check_free()
+    _wait_until_free(directory, launch)
     if directory.latest_checkpoint() is None:
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launch)
@@ -178,6 +182,24 @@ def _read_launch(directory: RunDirectory) -> Launch:
         raise UserError(f"{path} is damaged: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
 
 
+def _wait_until_free(directory: RunDirectory, launch: Launch) -> None:
+    """Return once no process trains in the folder; a federation's SuperLink takes a while to end one.
+
+    Raises
+    ------
+    UserError
+        If one still does.
+    """
+    deadline = time.monotonic() + (STOP_SECONDS if launch.federation else 0.0)
+    while True:
+        try:
+            directory.check_free()
+            return
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+
+
 def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
     """Train with live progress to the closing table.
 
@@ -198,6 +220,10 @@ def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
             else:
                 _through_flower(config, directory, launch, view)
     except KeyboardInterrupt:
+        if launch.federation:
+            console.print("stopping: the nodes end their round, the server its process")
+            with contextlib.suppress(UserError):
+                _wait_until_free(directory, launch)
         console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     try:

@@ -275,12 +275,10 @@ class Courier:
 def _failure(reply: Message) -> Failure:
     if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
         return Failure("it is not there: Flower has no sign of life of it", gone=True)
-    # The last line of what may be a whole traceback; the rest is in the log.
+    # The last line of what may be a whole traceback; the rest is in the log. Flower puts its own words around it.
     lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
-    # Of a simulated node it says "<class '...ClientAppException'>: ('...Message: WORDS'>,)".
-    return Failure(
-        lines[-1].strip().rpartition("Exception ClientAppException occurred. Message: ")[2].removesuffix("'>")
-    )
+    said = lines[-1].strip().removesuffix("'>")
+    return Failure(said.rpartition("Exception ClientAppException occurred. Message: ")[2])
 
 
 def sum_metrics(replies: Iterable[Message]) -> MetricRecord:

@@ -156,12 +156,14 @@ def finished(lab: Lab, running: dict[str, subprocess.Popen[bytes]]) -> Path:
 
     run = lab.start("interrupted", "run", str(config), "--federation", "lab", "--run-dir", str(run_dir))
     wait_until(lambda: rounds_done() >= 1 or run.poll() is not None)
+    assert run.poll() is None, lab.output("interrupted")
     lab.said["tls"] = tls_names(lab)
     assert end(run, signal.SIGINT) == 130, lab.output("interrupted")
     assert f"sglr resume {run_dir}" in lab.output("interrupted")
 
     run = lab.start("killed", "resume", str(run_dir))
     wait_until(lambda: rounds_done() >= 2 or run.poll() is not None)
+    assert run.poll() is None, lab.output("killed")
     end(running["server"], signal.SIGKILL)
     assert run.wait(UP_SECONDS) == 1, lab.output("killed")
     running["server"] = lab.server()
