@@ -170,7 +170,9 @@ class RunDirectory:
             self.status(state="finished")
         except BaseException as error:
             if self._status:
-                self.status(state="failed", error=str(error) or type(error).__name__)
+                stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+                words = "it was stopped" if stopped else str(error) or type(error).__name__
+                self.status(state="failed", error=words)
             raise
         finally:
             if self._events is not None:

@@ -130,8 +130,8 @@ class ProgressView:
         return ", ".join(figures)
 
 
-def node_table(nodes: Sequence[NodeEntry]) -> Table:
-    """The nodes of a run under way: at most `MOST_NODES`, those that are not there first.
+def node_table(nodes: Sequence[NodeEntry]) -> RenderableType:
+    """The nodes of a run under way: at most `MOST_NODES`, those that are not there first; below it why these left.
 
     Parameters
     ----------
@@ -143,18 +143,19 @@ def node_table(nodes: Sequence[NodeEntry]) -> Table:
         table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=width)
     for heading in ("step", "latency", "up", "down"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", ratio=1)  # why it left
+    reasons = []
     shown = sorted(nodes, key=lambda entry: entry["state"] not in _MISSING)  # stable: else as the server lists them
     for entry in shown[:MOST_NODES]:
         latency = "" if entry["latency"] is None else f"{1000 * entry['latency']:.4g} ms"
         state = Text(entry["state"], _STYLES.get(entry["state"], ""))
         traffic = (_bytes(entry["bytes_up"]), _bytes(entry["bytes_down"]))
         # As Text, so that no bracket in a node's words is taken for markup.
-        name, reason = Text(_name(entry)), Text(printable(entry["reason"]))
-        table.add_row(name, _ranges(entry["clients"]), state, str(entry["step"]), latency, *traffic, reason)
+        table.add_row(Text(_name(entry)), _ranges(entry["clients"]), state, str(entry["step"]), latency, *traffic)
+        if entry["reason"]:
+            reasons.append(Text(f"{_name(entry)}: {printable(entry['reason'])}"))
     if len(shown) > MOST_NODES:
         table.add_row(Text(f"and {len(shown) - MOST_NODES} more", "dim"))
-    return table
+    return Group(table, *reasons)
 
 
 def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
