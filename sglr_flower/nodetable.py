@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypedDict, cast, get_args
 
 NodeState = Literal["finished", "dropped", "away"]
-"""How a node ended an attempt of a round: it finished, it left during the attempt, or it was not there to begin it."""
+"""How an attempt of a round ended for a node: it was there to the end (of an attempt that was given up, too), it left
+before, or it was not there at the beginning."""
 
 GONE = ("dropped", "away")
 """States of a node that is not there."""

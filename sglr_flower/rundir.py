@@ -170,8 +170,9 @@ class RunDirectory:
             self.status(state="finished")
         except BaseException as error:
             if self._status:
-                stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-                words = "it was stopped" if stopped else str(error) or type(error).__name__
+                # Ctrl-C, an exit, and Flower's own sign that the run was stopped are no `Exception`.
+                failed = isinstance(error, Exception)
+                words = (str(error) or type(error).__name__) if failed else "it was stopped"
                 self.status(state="failed", error=words)
             raise
         finally:

@@ -21,6 +21,8 @@ REASON_SECONDS = 3.0
 """How long the server waits for a node's own words after its stream broke."""
 POLL_SECONDS = 0.5
 """How often it asks for nodes that are known to have failed, while it waits."""
+LOOK_SECONDS = 2.0
+"""How often it asks although it does not wait: that is also how it learns that the run was stopped."""
 BROKEN = "the connection ended"
 
 OnDrop = Callable[[int, str], None]
@@ -126,7 +128,7 @@ class StreamLink:
         self._open = set(checks)  # in the round and with frames to come
         self._last: set[int] = set()  # whose last frame is being answered
         self._answered = dict.fromkeys(checks, time.monotonic())
-        self._polled = 0.0
+        self._polled = self._poll_at = time.monotonic()
 
     @property
     def bytes_up(self) -> int:
@@ -146,12 +148,13 @@ class StreamLink:
         Nodes are dropped in here, each told to ``on_drop`` once: whose stream breaks, who is late, whose frame fails
         its check, who is known to have failed. What ``on_drop`` raises ends the waiting.
         """
-        begun = self._polled = time.monotonic()
+        begun = time.monotonic()
+        self._poll_at = max(begun, min(begun + POLL_SECONDS, self._polled + LOOK_SECONDS))
         uploads: dict[int, Upload] = {}
         broken: dict[int, float] = {}  # node -> until when its own words are waited for
         while awaited := self._open - uploads.keys():
             deadlines = {node: broken.get(node) or self._deadline(node, begun) for node in awaited}
-            until = min(self._polled + POLL_SECONDS, *deadlines.values())
+            until = min(self._poll_at, *deadlines.values())
             self._take(until, uploads, broken)
             self._drop_failed(uploads)
             now = time.monotonic()
@@ -222,10 +225,11 @@ class StreamLink:
                 uploads[node] = event.upload
 
     def _drop_failed(self, uploads: dict[int, Upload]) -> None:
-        if time.monotonic() < self._polled + POLL_SECONDS:
+        if time.monotonic() < self._poll_at:
             return
         failed = self._failures()
         self._polled = time.monotonic()
+        self._poll_at = self._polled + POLL_SECONDS
         for node in sorted(self._open & failed.keys()):
             uploads.pop(node, None)
             self._drop(node, failed[node])

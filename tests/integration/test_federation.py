@@ -56,9 +56,9 @@ SETTINGS = {
     "dtype": "float64",
     "seed": 5,
 }
-UP_SECONDS = 600.0
+UP_SECONDS = 900.0
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 class Lab:
@@ -255,24 +255,23 @@ def test_a_signature_by_another_key_than_the_one_claimed_is_refused(lab: Lab, ru
     assert isinstance(own, EllipticCurvePrivateKey)
     assert isinstance(stranger, EllipticCurvePrivateKey)
 
-    def activate(signed_by: EllipticCurvePrivateKey) -> int:
+    def answer(signed_by: EllipticCurvePrivateKey) -> int:
         public = own.public_key()
-        with FleetHttpClient.from_server_address(
-            f"127.0.0.1:{lab.port}",
-            False,
-            str(lab.directory / "ca.crt"),
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(signed_by, public),
-            ],
-        ) as client:
+        authentication = NodeAuthHttpInterceptor(signed_by, public)
+        with (
+            FleetHttpClient.from_server_address(
+                f"127.0.0.1:{lab.port}",
+                False,
+                str(lab.directory / "ca.crt"),
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperNode"), authentication],
+            ) as client,
+            pytest.raises(httpx.HTTPStatusError) as caught,
+        ):
             client.ActivateNode(ActivateNodeRequest(public_key=public_key_to_bytes(public), heartbeat_interval=30))
-            return 200
+        return caught.value.response.status_code
 
-    assert activate(own) == 200
-    with pytest.raises(httpx.HTTPStatusError) as caught:
-        activate(stranger)
-    assert caught.value.response.status_code == 401
+    assert answer(stranger) == 401
+    assert answer(own) == 412  # believed, but that node is connected already
 
 
 def test_nobody_takes_a_run_from_the_superlink_without_its_secret(lab: Lab, running: object) -> None:
@@ -308,5 +307,5 @@ def test_no_secret_is_in_any_log(lab: Lab, finished: Path) -> None:
         text = path.read_text()
         assert not [secret for secret in secrets if secret in text], path
         # A stream's secret has 64 hexadecimal digits, as the hashes have by which Flower calls apps and messages.
-        rest = re.sub(r"fab_hash=[0-9a-f]{64}|message \(ID: [0-9a-f]{64}\)", "", text)
+        rest = re.sub(r"(fab_hash=|message |message \(ID: )[0-9a-f]{64}", "", text)
         assert not re.search(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", rest), path
