@@ -101,10 +101,11 @@ def watch(running: Federation, process: subprocess.Popen[bytes], run_dir: Path) 
     started = time.monotonic()
     while process.poll() is None:
         status = read_json(run_dir / "status.json")
-        if status.get("round") == 1 and not status.get("rounds_done"):
+        # Flower gives every message a process of its own: before and after the steps it is another one.
+        if 0 < status.get("step", 0) < status.get("steps", 0):
             seconds = round(time.monotonic() - started, 1)
             for name, held in resident(running).items():
-                yield Sample(name, int(status.get("step", 0)), seconds, round(held / 1e6, 2))
+                yield Sample(name, int(status["step"]), seconds, round(held / 1e6, 2))
         time.sleep(SECONDS_BETWEEN_SAMPLES)
 
 

@@ -177,7 +177,9 @@ def complaint(log_file: Path, before: int) -> str:
 
 def said_since(log_file: Path, before: int) -> str:
     """What was appended to a log after its first `before` bytes."""
-    return log_file.read_bytes()[before:].decode(errors="replace")
+    with log_file.open("rb") as file:
+        file.seek(before)
+        return file.read().decode(errors="replace")
 
 
 def rotate(log: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import re
 import secrets
@@ -22,13 +23,18 @@ from sglr_flower.federation.server import ask_health
 from sglr_flower.processes import environment, free_port, keeper, rotate, said_since, script
 
 RETRY_SECONDS = 3.0
+REFUSED_SECONDS = 120.0
+"""How long a key that was taken before may be refused: a SuperLink counts a node that was killed for up to a minute."""
+OVERLAP = 256  # bytes of the log that are read again: a line may have been half there
 SECRET = "superexec.secret"
+TAKEN = "taken"
 _UNKNOWN_KEY = "Failed to activate SuperNode"  # as Flower words it
 _BAD_SIGNATURE = "401 Unauthorized"
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CLOCK = "is this device's clock right?"  # many have none that goes on while they are off
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONNECTED = "SuperNode ID: "
+_DEAF = "SSL/TLS handshake error detected"  # after which Flower does not try again, and yet goes on
 
 
 @dataclass(frozen=True)
@@ -107,20 +113,41 @@ def run(device: Device, say: Callable[[str], None]) -> None:
             f"another process keeps its clients' states in {device.state_dir}: give each node its own"
         ) from None
     with lock:
+        refused_since = 0.0
         while True:
             _wait_for_superlink(device, say)
             rotate(log)
             before = log.stat().st_size if log.exists() else 0
             _run_once(device, log, before, say)
             said = _COLOUR.sub("", said_since(log, before))
-            if _UNKNOWN_KEY in said:
+            refused_since = (refused_since or time.monotonic()) if _UNKNOWN_KEY in said else 0.0
+            if refused_since and not (_was_taken(device) and time.monotonic() - refused_since < REFUSED_SECONDS):
                 raise UserError(
                     f"the SuperLink at {device.settings.superlink} does not take the key of node "
                     f"{device.settings.name}: is {device.settings.name}.pub in the keys folder of its federation?"
                 )
-            reason = f", its signature was refused: {_CLOCK}" if _BAD_SIGNATURE in said else ""
-            say(f"node {device.settings.name}: the SuperNode ended{reason}; it starts again (log: {log})")
+            say(f"node {device.settings.name}: the SuperNode ended{_why(said)}; it starts again (log: {log})")
             time.sleep(RETRY_SECONDS)
+
+
+def _why(said: str) -> str:
+    """Why a SuperNode has ended, from its log, as part of a sentence."""
+    if _UNKNOWN_KEY in said:
+        return " as its key is not taken yet: one that was killed counts as connected for up to a minute"
+    if _BAD_SIGNATURE in said:
+        return f", its signature was refused: {_CLOCK}"
+    return " as its connection broke in a handshake" if _DEAF in said else ""
+
+
+def _was_taken(device: Device) -> bool:
+    """Whether a SuperLink has taken this node's key before."""
+    mark = device.folder / "supernode" / TAKEN
+    return mark.exists() and mark.read_text(encoding="utf-8") == _digest(device)
+
+
+def _digest(device: Device) -> str:
+    key = device.folder / "node.key"
+    return hashlib.sha256(key.read_bytes()).hexdigest() if key.exists() else ""
 
 
 def commands(device: Device) -> list[list[str]]:
@@ -195,13 +222,18 @@ def _wait_for_superlink(device: Device, say: Callable[[str], None]) -> None:
 
 def _run_once(device: Device, log: Path, before: int, say: Callable[[str], None]) -> None:
     """Run a SuperNode until it ends; what it says goes to the log, and to the user once it is connected."""
-    home, connected = device.folder / "supernode", False
+    home, connected, seen = device.folder / "supernode", False, before
     (home / SECRET).unlink(missing_ok=True)
     pki.write_private(home / SECRET, secrets.token_hex(32).encode())
     with keeper(commands(device), log, environment(str(home))) as process:
         while process.poll() is None:
-            if not connected and _CONNECTED in said_since(log, before):
+            new = said_since(log, seen)
+            if not connected and _CONNECTED in new:
                 connected = True
+                (home / TAKEN).write_text(_digest(device), encoding="utf-8")
                 say(f"node {device.settings.name} is connected to {device.settings.superlink} (log: {log})")
+            if _DEAF in new:
+                return
+            seen = max(seen, seen + len(new.encode()) - OVERLAP)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)

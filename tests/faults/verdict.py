@@ -14,6 +14,7 @@ from reference import Weights
 from reference_dropouts import plain_rounds
 from safetensors.torch import load_file
 
+from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.split.optimizers import segment_weights
 from sglr_flower.split.plan import spread
@@ -153,13 +154,11 @@ def weights_differ(
     for client in range(config.num_clients):
         # Newer ones are of a round that the server does not count.
         versions = [version for version in states.get(client, {}) if version <= last]
-        if not versions:
-            # Its node lost its disk, and it has not finished a round since.
-            if not any(client in lost for lost in fresh.values()):
-                wrong.append(f"client {client} has no state on its node")
-            continue
-        version = max(versions)
-        mine = {"": segment_weights(load_file(states[client][version]))}
+        if not versions and any(client in lost for lost in fresh.values()):
+            continue  # its node lost its disk, and it has not finished a round since
+        version = max(versions, default=0)
+        initial = assembly.model(config).client_segment(client).state_dict()
+        mine = {"": segment_weights(load_file(states[client][version])) if versions else initial}
         if not (off := largest_difference(mine, {"": expected[f"client-{client}"]})) < TOLERANCE:
             wrong.append(f"client {client}'s weights (of round {version}) are {off:.1e} off the plain loop's")
     return wrong

@@ -136,3 +136,49 @@ def test_a_node_does_not_wait_for_somebody_elses_server(tmp_path: Path, monkeypa
     monkeypatch.setattr(node, "ask_health", ask)
     with pytest.raises(UserError, match="not the SuperLink of this node's federation"):
         node._wait_for_superlink(node.read_device(node_folder(tmp_path), None, None, ""), lambda line: None)
+
+
+class Ended(Exception):
+    """The test has seen enough."""
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Have the SuperNode's key refused so often, before the loop is left; how often it was started."""
+    starts: list[int] = []
+
+    def run_once(device: node.Device, log: Path, before: int, say: object) -> None:
+        starts.append(len(starts))
+        if len(starts) > times:
+            raise Ended
+        with log.open("a") as file:
+            file.write("[code: 2004] Failed to activate SuperNode.\n")
+
+    monkeypatch.setattr(node, "_run_once", run_once)
+    monkeypatch.setattr(node, "_wait_for_superlink", lambda device, say: None)
+    monkeypatch.setattr(node, "RETRY_SECONDS", 0.0)
+    return starts
+
+
+def test_a_key_that_was_never_taken_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = node.read_device(node_folder(tmp_path), None, None, "")
+    starts = refuse(monkeypatch, 5)
+    with pytest.raises(UserError, match="does not take the key of node beta"):
+        node.run(device, lambda line: None)
+    assert len(starts) == 1
+
+
+def test_the_key_of_a_killed_node_is_tried_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = node.read_device(node_folder(tmp_path), None, None, "")
+    (device.folder / "supernode").mkdir()
+    (device.folder / "supernode" / node.TAKEN).write_text(node._digest(device))
+    starts, said = refuse(monkeypatch, 3), list[str]()
+    with pytest.raises(Ended):
+        node.run(device, said.append)
+    assert len(starts) == 4
+    assert all("counts as connected for up to a minute" in line for line in said)
+    monkeypatch.setattr(node, "REFUSED_SECONDS", 0.0)
+    refuse(monkeypatch, 3)
+    with pytest.raises(UserError, match="does not take the key"):
+        node.run(device, said.append)
+    (device.folder / "node.key").write_bytes(b"another")
+    assert not node._was_taken(device)

@@ -307,5 +307,5 @@ def test_no_secret_is_in_any_log(lab: Lab, finished: Path) -> None:
         text = path.read_text()
         assert not [secret for secret in secrets if secret in text], path
         # A stream's secret has 64 hexadecimal digits, as the hashes have by which Flower calls apps and messages.
-        rest = re.sub(r"(fab_hash=|message |message \(ID: )[0-9a-f]{64}", "", text)
+        rest = re.sub(r"(fab_hash=|object_id=|message |message \(ID: )[0-9a-f]{64}", "", text)
         assert not re.search(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", rest), path
