@@ -46,12 +46,15 @@ class Checkpoint:
     versions : dict[int, int]
         Client -> the last round that it had finished, of clients whose node had left that one (see
         `sglr_flower.roster`); all others had finished ``server_round``.
+    carried : dict[int, int]
+        Client -> the round that its state in this checkpoint is from, of clients that could not be reached for it.
     """
 
     folder: Path
     server_round: int
     history: dict[str, Any]
     versions: dict[int, int] = field(default_factory=dict)
+    carried: dict[int, int] = field(default_factory=dict)
 
     def server_state(self) -> dict[str, Tensor]:
         """The server segment's and its optimizer's tensors."""
@@ -67,6 +70,10 @@ class Checkpoint:
         return {
             client: load_client(self.folder, client) for client in clients if client_file(self.folder, client).exists()
         }
+
+    def state_versions(self, clients: Iterable[int]) -> dict[int, int]:
+        """Client -> the round that its state in this checkpoint is from."""
+        return {client: self.carried.get(client, self.server_round) for client in clients}
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -102,6 +109,8 @@ def save_clients(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> No
     (folder / "clients").mkdir(parents=True, exist_ok=True)
     for client, state in states.items():
         write_atomic(client_file(folder, client), _pack(state, sealed=True))
+    _sync_folder(folder / "clients")
+    _sync_folder(folder)
 
 
 def load_client(folder: Path, client: int) -> dict[str, Tensor]:
@@ -132,11 +141,13 @@ def save(
     history: Mapping[str, Any],
     shared: Mapping[str, Tensor] | None = None,
     versions: Mapping[int, int] | None = None,
+    carried: Mapping[int, int] | None = None,
 ) -> Path:
     """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
 
     ``client_states`` is empty where the nodes keep their clients' states themselves; ``shared`` is the client segment
-    of all clients, where they have the same; ``versions`` as in `Checkpoint`.
+    of all clients, where they have the same; ``versions`` and ``carried`` as in
+    `Checkpoint`.
     """
     partial = checkpoints / f".round-{server_round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -145,8 +156,13 @@ def save(
     if shared is not None:
         write_atomic(partial / "shared.safetensors", _pack(shared))
     files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
-    behind = {str(client): version for client, version in (versions or {}).items()}
-    state = {"round": server_round, "files": files, "history": history, "versions": behind}
+    state = {
+        "round": server_round,
+        "files": files,
+        "history": history,
+        "versions": {str(client): version for client, version in (versions or {}).items()},
+        "carried": {str(client): version for client, version in (carried or {}).items()},
+    }
     # A hash of itself too: a figure changed by a flipped bit would still be JSON.
     written = {"sha256": _state_hash(state), "state": state}
     write_atomic(partial / "state.json", json.dumps(written).encode())
@@ -211,8 +227,10 @@ def _verify(folder: Path) -> Checkpoint:
             raise ValueError(f"{name} is missing")
         if _sha256(path) != expected:
             raise ValueError(f"{name} does not have the SHA-256 it was written with")
-    versions = {int(client): version for client, version in state.get("versions", {}).items()}
-    return Checkpoint(folder, state["round"], state["history"], versions)
+    behind, carried = (
+        {int(client): version for client, version in state.get(name, {}).items()} for name in ("versions", "carried")
+    )
+    return Checkpoint(folder, state["round"], state["history"], behind, carried)
 
 
 def _state_hash(state: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from sglr_flower.exchange.link import Traffic
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.node import ANSWER, ORDER
+from sglr_flower.nodetable import printable
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import Link, RoundResult
 
@@ -141,8 +141,10 @@ class Pending:
             node = self._nodes.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
                 self.failures[node] = _failure(reply)
+            elif ANSWER not in reply.content.config_records:
+                self.failures[node] = Failure("its reply is not one of this app's")
             elif error := reply.content.config_records[ANSWER].get("error"):
-                self.failures[node] = Failure(str(error), mistake=True)
+                self.failures[node] = Failure(printable(str(error)), mistake=True)
             else:
                 self.replies[node] = reply
 
@@ -180,6 +182,8 @@ class Courier:
     def __init__(self, grid: Grid, streams: StreamServer | None, step_timeout: float, start_timeout: float) -> None:
         self._grid, self._streams = grid, streams
         self._step_timeout, self._start_timeout = step_timeout, start_timeout
+        # A reply is a Flower message and takes seconds on a device, however short a step is.
+        self._reply_timeout = step_timeout + start_timeout
 
     def deliver(self, messages: list[Message], leave: Leave, timeout: float) -> dict[int, Message]:
         """Send messages and wait for all replies; node -> reply, of those that did what they were asked.
@@ -232,12 +236,10 @@ class Courier:
             pending.forget(node)
             leave(node, pending.failures.get(node) or failed.get(node) or Failure(reason))
 
-        timeouts = itertools.chain([max(self._step_timeout, self._start_timeout)], itertools.repeat(self._step_timeout))
-
         def deliver(batch: list[Message]) -> tuple[dict[int, Message], dict[int, str]]:
             step = Pending(self._grid)
             step.push(batch)
-            step.wait(next(timeouts))
+            step.wait(self._reply_timeout)
             failed.update(step.failures)
             return step.replies, {node: failure.reason for node, failure in step.failures.items()}
 
@@ -264,7 +266,7 @@ class Courier:
                 pending.push(list(streaming.values()))
             link = RoundLink(links, on_uploads)
             yield link
-            pending.wait(self._step_timeout)
+            pending.wait(self._reply_timeout)
             for node, failure in pending.failures.items():
                 if node not in gone:
                     leave(node, failure)
@@ -276,9 +278,9 @@ def _failure(reply: Message) -> Failure:
     if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
         return Failure("it is not there: Flower has no sign of life of it", gone=True)
     # The last line of what may be a whole traceback; the rest is in the log. Flower puts its own words around it.
-    lines = [line for line in (reply.error.reason or "no reason").splitlines() if line.strip()]
+    lines = [line for line in (reply.error.reason or "").splitlines() if line.strip()] or ["it gave no reason"]
     said = lines[-1].strip().removesuffix("'>")
-    return Failure(said.rpartition("Exception ClientAppException occurred. Message: ")[2])
+    return Failure(printable(said.rpartition("Exception ClientAppException occurred. Message: ")[2]))
 
 
 def sum_metrics(replies: Iterable[Message]) -> MetricRecord:

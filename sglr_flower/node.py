@@ -123,10 +123,13 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     answer: dict[str, list[int] | list[str]] = {}
     if isinstance(kept, FolderStates):
         kept.enter(_integer(order, "session"))
-        if STATES in message.content.config_records:
-            for client, state in unpack_states(message.content).items():
-                kept.commit(versions[client], {client: state}, [])
-        answer["versions"] = list(kept.go_back(versions).values())
+        found = kept.go_back(versions)
+        for client, state in unpack_states(message.content).items() if STATES in message.content else ():
+            sent = dict(zip(clients, integers(order["sent"]), strict=True))[client]
+            if found[client] < sent:  # what it has itself may be newer than what the server was ever sent
+                kept.commit(sent, {client: state}, sent, integers(order["checkpoints"]))
+                found[client] = sent
+        answer["versions"] = list(found.values())
     else:
         if order["fresh"]:
             _begin(order, message, context, versions)
@@ -155,9 +158,13 @@ def _begin(order: ConfigRecord, message: Message, context: Context, versions: Ma
     if STATES in message.content.config_records:
         states = unpack_states(message.content)
     elif base:
+        # Who was away when the checkpoint was made has an older file.
         folder = _run_store(context) / f"round-{base:04d}"
-        states = {client: checkpoint.load_client(folder, client) for client in versions}
-    _states(context).commit(base, _all_states(assembly.cohort(config, list(versions), states)), [])
+        behind = [client for client, version in versions.items() if version < base]
+        states = FolderStates(_run_store(context), behind).at(base)
+        states |= {client: checkpoint.load_client(folder, client) for client in versions if client not in behind}
+    cohort = assembly.cohort(config, list(versions), states)
+    _states(context).commit(base, _all_states(cohort), base, [])
 
 
 @replies
@@ -254,7 +261,8 @@ def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tupl
     config = _config(context)
     cohort = _recall(order, context)
     if _take_shared(cohort, cohort.clients, message):  # the grid exchange brings it in the first message only
-        _states(context).commit(_integer(order, "base"), _all_states(cohort), integers(order["checkpoints"]))
+        base = _integer(order, "base")
+        _states(context).commit(base, _all_states(cohort), base, integers(order["checkpoints"]))
     images = assembly.evaluation_images(config)
     server_round = _integer(order, "round")
     return cohort, EvaluateSession(cohort.segments, assembly.dtype(config), server_round, images)
@@ -323,9 +331,12 @@ def _trained(
     """
     drop_step(context.state)
     here = [client for client in cohort.clients if client in plan.clients]
-    trained = cohort.clients if simulated() else here  # a device keeps versions of each client, a simulation of all
-    states = {client: cohort.state(client) for client in trained}
-    _states(context).commit(plan.server_round, states, integers(order["checkpoints"]))
+    kept = _states(context)
+    states = {client: cohort.state(client) for client in here}
+    if simulated():  # it keeps one version of all clients, a device one of each
+        others = kept.at(plan.server_round) if plan.sequential else _all_states(cohort)  # of the turns before
+        states = {**others, **states}
+    kept.commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
     metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
     if local is not None:

@@ -8,6 +8,7 @@ round starts from (*base*); newer ones are of rounds that it does not count.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +36,11 @@ class NodeStates(Protocol):
     def at(self, base: int) -> dict[int, dict[str, Tensor]]:
         """Client -> its newest state that is not newer than round ``base``; without clients that have none."""
 
-    def commit(self, server_round: int, states: Mapping[int, State], checkpoints: Sequence[int]) -> None:
+    def commit(self, server_round: int, states: Mapping[int, State], base: int, checkpoints: Sequence[int]) -> None:
         """Keep the states after a round.
 
-        ``checkpoints`` are the rounds of the server's checkpoints, whose states must not be dropped.
+        ``base`` is the version that the round began with, which stays as the round may be trained again; so do the
+        versions of the rounds ``checkpoints``, of which the server has checkpoints.
         """
 
 
@@ -59,18 +61,23 @@ class ContextStates:
 
     def at(self, base: int) -> dict[int, dict[str, Tensor]]:
         """See `NodeStates`; all clients of a version have its number."""
-        for key in (STATES, _EARLIER):
-            if key in self._records.config_records and (not self._tolerant or self._version(key) <= base):
-                return unpack_states(self._records, key)
-        return {}
+        key = self._newest(base)
+        return {} if key is None else unpack_states(self._records, key)
 
-    def commit(self, server_round: int, states: Mapping[int, State], checkpoints: Sequence[int]) -> None:
+    def commit(self, server_round: int, states: Mapping[int, State], base: int, checkpoints: Sequence[int]) -> None:
         """See `NodeStates`; a simulated node keeps no more than it needs to train a round again."""
-        if self._tolerant and STATES in self._records.config_records and self._version(STATES) < server_round:
-            self._records[_EARLIER] = self._records.config_records[STATES]
+        # Not simply the newest: that may be of a round which the server does not count.
+        if self._tolerant and (begun := self._newest(base)) is not None and self._version(begun) < server_round:
+            self._records[_EARLIER] = self._records.config_records[begun]
         packed = pack_states(states)
         packed["round"] = server_round
         self._records[STATES] = packed
+
+    def _newest(self, base: int) -> str | None:
+        for key in (STATES, _EARLIER):
+            if key in self._records.config_records and (not self._tolerant or self._version(key) <= base):
+                return key
+        return None
 
     def _version(self, key: str) -> int:
         version = self._records.config_records[key]["round"]
@@ -105,7 +112,7 @@ class FolderStates:
                 break
         return found
 
-    def commit(self, server_round: int, states: Mapping[int, State], checkpoints: Sequence[int]) -> None:
+    def commit(self, server_round: int, states: Mapping[int, State], base: int, checkpoints: Sequence[int]) -> None:
         """See `NodeStates`; each file is written whole or not at all, and reaches the disk before this returns.
 
         Raises
@@ -116,7 +123,7 @@ class FolderStates:
         try:
             checkpoint.save_clients(self._round(server_round), states)
             for client in states:
-                self._prune(client, checkpoints)
+                self._prune(client, [base, *checkpoints])
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"node-config key state-dir: {self._folder} cannot be written: {reason}") from None
@@ -133,7 +140,7 @@ class FolderStates:
         try:
             if file.exists() and int(file.read_text(encoding="utf-8")) > session:
                 raise ExchangeError("the assignment is of an earlier session of this run")
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             checkpoint.write_atomic(file, str(session).encode())
         except OSError as error:
             reason = error.strerror or error
@@ -147,15 +154,15 @@ class FolderStates:
                     self._file(version, client).unlink()
         return {client: max(self._versions(client), default=0) for client in versions}
 
-    def _prune(self, client: int, checkpoints: Collection[int]) -> None:
-        """Keep the newest version, the one before it (a round may be trained again), and those of the checkpoints."""
+    def _prune(self, client: int, points: Collection[int]) -> None:
+        """Keep the newest version, and those that were the newest after the rounds ``points``."""
         versions = self._versions(client)
-        needed = set(versions[:2]) | {max((v for v in versions if v <= point), default=0) for point in checkpoints}
+        needed = set(versions[:1]) | {max((v for v in versions if v <= point), default=0) for point in points}
         for version in versions:
             if version not in needed:
                 self._file(version, client).unlink()
         for folder in self._folder.glob("round-*/clients"):
-            if not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # it is not empty, or another node of this machine was faster
                 folder.rmdir()
                 folder.parent.rmdir()
 

@@ -16,16 +16,18 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from sglr_flower import assembly
+from sglr_flower import assembly, checkpoint
 from sglr_flower.checkpoint import Checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.delivery import Failure, Pending, integer
-from sglr_flower.errors import UserError
+from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.stream import MAX_STREAMS, StreamServer
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.machine import available_cpus
 from sglr_flower.node import ANSWER, CONFIG, ORDER, integers
 from sglr_flower.nodestate import STATES, pack_states
+from sglr_flower.nodetable import printable
+from sglr_flower.rundir import RunDirectory
 from sglr_flower.split.plan import spread
 
 log = logging.getLogger("flwr.sglr")
@@ -56,6 +58,8 @@ class Member:
         Whether it can open a stream.
     away : str
         Why it is not there; empty if it is.
+    seated : bool
+        Whether it, or a node before it, has taken the clients.
     """
 
     clients: tuple[int, ...]
@@ -65,6 +69,7 @@ class Member:
     base: int = 0
     streams: bool = False
     away: str = ""
+    seated: bool = False
     question: Pending | None = field(default=None, repr=False)
     asked_at: float = 0.0
 
@@ -83,8 +88,8 @@ class Roster:
         Reaches them.
     config : RunConfig
         The run.
-    run_id : str
-        What devices file their states under.
+    directory : RunDirectory
+        The run's.
     streams : StreamServer | None
         The port that nodes must reach for the stream exchange; None: no node streams.
 
@@ -102,15 +107,16 @@ class Roster:
         Whether a node has left since the last round began.
     """
 
-    def __init__(self, grid: Grid, config: RunConfig, run_id: str, streams: StreamServer | None) -> None:
+    def __init__(self, grid: Grid, config: RunConfig, directory: RunDirectory, streams: StreamServer | None) -> None:
         self.members: list[Member] = []
         self.sizes: dict[int, int] = {}
         self.threads = 0
         self.simulated = False
         self.left_lately = False
-        self._grid, self._config, self._run_id, self._streams = grid, config, run_id, streams
+        self._grid, self._config, self._directory, self._streams = grid, config, directory, streams
         self._versions: dict[int, int] = {}
         self._session = time.time_ns()
+        self._restored: Checkpoint | None = None
         self._classes: object = None
         self._strangers: dict[int, Pending] = {}
 
@@ -148,15 +154,19 @@ class Roster:
         ExchangeError
             If nodes are missing without which the run cannot begin.
         """
+        self._restored = restored
         self._seat(self._greet(), restored)
-        orders = [self._assignment(member, restored, fresh=True) for member in self.present()]
+        orders = [self._assignment(member) for member in self.present()]
         pending = Pending(self._grid)
         pending.push(orders)
         pending.wait(SETUP_SECONDS)
         for node, failure in pending.failures.items():
             self.lose(node, failure)
         for node, reply in pending.replies.items():
-            self._seated(self.of_node(node), reply.content.config_records[ANSWER])
+            try:
+                self._seated(self.of_node(node), reply.content.config_records[ANSWER])
+            except UserError as error:
+                self.lose(node, Failure(str(error), mistake=True))
         if not self.present():
             raise ExchangeError("no node could take its clients: " + self.reasons())
 
@@ -178,7 +188,7 @@ class Roster:
                 asked.discard(node)  # a node may be listed and yet be gone; it is asked again when it is back
             answers = {node: reply.content.config_records[ANSWER] for node, reply in pending.replies.items()}
             # A node that knows of its siblings tells how many to wait for.
-            wanted = max([1, *(integer(answer, "num-partitions") for answer in answers.values())])
+            wanted = self._places(answers)
             waited = time.monotonic() - began
             enough = len(answers) >= wanted and (wanted > 1 or not pending.open)
             patient = not self._config.tolerant or pending.open or waited < self._config.start_timeout
@@ -190,11 +200,23 @@ class Roster:
             pause = min(1.0, 1.2 * pause)
         return dict(sorted(answers.items(), key=lambda item: (integer(item[1], "partition-id"), item[0])))
 
+    def _places(self, answers: Mapping[int, ConfigRecord]) -> int:
+        """How many nodes to wait for: what they know of their siblings; on devices, when resumed, as many as before.
+
+        Devices keep their clients' states, so a client must not move when a federation has grown.
+        """
+        told = max([1, *(integer(answer, "num-partitions") for answer in answers.values())])
+        simulated = any(integer(answer, "capacity") for answer in answers.values())
+        return (self._directory.places() or told) if self._restored and not simulated else told
+
     def _seat(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
         """Spread the clients over the places, the nodes' own partitions where they have some."""
         partitions = [integer(answer, "partition-id") for answer in answers.values()]
-        wanted = max(integer(answer, "num-partitions") for answer in answers.values())
-        numbered = len(set(partitions)) == len(answers) and set(partitions) <= set(range(wanted))
+        wanted = self._places(answers)
+        told = max(integer(answer, "num-partitions") for answer in answers.values())
+        numbered = len(set(partitions)) == len(answers) and set(partitions) <= set(range(told))
+        if not self._restored:
+            self._directory.keep_places(wanted if numbered else 0)
         parts = spread(len(assembly.clients(self._config)), wanted if numbered else len(answers))
         base = restored.server_round if restored else 0
         places = partitions if numbered else range(len(answers))
@@ -214,7 +236,7 @@ class Roster:
         self._choose_exchange(answers)
 
     def _take_place(self, member: Member, node: int, answer: ConfigRecord) -> None:
-        member.node, member.name, member.away = node, str(answer["name"]), ""
+        member.node, member.name, member.away = node, printable(str(answer["name"])), ""
         member.streams = self._streams is not None and not answer["blocked"]
         if not member.streams and self._config.exchange == "stream":
             self._insist(f"{member} cannot open a stream ({answer['blocked']!s})")
@@ -256,6 +278,21 @@ class Roster:
 
     # ---- leaving and coming back
 
+    def wait_for_anybody(self) -> None:
+        """Return once a node is there.
+
+        Raises
+        ------
+        TooFewClients
+            If none is within ``start-timeout``.
+        """
+        deadline = time.monotonic() + self._config.start_timeout
+        while not self.present():
+            self.take_back()
+            if time.monotonic() > deadline:
+                raise TooFewClients(f"all nodes have left: {self.reasons()}")
+            time.sleep(0.2)
+
     def lose(self, node: int, failure: Failure, when: str = "") -> None:
         """A node did not do what it had to; the run goes on without it if it may.
 
@@ -291,7 +328,7 @@ class Roster:
 
     def _ask(self, member: Member) -> None:
         member.question, member.asked_at = Pending(self._grid), time.monotonic()
-        member.question.push([self._assignment(member, None, fresh=False)])
+        member.question.push([self._assignment(member)])
 
     def _hear(self, member: Member) -> None:
         """Take a node back if it has answered; a question without an answer is asked again."""
@@ -339,7 +376,9 @@ class Roster:
                     try:
                         self._take_place(member, node, answer)
                     except UserError as error:
-                        reason = str(error)
+                        member.away, member.asked_at = str(error), time.monotonic() + ASK_SECONDS
+                        log.warning("%s cannot take its place: %s", member, error)
+                        break
                     member.away = reason  # until it has its clients
                     self._ask(member)
                     break
@@ -361,20 +400,26 @@ class Roster:
             }
         return self.query("hello", node, order)
 
-    def _assignment(self, member: Member, restored: Checkpoint | None, *, fresh: bool) -> Message:
+    def _assignment(self, member: Member) -> Message:
         """The message that gives a node its clients, and when resuming their states in the checkpoint."""
+        restored = self._restored if not member.seated else None
         order: dict[str, object] = {
             "clients": list(member.clients),
-            "run-id": self._run_id,
+            "run-id": self._directory.run_id,
             "session": self._session,
             "base": member.base,
             "versions": [self._versions[client] for client in member.clients],
-            "fresh": fresh,
+            "checkpoints": checkpoint.rounds(self._directory.checkpoints),
+            "fresh": not member.seated,
         }
+        states = restored.client_states(member.clients) if restored and self._config.evaluate == "server" else {}
+        if restored and states:
+            sent = restored.state_versions(member.clients)
+            order["sent"] = [sent[client] for client in member.clients]
         message = self.query("assign", member.node, order)
         message.content[CONFIG] = ConfigRecord({**self._config.values()})
-        if restored and self._config.evaluate == "server":
-            message.content[STATES] = pack_states(restored.client_states(member.clients))
+        if states:
+            message.content[STATES] = pack_states(states)
         return message
 
     def _seated(self, member: Member, answer: ConfigRecord) -> None:
@@ -383,17 +428,26 @@ class Roster:
         Raises
         ------
         UserError
-            If its data do not fit those of the others.
+            If its data do not fit those of the others, or it does not answer what it was asked.
         """
-        classes = answer["classes"]
+        try:
+            classes = answer["classes"]
+            sizes, versions = integers(answer["sizes"]), integers(answer["versions"])
+        except (KeyError, AssertionError):
+            raise UserError(f"{member} did not say what data its clients have") from None
+        if not len(sizes) == len(versions) == len(member.clients) or min(sizes) < 1:
+            raise UserError(f"{member} named {len(sizes)} sizes {sizes} for its {len(member.clients)} client(s)")
         if self._classes is None:
             self._classes = classes
         if classes != self._classes:  # with images of their own (dataset "folder"), nodes may not have the same
             raise UserError(f"{member} has the classes {classes!r}, and the nodes before it {self._classes!r}")
-        self.sizes |= dict(zip(member.clients, integers(answer["sizes"]), strict=True))
-        for client, version in zip(member.clients, integers(answer["versions"]), strict=True):
-            if not version and member.base:
+        self.sizes |= dict(zip(member.clients, sizes, strict=True))
+        for client, version in zip(member.clients, versions, strict=True):
+            if not version and self._versions[client]:
                 log.warning("%s has no state of client %d, which starts from its initial segment", member, client)
+            elif version < self._versions[client]:
+                log.warning("%s has the state of client %d as after round %d only", member, client, version)
+        member.seated = True
 
     def reasons(self) -> str:
         """Why nodes are away, as part of a sentence."""

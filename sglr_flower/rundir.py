@@ -242,6 +242,14 @@ class RunDirectory:
                 self._events.add_scalar(name, value, row.round)
         self._events.flush()
 
+    def keep_places(self, count: int) -> None:
+        """Write over how many nodes the clients are spread; 0: not over nodes that have numbers."""
+        write_atomic(self.path / "places.json", json.dumps({"places": count}).encode())
+
+    def places(self) -> int:
+        """What `keep_places` wrote; 0 if nothing."""
+        return int(read_json(self.path / "places.json").get("places", 0))
+
     def record_nodes(self, rows: Sequence[NodeRow]) -> None:
         """Add the nodes of an attempt of a round to ``nodes.csv``."""
         with self._nodes_file.open("ab") as file:

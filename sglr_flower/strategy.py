@@ -28,11 +28,12 @@ from sglr_flower.data import datasets
 from sglr_flower.delivery import Courier, Failure, array_bytes, local_result, sum_metrics
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
+from sglr_flower.exchange.frames import FrameError
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.federation.folder import stream_endpoint
 from sglr_flower.metrics import History
 from sglr_flower.node import ARRAYS, ORDER, integers
-from sglr_flower.nodestate import STATES, unpack_states
+from sglr_flower.replies import SegmentCheck
 from sglr_flower.roster import SETUP_SECONDS, Member, Roster, clients_of
 from sglr_flower.rundir import STATUS_INTERVAL, RunDirectory, new_run_dir
 from sglr_flower.split import averaging, optimizers
@@ -66,6 +67,7 @@ class SplitStrategy(Strategy):
         self._grid: Grid
         self._roster: Roster
         self._courier: Courier
+        self._segments: SegmentCheck
         self._attendance: Attendance | None = None
         self._streams: StreamServer | None = None
         self._frame: tuple[tuple[int, ...], torch.dtype, int] = ((), torch.float32, 0)
@@ -123,13 +125,14 @@ class SplitStrategy(Strategy):
         restored = self.directory.latest_checkpoint() if self.config.resume else None
         model = assembly.model(self.config)
         classes = len(datasets.classes(self.config.dataset, self.config.data_dir))
+        self._segments = SegmentCheck(model.client_segment(0).state_dict())
         self._frame = model.smashed_shape(), assembly.dtype(self.config), classes
         with ExitStack() as stack:
             if self.config.exchange != "grid" and not self._method.whole:
                 self._streams = self._open_port()
             if self._streams is not None:
                 stack.callback(self._streams.stop)
-            self._roster = Roster(grid, self.config, self.directory.run_id, self._streams)
+            self._roster = Roster(grid, self.config, self.directory, self._streams)
             self._roster.gather(restored)
             self._courier = Courier(grid, self._streams, self.config.step_timeout, self.config.start_timeout)
             log.info("%d client(s) on %d node(s), exchange: %s", len(self.sizes), self.count, self.exchange)
@@ -232,8 +235,10 @@ class SplitStrategy(Strategy):
         opened = OpenRound(LocalLink({}), weight_bytes_down=sum(array_bytes(message) for message in messages))
         if self._method.whole:
             # A node that trains by itself is silent for all its steps, and may have to wait for the others' workers.
-            patience = self.config.step_timeout * plan.steps(self.sizes) * len(messages)
+            turns = len(messages) if self._roster.simulated else 1
+            patience = self.config.start_timeout + self.config.step_timeout * plan.steps(self.sizes) * turns
             replies = list(self._courier.deliver(messages, attendance.leave, patience).values())
+            replies = self._with_average(replies, plan, attendance)
             opened.local = [local_result(reply) for reply in replies]
             yield opened
         else:
@@ -241,7 +246,7 @@ class SplitStrategy(Strategy):
             with self._courier.round(messages, checks, attendance.leave, attendance.watch, self._report) as link:
                 opened.link = link
                 yield opened
-            replies = link.replies
+            replies = self._with_average(link.replies, plan, attendance)
         averaged, metrics = self.aggregate_train(plan.server_round, replies)
         opened.weight_bytes_up = sum(array_bytes(reply) for reply in replies)
         if averaged is not None:
@@ -254,6 +259,7 @@ class SplitStrategy(Strategy):
     @contextmanager
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """Open a client-side evaluation."""
+        self._roster.wait_for_anybody()
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
         messages = self.configure_evaluate(server_round, arrays, ConfigRecord(), self._grid)
         checks: dict[int, FrameCheck] = {
@@ -268,15 +274,18 @@ class SplitStrategy(Strategy):
         """Have all nodes bring weights or states, or keep a checkpoint themselves if no weights may leave."""
         if self.config.evaluate == "client" and not self._roster.simulated:
             return {}  # devices keep every round's states on their own disks
+        self._roster.wait_for_anybody()
         order = {"checkpoint": checkpoint, "round": server_round}
         messages = [
             self._roster.query("collect", member.node, {**order, "base": member.base})
             for member in self._roster.present()
         ]
         states: dict[int, dict[str, Tensor]] = {}
-        for reply in self._courier.deliver(messages, self._lose, SETUP_SECONDS).values():
-            if STATES in reply.content.config_records:
-                states |= unpack_states(reply.content)
+        for node, reply in self._courier.deliver(messages, self._lose, SETUP_SECONDS).items():
+            try:
+                states |= self._segments.states(reply, self._roster.of_node(node).clients)
+            except FrameError as error:
+                self._lose(node, Failure(str(error)))
         return dict(sorted(states.items()))
 
     # ---- who takes part
@@ -296,6 +305,21 @@ class SplitStrategy(Strategy):
                 return attendance
             self.directory.status(force=False, node_table=attendance.entries())
             time.sleep(0.2)
+
+    def _with_average(self, replies: list[Message], plan: RoundPlan, attendance: Attendance) -> list[Message]:
+        """The replies that bring their clients' average, where the method wants one; other nodes leave the round."""
+        sound = []
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            clients = clients_of([self._roster.of_node(node)], plan.clients)
+            try:
+                if plan.shares_segment:
+                    self._segments.average(reply, sum(self.sizes[client] for client in clients))
+            except FrameError as error:
+                attendance.leave(node, Failure(str(error)))
+            else:
+                sound.append(reply)
+        return sound
 
     def _taking_part(self, plan: RoundPlan) -> list[Member]:
         assert self._attendance is not None

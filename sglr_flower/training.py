@@ -5,13 +5,14 @@ The Flower strategy and the in-process driver both end in `train`; they differ i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ log = logging.getLogger("flwr.sglr")
 
 
 Weights = Mapping[str, Tensor]
+_Done = TypeVar("_Done")
 
 
 @dataclass
@@ -181,7 +183,8 @@ def train(
         save = last or server_round % config.checkpoint_every == 0
         states: dict[int, dict[str, Tensor]] = {}
         if save or (due and config.evaluate == "server" and shared is None):
-            states = nodes.collect(server_round, checkpoint=save)
+            collect = functools.partial(nodes.collect, server_round, checkpoint=save)
+            states = _with_retries(collect, config.round_retries)
         if shared is not None:
             # What a node holds until the next round is what its clients trained, not yet what they share.
             replaced = {f"segment.{name}": tensor for name, tensor in shared.items()}
@@ -189,11 +192,12 @@ def train(
         scores: dict[int, Score] = {}
         evaluation_bytes = 0
         if due:
-            scores, evaluation_bytes = _evaluate(config, server, nodes, images, server_round, states, shared)
-            if not scores:
-                raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
-        if save and config.evaluate == "server" and nodes.absent:
-            states = _last_known(directory, nodes.absent) | states
+            evaluate = functools.partial(_evaluate, config, server, nodes, images, server_round, states, shared)
+            scores, evaluation_bytes = _with_retries(evaluate, config.round_retries)
+        carried: dict[int, int] = {}
+        if save and config.evaluate == "server" and nodes.absent and (earlier := directory.latest_checkpoint()):
+            missing = earlier.client_states(nodes.absent - states.keys())
+            states, carried = missing | states, earlier.state_versions(missing)
         row = RoundMetrics(
             round=server_round,
             steps=done.result.steps,
@@ -214,9 +218,15 @@ def train(
         )
         history.add(row, scores)
         if save:
-            behind = nodes.versions(server_round)
             checkpoint.save(
-                directory.checkpoints, server_round, server.state(), states, history.to_json(), shared, behind
+                directory.checkpoints,
+                server_round,
+                server.state(),
+                states,
+                history.to_json(),
+                shared,
+                nodes.versions(server_round),
+                carried,
             )
         directory.record(row)
         directory.status(**_round_status(row))
@@ -301,10 +311,16 @@ def _train_round(
     return _Trained(merge(results, together=False), shared, bytes_up, bytes_down, attended)
 
 
-def _last_known(directory: RunDirectory, clients: Collection[int]) -> dict[int, dict[str, Tensor]]:
-    """Clients' states in the checkpoint before this one; without those that it does not have."""
-    earlier = directory.latest_checkpoint()
-    return earlier.client_states(clients) if earlier else {}
+def _with_retries(action: Callable[[], _Done], retries: int) -> _Done:
+    """What a round's end needs of the nodes, tried again where all of them have left meanwhile."""
+    for attempt in itertools.count():
+        try:
+            return action()
+        except TooFewClients as error:
+            if attempt == retries:
+                raise
+            log.warning("%s; once more", error)
+    raise AssertionError("unreachable")
 
 
 def _evaluate(
@@ -322,6 +338,8 @@ def _evaluate(
             scores = evaluate_round(server, link)
         # Of who left in the middle only a part of the images was scored.
         scores = {client: score for client, score in scores.items() if client not in nodes.absent}
+        if not scores:
+            raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
         return scores, link.bytes_up + link.bytes_down
     weights = {client: optimizers.segment_weights(state) for client, state in sorted(states.items())}
     if shared is not None:

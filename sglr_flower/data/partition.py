@@ -113,9 +113,7 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
     """
     name, parameter = parse(spec)
     if name == "own":
-        raise UserError(
-            "partition is 'own': every node has images of its own, so there is nothing to divide."
-        )
+        raise UserError("partition is 'own': every node has images of its own, so there is nothing to divide.")
     _check_sizes(len(labels), num_clients, samples_per_client)
     classes = labels.numpy().astype(np.int64, copy=False)
     if name == "balanced":

@@ -157,6 +157,8 @@ class StreamLink:
             until = min(self._poll_at, *deadlines.values())
             self._take(until, uploads, broken)
             self._drop_failed(uploads)
+            if not self._events.empty():
+                continue  # what has come is used before anybody is said to be late
             now = time.monotonic()
             for node in sorted(self._open - uploads.keys()):
                 if node in broken and now >= broken[node]:
