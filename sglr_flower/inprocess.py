@@ -104,6 +104,7 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
     UserError
         If data are missing or the run directory cannot be used.
     """
+    assembly.refuse_own_partition(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         restored = directory.latest_checkpoint() if config.resume else None

@@ -114,6 +114,8 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
         config = config.replace(data_dir=own)
     clients = integers(order["clients"])
     _refuse_outdated(order, context)
+    if simulated():
+        assembly.refuse_own_partition(config)
     context.state[CONFIG] = ConfigRecord({**config.values()})
     context.state[HOSTED] = ConfigRecord(
         {"clients": clients, "run-id": _run_id(order), "session": _integer(order, "session")}

@@ -22,6 +22,8 @@ def seeds() -> int:
 @pytest.fixture(scope="module")
 def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A SuperLink, and as many SuperNodes as the module's ``NODES`` says, up until its last test has ended."""
+    if "SGLR_FAULT_SEEDS" not in os.environ:
+        pytest.skip("faults of a whole federation take half an hour and more: `make faults SEEDS=2`")
     module = request.module.__name__.rpartition(".")[2]
     kept = os.environ.get("SGLR_FAULT_KEEP")
     home = Path(kept).absolute() / module if kept else tmp_path_factory.mktemp(module)

@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 import psutil
 import torch
-from exchange.certificates import authority
+from exchange.certificates import Authority, authority
 from faults import proxy
 from faults.faulty import AFTER
 from torch import Tensor
@@ -36,7 +36,7 @@ from sglr_flower.errors import TooFewClients
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import TrainCheck, frame_bytes
 from sglr_flower.exchange.endpoint import Endpoint
-from sglr_flower.exchange.frames import decode_download, encode_upload
+from sglr_flower.exchange.frames import FrameError, decode_download, encode_upload
 from sglr_flower.exchange.link import StreamLink
 from sglr_flower.exchange.stream import StreamServer, run_session
 from sglr_flower.exchange.wire import SECRET_KEY, ExchangeError
@@ -60,11 +60,19 @@ SETTINGS: dict[str, Any] = {
 }
 PATIENT = 30.0
 """Timeout of steps where nothing is meant to be late, seconds."""
-IMPATIENT = 1.5
+IMPATIENT = 1.2
 """Timeout of steps, or of the first frame, where something is."""
 PATIENCE = 60.0
 """The watchdog: seconds in which a round must end, and then its nodes."""
-PRELOAD = ["grpc", "torch", "sglr_flower.assembly", "sglr_flower.exchange.stream", "sglr_flower.nodestate"]
+PRELOAD = [
+    "grpc",
+    "sklearn.datasets",
+    "torch._dynamo",  # what the first optimizer of a process imports
+    "sglr_flower.assembly",
+    "sglr_flower.exchange.stream",
+    "sglr_flower.nodestate",
+]
+"""What a node imports, imported once for all: then its process is there in milliseconds, with a gRPC never used."""
 
 # In a node's process -------------------------------------------------------------------------------------------------
 
@@ -76,7 +84,7 @@ class Strike:
     Attributes
     ----------
     kind : str
-        One of `BEFORE`, `SPOILS`, `WIRE`, `WITHHELD`, `OUTSIDE`, or `WRONG_SECRET`.
+        One of `BEFORE`, `SPOILS`, `WIRE`, or `WITHHELD`, `WRONG_SECRET`, `KILL_OUTSIDE`.
     step : int
         Its frame of this step does not leave, or leaves spoilt.
     seed : int
@@ -115,6 +123,8 @@ class Place:
 WITHHELD = "no stream"
 """The node never opens its stream."""
 WRONG_SECRET = "wrong secret"
+KILL_OUTSIDE = "kill outside"
+"""Its process is killed from here, at no particular moment after the server has used its frame before ``step``."""
 
 
 def _hold(pipe: Connection, strike: Strike) -> None:
@@ -145,12 +155,9 @@ SPOILS: Mapping[str, Callable[[Upload, Upload | None], Upload]] = {**AFTER, "cli
 """Kind -> the upload that is sent in place of the right one, given also the one before it."""
 
 
-def _with_tensors(change: Callable[[bytes], bytes]) -> Callable[[pb.Upload], bytes]:
-    def changed(frame: pb.Upload) -> bytes:
-        frame.tensors = change(frame.tensors)
-        return bytes(frame.SerializeToString())
-
-    return changed
+def _with_tensors(frame: pb.Upload, tensors: bytes) -> bytes:
+    frame.tensors = tensors
+    return bytes(frame.SerializeToString())
 
 
 def _cut_off(content: bytes, draw: Random) -> bytes:
@@ -159,12 +166,10 @@ def _cut_off(content: bytes, draw: Random) -> bytes:
 
 WIRE: Mapping[str, Callable[[pb.Upload, Random], bytes]] = {
     "random bytes": lambda frame, draw: draw.randbytes(draw.choice([0, 1, 9, 200, 5000])),
-    "random tensors": lambda frame, draw: _with_tensors(lambda _: draw.randbytes(draw.choice([0, 7, 8, 1000])))(frame),
-    "truncated tensors": lambda frame, draw: _with_tensors(lambda content: _cut_off(content, draw))(frame),
+    "random tensors": lambda frame, draw: _with_tensors(frame, draw.randbytes(draw.choice([0, 7, 8, 1000]))),
+    "truncated tensors": lambda frame, draw: _with_tensors(frame, _cut_off(frame.tensors, draw)),
     "truncated frame": lambda frame, draw: _cut_off(frame.SerializeToString(), draw),
-    "oversized": lambda frame, draw: _with_tensors(lambda content: content + bytes(max_frame() + draw.randrange(9)))(
-        frame
-    ),
+    "oversized": lambda frame, draw: _with_tensors(frame, frame.tensors + bytes(max_frame())),
 }
 """Kind -> the bytes that are sent in place of a right frame."""
 
@@ -198,7 +203,7 @@ def hostile_session(session: StrickenSession, place: Place, strike: Strike) -> N
     """What `run_session` does, by a node that puts bytes of its own on the wire."""
     outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     with grpc.secure_channel(place.address, grpc.ssl_channel_credentials(place.roots)) as channel:
-        steps = channel.stream_stream(
+        steps: Any = channel.stream_stream(
             "/sglr_flower.exchange.Exchange/Steps", response_deserializer=pb.Download.FromString
         )
         call = steps(iter(outgoing.get, None), timeout=PATIENCE, metadata=((SECRET_KEY, place.secret),))
@@ -208,7 +213,10 @@ def hostile_session(session: StrickenSession, place: Place, strike: Strike) -> N
                 frame = encode_upload(upload)
                 spoilt = upload.step == strike.step
                 outgoing.put(WIRE[strike.kind](frame, Random(strike.seed)) if spoilt else frame.SerializeToString())
-                upload = session.advance(decode_download(next(call)))
+                answer = next(call, None)
+                if answer is None:
+                    raise ExchangeError("the server ended the round early")
+                upload = session.advance(decode_download(answer))
         finally:
             outgoing.put(None)
             call.cancel()
@@ -223,9 +231,7 @@ def node(pipe: Connection) -> None:
     while (order := pipe.recv()) is not None:
         config, states = RunConfig.parse(order.settings), FolderStates(order.folder, order.clients)
         cohort = assembly.cohort(config, order.clients, states.at(order.base))
-        session = StrickenSession(
-            TrainSession(cohort, assembly.plan(config, order.server_round)), order.strike, pipe
-        )
+        session = StrickenSession(TrainSession(cohort, assembly.plan(config, order.server_round)), order.strike, pipe)
         pipe.send(("ready", None))
         place = pipe.recv()
         try:
@@ -233,7 +239,9 @@ def node(pipe: Connection) -> None:
         except (ExchangeError, grpc.RpcError) as error:
             pipe.send(("failed", f"{type(error).__name__}: {error}"))
         else:
-            states.commit(order.server_round, {client: cohort.state(client) for client in cohort.clients}, order.base, [])
+            states.commit(
+                order.server_round, {client: cohort.state(client) for client in cohort.clients}, order.base, []
+            )
             pipe.send(("done", None))
 
 
@@ -294,6 +302,10 @@ class NodeProcess:
         return ended
 
 
+def _endpoint(pair: Authority, advertise: str) -> Endpoint:
+    return Endpoint(proxy.SERVER, advertise=advertise, certificate=pair.certificate, key=pair.key)
+
+
 class Ground:
     """What all rounds of the suite share: the server's ports and the nodes' processes.
 
@@ -311,10 +323,8 @@ class Ground:
 
     def __init__(self) -> None:
         self._near, self._far = authority(proxy.SERVER), authority(proxy.PUBLIC)
-        ends = {"certificate": self._near.certificate, "key": self._near.key}
-        self.near = StreamServer(Endpoint(proxy.SERVER, **ends), max_frame())
-        ends = {"certificate": self._far.certificate, "key": self._far.key, "advertise": proxy.PUBLIC}
-        self.far = StreamServer(Endpoint(proxy.SERVER, **ends), max_frame())
+        self.near = StreamServer(_endpoint(self._near, proxy.SERVER), max_frame())
+        self.far = StreamServer(_endpoint(self._far, proxy.PUBLIC), max_frame())
         port = int(self.far.address.rpartition(":")[2])
         self.network = proxy.Network([port], lambda process: str(process.pid))
         self.nodes: dict[int, NodeProcess] = {}
@@ -401,6 +411,7 @@ class _Round:
         self.secrets: dict[int, str] = {}
         self._closed = threading.Event()
         self._post = threading.Thread(target=self._take_post, name="post", daemon=True)
+        self._killers: list[threading.Thread] = []
 
     def begin(self, link: StreamLink) -> None:
         """Send the nodes to the link."""
@@ -410,8 +421,9 @@ class _Round:
             place = Place(self.server.address, self.secrets[number], self.ground.roots(self.server))
             process.pipe.send(place)
         for number, strike in self.strikes.items():
-            if strike.kind == "kill outside":
-                threading.Thread(target=self._kill, args=(link, number, strike), daemon=True).start()
+            if strike.kind == KILL_OUTSIDE:
+                self._killers.append(threading.Thread(target=self._kill, args=(link, number, strike), daemon=True))
+                self._killers[-1].start()
 
     def release(self) -> None:
         """The round is over for the server: undo what still holds a node, and see that all end."""
@@ -424,7 +436,12 @@ class _Round:
                 self.ground.network.heal(str(process.pid))
             elif strike.kind in (WITHHELD, "hold"):
                 process.pipe.send("go on")
+        for killer in self._killers:
+            killer.join()  # the process may have finished the round before; in the next one it must not be hit
         self._post.join(PATIENCE)
+        for number, strike in self.strikes.items():
+            if strike.kind == KILL_OUTSIDE:
+                self.ground.nodes[number].process.join(10)
         attempt = self.attempt
         attempt.busy = set(self.ground.nodes) - attempt.done - attempt.dead - attempt.failed.keys()
         for number in attempt.busy:
@@ -445,6 +462,7 @@ class _Round:
                     kind, what = pipe.recv()
                 except (EOFError, OSError):
                     kind, what = "dead", None
+                    self.ground.nodes[number].process.join(10)  # its end of the pipe closes a little earlier
                 if kind == "struck":
                     attempt.struck[number] = what
                     self._from_outside(number)
@@ -469,11 +487,11 @@ class _Round:
             process.pipe.send("go on")
 
     def _steal(self, number: int) -> str:
-        """Show a node's secret once more, with frames of another node in hand."""
+        """Show a node's secret once more while its stream is open; what the server says to that."""
         thief = _Thief()
         try:
             run_session(thief, self.server.address, self.secrets[number], 10.0, self.ground.roots(self.server))
-        except ExchangeError as error:
+        except (ExchangeError, FrameError) as error:
             return str(error)
         return "it was let in"
 
@@ -587,14 +605,18 @@ class StreamRun:
         }
 
     def _order(self, server_round: int, strikes: Mapping[int, Strike]) -> None:
-        """Every node has a process, and every process a cohort in the state of the last round that its node finished."""
+        """Every node has a process, and that a cohort in the state of the last round that the node finished."""
         self._ground.start()
         for number, process in self._ground.nodes.items():
             strike = strikes.get(number)
             process.pipe.send(
                 Order(
-                    self.settings, server_round, self.versions[number], HOSTED[number], self._home(number),
-                    None if strike and strike.kind == "kill outside" else strike,
+                    self.settings,
+                    server_round,
+                    self.versions[number],
+                    HOSTED[number],
+                    self._home(number),
+                    None if strike and strike.kind == KILL_OUTSIDE else strike,
                 )
             )
         for number, process in self._ground.nodes.items():

@@ -20,14 +20,15 @@ from faults.stream_faults import (
     CLIENTS,
     HOSTED,
     IMPATIENT,
+    KILL_OUTSIDE,
     PATIENT,
     STEPS,
     WITHHELD,
     WRONG_SECRET,
     Attempt,
     Ground,
-    Strike,
     StreamRun,
+    Strike,
     clients_left,
 )
 from faults.table import Line
@@ -78,7 +79,7 @@ _NO_FIRST_FRAME = f"no first frame within {IMPATIENT:g} s"
 _PLACE = r"'\w+' step \d+ of round \d+ instead of train step \d+ of round \d+"
 SPECIMENS: Mapping[str, Specimen] = {
     "process kills itself": Specimen("kill", BROKEN),
-    "process killed from outside": Specimen("kill outside", BROKEN),
+    "process killed from outside": Specimen(KILL_OUTSIDE, BROKEN),
     "connection reset": Specimen("cut", "UNAVAILABLE", far=True),
     "connection closed": Specimen("close off", "UNAVAILABLE", far=True),
     "connection silent": Specimen("silence", _NO_FRAME, first=1, far=True, timeout=IMPATIENT),
@@ -106,6 +107,12 @@ SPECIMENS: Mapping[str, Specimen] = {
 }
 QUICK = ("kill", "cut", "nan", "shape", "client", "random bytes", "oversized")
 """Kinds of which two strike one round."""
+
+
+@pytest.fixture(scope="module")
+def seeds() -> int:
+    """How often each fault is tried: here that takes a second, so twice where nobody asks for more."""
+    return int(os.environ.get("SGLR_FAULT_SEEDS", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +164,10 @@ class Beside:
 
 def others_wrong(attempt: Attempt, struck: set[int]) -> list[str]:
     """What is wrong with the nodes to which nothing has happened, or with the end of the round."""
-    wrong = [f"node {number} did not end the round" for number in attempt.busy]
-    for number in HOSTED.keys() - struck:
-        if number not in attempt.done or number in attempt.dropped or attempt.frames[number] != STEPS:
-            wrong.append(f"node {number}, to which nothing had happened: {attempt}")
-    return wrong
+    fine = {n for n in attempt.done - attempt.dropped.keys() if attempt.frames[n] == STEPS}
+    return [f"node {number} did not end the round" for number in attempt.busy] + [
+        f"node {number}, to which nothing had happened: {attempt}" for number in HOSTED.keys() - struck - fine
+    ]
 
 
 def draw_strike(kind: str, first: int, last: int, draw: Random) -> Strike:
@@ -179,12 +185,11 @@ def strike_one(beside: Beside, specimen: Specimen, draw: Random) -> tuple[list[s
     wrong += others_wrong(attempt, {number}) + beside.compare(gone)
     wrong += beside.calm()
     went_on = [*attempt.stamps, attempt.over][min(gone.get(number, strike.step), STEPS)]
-    return wrong, went_on - attempt.struck[number]
+    seconds = went_on - attempt.struck[number] if number in attempt.struck else None
+    return wrong, seconds if seconds is None or seconds > 0 else None  # it may be killed when the round is over
 
 
-def _departure(
-    attempt: Attempt, specimen: Specimen, number: int, strike: Strike
-) -> tuple[dict[int, int], list[str]]:
+def _departure(attempt: Attempt, specimen: Specimen, number: int, strike: Strike) -> tuple[dict[int, int], list[str]]:
     """When the node left for the plain loop, and what is wrong with it."""
     wrong = ["it ended by TooFewClients"] if attempt.too_few else []
     if number not in attempt.struck:
@@ -194,12 +199,12 @@ def _departure(
             wrong.append(f"whoever showed the secret again was told {attempt.stolen!r}")
         return {}, wrong + others_wrong(attempt, set())
     if number not in attempt.dropped:
-        if specimen.kind != "kill outside":
+        if specimen.kind != KILL_OUTSIDE:
             wrong.append(f"it was not dropped: {attempt}")
-        # Killed after its last frame: the server has lost nothing, and Flower's reply is missing or not.
+        # Killed after its last frame: the server has all of it, and whether the node had finished is the node's to say.
         return ({} if number in attempt.done else {number: FINISHED_NOT}), wrong
     step, reason = attempt.dropped[number]
-    if specimen.kind != "kill outside" and step != strike.step:
+    if specimen.kind != KILL_OUTSIDE and step != strike.step:
         wrong.append(f"recorded at step {step} instead of {strike.step}")
     if not re.search(specimen.reason, reason):
         wrong.append(f"the recorded reason is {reason!r}")
@@ -274,4 +279,4 @@ def test_the_judge_sees_a_departure_one_step_beside_the_recorded_one(ground: Gro
 
     wrong = beside.compare({1: 4})
 
-    assert any("server is" in what for what in wrong) and any("client-0 is" in what for what in wrong)
+    assert {what.partition(" is ")[0] for what in wrong} >= {"server", "client-0"}

@@ -41,6 +41,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         ("retried", {"round-retries": 2}, {**ONCE, "times": 2}),
         ("given-up", {"round-retries": 1}, {**ONCE, "times": 9}),
         ("at-once", {}, ONCE),
+        # Nobody leaves: what a tolerant run keeps for that must not change it, one client after the other either.
+        ("undisturbed", {"min-clients": 1, "method": "ssl"}, {**ONCE, "times": 0}),
     )
 }
 
@@ -88,6 +90,19 @@ def test_the_others_go_on_in_the_same_step_and_it_is_back_in_the_next_round(runs
     assert states(root / name, 3) == {"0 1": "finished 3", "2 3": "finished 3"}
     summary = json.loads((root / name / "summary.json").read_text())
     assert (summary["departures"], summary["departed_nodes"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("undisturbed")])
+def test_a_run_in_which_nobody_leaves_is_not_changed_by_what_it_would_bear(runs, name: str) -> None:
+    root, ends = runs
+    assert ends[name] is None
+    strict = config(name, root / f"{name}-strict").replace(min_clients=0, evaluate="server")
+    inprocess.run(strict, 2)
+    last = {run: RunDirectory(root / run).latest_checkpoint() for run in (name, f"{name}-strict")}
+    shared = [{"client-0": checkpoint.shared_weights()} for checkpoint in last.values()]
+    assert largest_difference(*shared) < 1e-9
+    server = [{"server": final_weights(root / run)["server"]} for run in last]
+    assert largest_difference(*server) < 1e-9
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("retried")])
