@@ -169,5 +169,8 @@ def _is_own(family: int, place: Any) -> bool:
 def _replace(path: Path, text: str) -> None:
     """Write a file that is at any moment the old one or the new one."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial.touch(mode=0o600)
     partial.write_text(text, encoding="utf-8")
+    if path.exists():
+        partial.chmod(path.stat().st_mode & 0o777)
     partial.replace(path)

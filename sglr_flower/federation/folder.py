@@ -134,6 +134,10 @@ def create(federation: Federation, directory: Path, nodes: Sequence[str], names:
     for network in federation.operators:
         _check_network(network)
     pki.general_name(federation.host)
+    if federation.host in ("0.0.0.0", "::"):
+        raise UserError(f"--host {federation.host}: nodes need an address that leads to the server")
+    if federation.port == federation.stream_port:
+        raise UserError(f"--stream-port {federation.stream_port}: it must differ from --port")
     directory = directory.absolute()
     check_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -288,6 +292,8 @@ def _make_node(federation: Federation, directory: Path, name: str, number: int, 
         shutil.copyfile(directory / "ca.crt", partial / "ca.crt")
         # Last, as it is what lets the node in.
         partial.rename(directory / "nodes" / name)
-        (directory / "keys" / f"{name}.pub").write_bytes(identity.public)
+        public = directory / "keys" / f".{name}.partial"
+        public.write_bytes(identity.public)
+        public.rename(directory / "keys" / f"{name}.pub")  # whole, or not there: a running SuperLink looks
     else:
         partial.rename(directory / "nodes" / name)

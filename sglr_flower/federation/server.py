@@ -73,9 +73,15 @@ def serve(directory: Path, say: Callable[[str], None]) -> None:
             nodes = _register(federation, directory, env, None)
             count = f"{nodes} node(s) may connect" if nodes else "any node may connect, as it is --insecure"
             say(f"federation {federation.name}: SuperLink is up at {federation.address}, {count} (log: {log})")
+            told = ""
             while process.poll() is None:
                 time.sleep(_LOOK_SECONDS)
-                _register(federation, directory, env, say)
+                try:
+                    _register(federation, directory, env, say)
+                except UserError as error:
+                    if str(error) != told:  # one key must not end the others' runs
+                        told = str(error)
+                        say(told)
         raise UserError(f"the SuperLink ended by itself: {complaint(log, before)}")
 
 
@@ -142,9 +148,18 @@ def _register(federation: Federation, directory: Path, env: dict[str, str], say:
         if digest in done:
             continue
         command = ["supernode", "register", str(key), _CONNECTION, "--name", key.stem, "--format", "json"]
-        answer = subprocess.run(
-            [script("flwr"), *command], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        ).stdout
+        try:
+            answer = subprocess.run(
+                [script("flwr"), *command],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=START_SECONDS,
+            ).stdout
+        except subprocess.TimeoutExpired:
+            raise UserError(f"the SuperLink did not answer when {key} was registered; it is tried again") from None
         # It has no error code of its own for a key that the database has.
         if '"success": true' not in answer and "already in use" not in answer:
             raise UserError(f"the SuperLink did not take {key}: {' '.join(answer.split())}")

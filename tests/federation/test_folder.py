@@ -158,3 +158,16 @@ def test_an_address_is_split_and_joined() -> None:
     assert folder.split_address("[fd00::1]:9092") == ("fd00::1", 9092)
     assert lab(host="fd00::1", bind="::").address == "[fd00::1]:9092"
     assert lab(host="fd00::1", bind="::").local_address == "[::1]:9092"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0: nodes need an address that leads to the server"),
+        ({"stream_port": 9092}, "--stream-port 9092: it must differ from --port"),
+    ],
+)
+def test_addresses_that_no_node_could_use_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        folder.create(lab(**changes), tmp_path / "lab", ["alpha"])
+    assert list(tmp_path.iterdir()) == []
