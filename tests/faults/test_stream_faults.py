@@ -38,6 +38,8 @@ from reference_dropouts import plain_rounds
 from sglr_flower.exchange.link import BROKEN
 from sglr_flower.split.optimizers import segment_weights
 
+UNBORN = 8.0
+"""Start-timeout where a process dies: one that dies before its call has reached the server is missed only by that."""
 REPORT = "SGLR_STREAM_FAULT_REPORT"
 TOLERANCE = 1e-9
 FINISHED_NOT = 99
@@ -76,10 +78,11 @@ class Specimen:
 
 _NO_FRAME = f"no frame within {IMPATIENT:g} s"
 _NO_FIRST_FRAME = f"no first frame within {IMPATIENT:g} s"
+_DEAD = f"{BROKEN}|no first frame within {UNBORN:g} s"
 _PLACE = r"'\w+' step \d+ of round \d+ instead of train step \d+ of round \d+"
 SPECIMENS: Mapping[str, Specimen] = {
-    "process kills itself": Specimen("kill", BROKEN),
-    "process killed from outside": Specimen(KILL_OUTSIDE, BROKEN),
+    "process kills itself": Specimen("kill", _DEAD, start_timeout=UNBORN),
+    "process killed from outside": Specimen(KILL_OUTSIDE, _DEAD, start_timeout=UNBORN),
     "connection reset": Specimen("cut", "UNAVAILABLE", far=True),
     "connection closed": Specimen("close off", "UNAVAILABLE", far=True),
     "connection silent": Specimen("silence", _NO_FRAME, first=1, far=True, timeout=IMPATIENT),
@@ -233,7 +236,7 @@ def strike_two(beside: Beside, draw: Random, *, enough: bool) -> tuple[list[str]
     strikes = {number: draw_strike(draw.choice(QUICK), 0, STEPS - 1, draw) for number in numbers}
     left = clients_left(numbers)
     need = draw.randint(1, left) if enough else draw.randint(left + 1, CLIENTS)
-    attempt = beside.run.attempt(beside.round, strikes, min_clients=need)
+    attempt = beside.run.attempt(beside.round, strikes, min_clients=need, start_timeout=UNBORN)
     wrong = [f"node {number} did not end the round" for number in attempt.busy]
     if attempt.too_few == enough:
         wrong.append(f"{need} clients needed, {left} left: {attempt}")
