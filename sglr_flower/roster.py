@@ -239,7 +239,7 @@ class Roster:
         member.node, member.name, member.away = node, printable(str(answer["name"])), ""
         member.streams = self._streams is not None and not answer["blocked"]
         if not member.streams and self._config.exchange == "stream":
-            self._insist(f"{member} cannot open a stream ({answer['blocked']!s})")
+            self._insist(f"{member} cannot open a stream ({answer['blocked']!s})", "open the stream's port to the nodes")
 
     def _choose_exchange(self, answers: Mapping[int, ConfigRecord]) -> None:
         """Say once in the log why nodes do not use streams.
@@ -266,15 +266,12 @@ class Roster:
         else:
             return
         if self._config.exchange == "stream":
-            self._insist(reason)
+            self._insist(reason, "use fewer nodes with more clients each")
         log.warning("exchange auto: %s, so the grid exchange is used there", reason)
 
     @staticmethod
-    def _insist(reason: str) -> None:
-        raise UserError(
-            f"run-config key exchange = 'stream': {reason}; use fewer nodes with more clients each, or exchange auto "
-            "or grid"
-        )
+    def _insist(reason: str, advice: str) -> None:
+        raise UserError(f"run-config key exchange = 'stream': {reason}; {advice}, or use exchange auto or grid")
 
     # ---- leaving and coming back
 

@@ -92,7 +92,7 @@ class ProgressView:
         self._nodes = cast("list[NodeEntry]", status.get("node_table", []))
         if not self._console.is_terminal:
             self._say_who_left(int(status.get("round", 1)))
-        if not self._console.is_terminal and done != self._shown and done > 0:
+        if not self._console.is_terminal and done != self._shown and done > 0 and figures:  # none right after a resume
             self._console.print(f"round {done}/{self._rounds}: {figures}", highlight=False, soft_wrap=True)
         self._shown = done
 
