@@ -239,7 +239,8 @@ class Roster:
         member.node, member.name, member.away = node, printable(str(answer["name"])), ""
         member.streams = self._streams is not None and not answer["blocked"]
         if not member.streams and self._config.exchange == "stream":
-            self._insist(f"{member} cannot open a stream ({answer['blocked']!s})", "open the stream's port to the nodes")
+            reason = f"{member} cannot open a stream ({answer['blocked']!s})"
+            self._insist(reason, "open the stream's port to the nodes")
 
     def _choose_exchange(self, answers: Mapping[int, ConfigRecord]) -> None:
         """Say once in the log why nodes do not use streams.
