@@ -36,6 +36,8 @@ from sglr_flower.prediction import predict_command
 from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
+_RAY_LATE = "The current node timed out during startup"  # as Ray words it
+
 app = typer.Typer(
     help="SGLR split learning on Flower.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
@@ -251,6 +253,11 @@ def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, 
         outcome = submit(_app_dir(), link, run_config, log_file, watch)
     else:
         outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
+        if _RAY_LATE in outcome.reason and not (directory.path / "metrics.csv").exists():
+            # Ray gives itself 30 s, too short for its very first start on a slow disk. Nothing has begun yet.
+            Console().print("Ray was too slow to start; it is started once more")
+            (directory.path / "status.json").unlink(missing_ok=True)
+            outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
