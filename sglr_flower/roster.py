@@ -237,7 +237,9 @@ class Roster:
 
     def _take_place(self, member: Member, node: int, answer: ConfigRecord) -> None:
         member.node, member.name, member.away = node, printable(str(answer["name"])), ""
-        member.streams = self._streams is not None and not answer["blocked"]
+        if self._streams is None:
+            return  # the exchange is the grid, or the method has none
+        member.streams = not answer["blocked"]
         if not member.streams and self._config.exchange == "stream":
             reason = f"{member} cannot open a stream ({answer['blocked']!s})"
             self._insist(reason, "open the stream's port to the nodes")
