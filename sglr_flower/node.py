@@ -336,8 +336,9 @@ def _trained(
     kept = _states(context)
     states = {client: cohort.state(client) for client in here}
     if simulated():  # it keeps one version of all clients, a device one of each
-        others = kept.at(plan.server_round) if plan.sequential else _all_states(cohort)  # of the turns before
-        states = {**others, **states}
+        # Where a round may be trained again every turn begins from before it, so the turns before are not in the cohort.
+        turns = plan.sequential and _config(context).tolerant
+        states = {**(kept.at(plan.server_round) if turns else _all_states(cohort)), **states}
     kept.commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
     metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
