@@ -336,7 +336,7 @@ def _trained(
     kept = _states(context)
     states = {client: cohort.state(client) for client in here}
     if simulated():  # it keeps one version of all clients, a device one of each
-        # Where a round may be trained again every turn begins from before it, so the turns before are not in the cohort.
+        # Where a round may be trained again every turn begins from before it: earlier turns are not in the cohort.
         turns = plan.sequential and _config(context).tolerant
         states = {**(kept.at(plan.server_round) if turns else _all_states(cohort)), **states}
     kept.commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
