@@ -113,7 +113,8 @@ def test_a_large_frame_under_a_wrong_secret_stays_with_its_sender(server: Stream
         call = rpc.ExchangeStub(channel).Steps(iter([frame]), metadata=((SECRET_KEY, "0" * 64),), timeout=20)
         with pytest.raises(grpc.RpcError):
             next(call)
-    assert 0 < proxy.passed < size // 16
+    # gRPC lets a connection have up to 4 MiB on their way before anybody has read them.
+    assert 0 < proxy.passed <= (4 << 20) + (1 << 20)
 
 
 def test_a_used_secret_is_refused(server: StreamServer) -> None:

@@ -16,21 +16,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from faults.stream_faults import (
-    CLIENTS,
-    HOSTED,
-    IMPATIENT,
-    KILL_OUTSIDE,
-    PATIENT,
-    STEPS,
-    WITHHELD,
-    WRONG_SECRET,
-    Attempt,
-    Ground,
-    StreamRun,
-    Strike,
-    clients_left,
-)
+from faults.stream_faults import IMPATIENT, PATIENT, Attempt, Ground, StreamRun, clients_left
+from faults.stream_nodes import CLIENTS, HOSTED, KILL_OUTSIDE, STEPS, WITHHELD, WRONG_SECRET, Strike
 from faults.table import Line
 from integration.runs import largest_difference
 from reference_dropouts import plain_rounds
