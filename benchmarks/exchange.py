@@ -115,7 +115,7 @@ def wire_table(cells: list[dict[str, Any]]) -> Table:
     for name in dict.fromkeys(cell["payload"] for cell in cells):
         times = {cell["transport"]: cell["step_seconds"] for cell in cells if cell["payload"] == name}
         ratio = times["tls"]["median"] / times["plain"]["median"]
-        table.add_row(name, _milliseconds(times["plain"]), _milliseconds(times["tls"]), f"{ratio:.2f}")
+        table.add_row(name, machine.milliseconds(times["plain"]), machine.milliseconds(times["tls"]), f"{ratio:.2f}")
     return table
 
 
@@ -131,15 +131,8 @@ def deployment_table(cells: list[dict[str, Any]]) -> Table:
             ratio = cell["step_seconds"]["median"] / of_model["stream", "plain"]["step_seconds"]["median"]
             size = f"{cell['bytes_up_per_node_and_step'] / 1024:.0f}"
             way = [model, exchange, "TLS" if transport == "tls" else "plain", str(cell["steps"]), size]
-            table.add_row(*way, _milliseconds(cell["step_seconds"]), f"{ratio:.3g}")
+            table.add_row(*way, machine.milliseconds(cell["step_seconds"]), f"{ratio:.3g}")
     return table
-
-
-def _milliseconds(times: dict[str, Any]) -> str:
-    """Median and range of the repetitions."""
-    figures = [1000 * times["median"], 1000 * min(times["repetitions"]), 1000 * max(times["repetitions"])]
-    median, low, high = (f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for figure in figures)
-    return f"{median} ({low}-{high})" if len(times["repetitions"]) > 1 else median
 
 
 if __name__ == "__main__":

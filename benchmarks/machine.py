@@ -43,6 +43,28 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "repetitions": list(values)}
 
 
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Of repetitions that took turns, one by one: what slowed the machine down is in both of a pair."""
+    return [own / other for own, other in zip(ours, theirs, strict=True)]
+
+
+def milliseconds(times: Mapping[str, Any]) -> str:
+    """Median and range of repetitions in seconds (`spread`), as a table shows them."""
+    return _with_range(times, 1000.0)
+
+
+def ratio(values: Mapping[str, Any]) -> str:
+    """Median and range of the repetitions' ratios."""
+    return _with_range(values, 1.0)
+
+
+def _with_range(values: Mapping[str, Any], factor: float) -> str:
+    repetitions = values["repetitions"]
+    figures = [factor * value for value in (values["median"], min(repetitions), max(repetitions))]
+    median, low, high = (f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for figure in figures)
+    return f"{median} ({low}-{high})" if len(repetitions) > 1 else median
+
+
 def save(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -132,10 +132,10 @@ def cohort(
     def build(client: int) -> torch.nn.Module:
         return copy.deepcopy(template) if template and client in restored else initial.client_segment(client)
 
-    made = Cohort(client_data(config, clients), build, config.optimizer, dtype(config), device())
-    for client, state in restored.items():
-        made.load_state(client, state)
-    return made
+    data = client_data(config, clients)
+    return Cohort(
+        data, build, config.optimizer, dtype(config), device(), states=restored, recompute=config.recompute
+    )
 
 
 def refuse_own_partition(config: RunConfig) -> None:

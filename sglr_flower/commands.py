@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sglr_flower import assembly, imports, report
+from sglr_flower.bench import bench_command
 from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.deploy import submit
@@ -168,6 +169,7 @@ app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("predict")(predict_command)
 app.command("paper")(paper)
+app.command("bench")(bench_command)
 app.add_typer(federation_app, name="federation")
 
 

@@ -165,6 +165,11 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )
+    recompute: bool = Field(
+        False,
+        description="clients keep no activations while the server computes, and make each forward a second time: less "
+        "memory, more time, the same weights",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="every random draw of the run follows from it")
     run_dir: str = Field(
         "",

@@ -166,7 +166,7 @@ def _begin(order: ConfigRecord, message: Message, context: Context, versions: Ma
         states = FolderStates(_run_store(context), behind).at(base)
         states |= {client: checkpoint.load_client(folder, client) for client in versions if client not in behind}
     cohort = assembly.cohort(config, list(versions), states)
-    _states(context).commit(base, _all_states(cohort), base, [])
+    _states(context).commit(base, cohort.states(), base, [])
 
 
 @replies
@@ -185,7 +185,7 @@ def train_grid(order: ConfigRecord, message: Message, context: Context) -> Recor
     if grid.FRAME not in content.config_records:
         return _trained(order, context, cohort, plan)
     tolerant = _config(context).tolerant or not simulated()
-    keep_step(context.state, _all_states(cohort), _integer(order, "attempt"), tolerant=tolerant)
+    keep_step(context.state, cohort.states(), _integer(order, "attempt"), tolerant=tolerant)
     return content
 
 
@@ -264,7 +264,7 @@ def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tupl
     cohort = _recall(order, context)
     if _take_shared(cohort, cohort.clients, message):  # the grid exchange brings it in the first message only
         base = _integer(order, "base")
-        _states(context).commit(base, _all_states(cohort), base, integers(order["checkpoints"]))
+        _states(context).commit(base, cohort.states(), base, integers(order["checkpoints"]))
     images = assembly.evaluation_images(config)
     server_round = _integer(order, "round")
     return cohort, EvaluateSession(cohort.segments, assembly.dtype(config), server_round, images)
@@ -338,7 +338,7 @@ def _trained(
     if simulated():  # it keeps one version of all clients, a device one of each
         # Where a round may be trained again every turn begins from before it: earlier turns are not in the cohort.
         turns = plan.sequential and _config(context).tolerant
-        states = {**(kept.at(plan.server_round) if turns else _all_states(cohort)), **states}
+        states = {**(kept.at(plan.server_round) if turns else cohort.states()), **states}
     kept.commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
     metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}

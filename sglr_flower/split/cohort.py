@@ -6,7 +6,10 @@ in here can become ``torch.func.vmap`` over stacked segments without a change ou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +23,37 @@ from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 
 
+class _Member(NamedTuple):
+    """A client's segment and its optimizer."""
+
+    segment: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A client's forward pass that waits for its cut gradient.
+
+    Attributes
+    ----------
+    client : int
+        Whose.
+    size : int
+        Samples of its batch.
+    output : Callable[[], Tensor]
+        Gives the smashed data with their graph, (size, *cut shape).
+    """
+
+    client: int
+    size: int
+    output: Callable[[], Tensor]
+
+
 class Cohort:
     """The client segments, optimizers and data of one node's clients.
+
+    A client's segment is made when it is first needed: of ten thousand clients of whom a hundred train in a round, the
+    others are no more than the states they came with.
 
     Parameters
     ----------
@@ -35,6 +67,10 @@ class Cohort:
         Of inputs, weights and smashed data.
     device : torch.device
         Where the segments live and compute.
+    states : Mapping[int, Mapping[str, Tensor]]
+        Client -> the state that it goes on from (`Cohort.state`); the others start from their initial segments.
+    recompute : bool
+        Keep no activations between a step's forward and its backward, which makes the forward again.
     """
 
     def __init__(
@@ -44,21 +80,37 @@ class Cohort:
         optimizer: str,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        *,
+        states: Mapping[int, Mapping[str, Tensor]] | None = None,
+        recompute: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.data = dict(sorted(data.items()))
-        self.segments = {client: build_segment(client).to(self.device) for client in self.data}
-        self._optimizers = {
-            client: optimizers.build(optimizer, segment.parameters()) for client, segment in self.segments.items()
-        }
+        self._build, self._optimizer, self._recompute = build_segment, optimizer, recompute
+        self._idle = {client: dict(state) for client, state in (states or {}).items()}
+        self._members: dict[int, _Member] = {}
         self._batches: dict[int, tuple[Tensor, ...]] = {}
-        self._outputs: dict[int, Tensor] = {}
+        self._passes: list[_Pass] = []
 
     @property
     def clients(self) -> tuple[int, ...]:
         """The node's clients, ascending."""
         return tuple(self.data)
+
+    @property
+    def segments(self) -> dict[int, nn.Module]:
+        """Client -> its segment, of all clients."""
+        return {client: self._member(client).segment for client in self.clients}
+
+    def _member(self, client: int) -> _Member:
+        if client not in self._members:
+            segment = self._build(client).to(self.device)
+            member = _Member(segment, optimizers.build(self._optimizer, segment.parameters()))
+            if client in self._idle:
+                optimizers.load_flat_state(*member, self._idle.pop(client))
+            self._members[client] = member
+        return self._members[client]
 
     def begin(self, plan: RoundPlan) -> None:
         """Lay out the round, or a turn of it: the batches of those of this node's clients that take part in it."""
@@ -66,10 +118,11 @@ class Cohort:
             client: plan.batches(client, len(self.data[client])) for client in self.clients if client in plan.clients
         }
         for client in self._batches:
-            self.segments[client].train()
-            optimizers.set_lr(self._optimizers[client], plan.client_lr)
+            segment, optimizer = self._member(client)
+            segment.train()
+            optimizers.set_lr(optimizer, plan.client_lr)
 
-    def forward(self, plan: RoundPlan, step: int, *, recompute: bool = False) -> Upload:
+    def forward(self, plan: RoundPlan, step: int, *, again: bool = False) -> Upload:
         """Forward every client's batch of this step up to the cut.
 
         Parameters
@@ -78,18 +131,19 @@ class Cohort:
             The round laid out by `begin`.
         step : int
             From 0, below the largest number of batches of a client here.
-        recompute : bool
-            The same forward again, for its graph only (an exchange that keeps no graph between messages): batch-norm
-            statistics stay as they are, and dropout draws the same mask because its seed is the step's.
+        again : bool
+            The same forward once more, for its graph only (an exchange that keeps no graph between messages).
         """
         present = tuple(client for client, batches in self._batches.items() if step < len(batches))
-        labels: list[Tensor] = []
+        self._passes, outputs, labels = [], [], []
         for client in present:
-            inputs, targets = self._batch(plan, client, step)
-            segment = self.segments[client]
-            self._outputs[client] = _without_moving_buffers(segment, inputs) if recompute else segment(inputs)
-            labels.append(targets)
-        outputs = [self._outputs[client].detach() for client in present]
+            run = self._forward_again if again else self._forward
+            with torch.set_grad_enabled(not self._recompute):
+                output = run(plan, client, step)
+            later = functools.partial(self._forward_again, plan, client, step) if self._recompute else _value(output)
+            self._passes.append(_Pass(client, len(output), later))
+            outputs.append(output.detach())
+            labels.append(self.data[client].labels[self._batches[client][step]])
         return Upload(
             server_round=plan.server_round,
             step=step,
@@ -103,21 +157,20 @@ class Cohort:
 
     def backward(self, download: Download) -> None:
         """Finish the backward pass of the last `forward` with the gradients received, and step at eta_c."""
-        others = [client for client in self._outputs if client not in download.active]
-        sizes = [len(self._outputs[client]) for client in others]
+        sizes = [one.size for one in self._passes if one.client not in download.active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))
         average = None if download.average is None else download.average.to(self.device)
-        for client, output in self._outputs.items():
-            if client in download.active:
+        for one in self._passes:
+            if one.client in download.active:
                 assert average is not None
-                gradient = splitavg.received(average, len(output))
+                gradient = splitavg.received(average, one.size)
             else:
                 gradient = next(own)
-            optimizer = self._optimizers[client]
+            optimizer = self._members[one.client].optimizer
             optimizer.zero_grad()
-            output.backward(gradient)
+            one.output().backward(gradient)
             optimizer.step()
-        self._outputs = {}
+        self._passes = []
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
         """One step of local training, where the client segment is the whole network; no exchange.
@@ -131,46 +184,55 @@ class Cohort:
         for client, batches in self._batches.items():
             if step >= len(batches):
                 continue
-            inputs, labels = self._batch(plan, client, step)
-            loss = mean_loss(plan.loss, self.segments[client](inputs), labels.to(self.device))
-            optimizer = self._optimizers[client]
+            segment, optimizer = self._members[client]
+            labels = self.data[client].labels[batches[step]]
+            loss = mean_loss(plan.loss, segment(self._inputs(plan, client, step)), labels.to(self.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total, samples = total + loss.item() * len(labels), samples + len(labels)
         return total, samples
 
-    def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
-        """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
-        batch = self.data[client].take(self._batches[client][step])
-        images = batch.images
+    def _forward(self, plan: RoundPlan, client: int, step: int) -> Tensor:
+        output: Tensor = self._members[client].segment(self._inputs(plan, client, step))
+        return output
+
+    def _forward_again(self, plan: RoundPlan, client: int, step: int) -> Tensor:
+        """The same output: batch-norm statistics move in copies, and dropout's mask comes from the step's seed."""
+        segment = self._members[client].segment
+        inputs = self._inputs(plan, client, step)
+        copies = {name: buffer.clone() for name, buffer in segment.named_buffers()}
+        output: Tensor = torch.func.functional_call(segment, copies, (inputs,))
+        return output
+
+    def _inputs(self, plan: RoundPlan, client: int, step: int) -> Tensor:
+        """A client's inputs on the device; then seeds its forward's random numbers."""
+        images = self.data[client].images[self._batches[client][step]]
         if plan.augment is not None:
             images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
         torch.manual_seed(torch_seed(plan.seed, "client", client, plan.server_round, step))
-        return to_input(images.to(self.device), self.dtype), batch.labels
+        return to_input(images.to(self.device), self.dtype)
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""
         here = [client for client in self.clients if client in plan.clients]
         sizes = [len(self.data[client]) for client in here]
-        return averaging.mean([self.segments[client].state_dict() for client in here], sizes), sum(sizes)
+        states = [self._member(client).segment.state_dict() for client in here]
+        return averaging.mean(states, sizes), sum(sizes)
 
     def load_shared(self, weights: Mapping[str, Tensor], clients: Collection[int]) -> None:
         """Give those of ``clients`` that are here the same segment; their optimizers keep their moments."""
-        for client in self.segments.keys() & clients:
-            averaging.load(self.segments[client], weights)
+        for client in self.data.keys() & clients:
+            averaging.load(self._member(client).segment, weights)
 
     def state(self, client: int) -> dict[str, Tensor]:
         """A client's weights, buffers and optimizer state as flat named tensors (see `optimizers.flat_state`)."""
-        return optimizers.flat_state(self.segments[client], self._optimizers[client])
+        return self._idle[client] if client in self._idle else optimizers.flat_state(*self._member(client))
 
-    def load_state(self, client: int, state: Mapping[str, Tensor]) -> None:
-        """Take a client's state back."""
-        optimizers.load_flat_state(self.segments[client], self._optimizers[client], state)
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """Client -> its state, without those whose state is still the initial one."""
+        return {client: self.state(client) for client in self.clients if client in self._idle or client in self._members}
 
 
-def _without_moving_buffers(segment: nn.Module, inputs: Tensor) -> Tensor:
-    """Forward with copies of the buffers, so that batch-norm statistics move in the copies only."""
-    copies = {name: buffer.clone() for name, buffer in segment.named_buffers()}
-    output: Tensor = torch.func.functional_call(segment, copies, (inputs,))
-    return output
+def _value(output: Tensor) -> Callable[[], Tensor]:
+    return lambda: output

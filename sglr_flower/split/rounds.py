@@ -74,7 +74,7 @@ class TrainSession:
 
     def restore(self, step: int) -> Upload:
         """Rebuild the graph of a step that was already uploaded, so that `advance` can take its answer."""
-        self._upload = self._cohort.forward(self._plan, step, recompute=True)
+        self._upload = self._cohort.forward(self._plan, step, again=True)
         return self._upload
 
     def _forward(self, step: int) -> Upload:

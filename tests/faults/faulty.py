@@ -199,7 +199,7 @@ class _Striker:
 
     def forward(self, original: Callable[..., Upload], cohort: Cohort, plan: Any, step: int, **options: Any) -> Upload:
         """A node's forward of a step."""
-        if options.get("recompute"):  # the grid exchange rebuilds a graph: nothing is sent
+        if options.get("again"):  # the grid exchange rebuilds a graph: nothing is sent
             return original(cohort, plan, step, **options)
         if self._doomed:
             _kill(self._folder, self._doomed)  # at the latest

@@ -33,15 +33,15 @@ def failing(handler: Callable[[Message, Context], Message]) -> Callable[[Message
         config = RunConfig.parse(context.state.config_records[node.CONFIG])
         file, forward = plan_file(Path(config.run_dir)), Cohort.forward
 
-        def planned(self, plan, step, *, recompute=False):
+        def planned(self, plan, step, *, again=False):
             for number, failure in enumerate(json.loads(file.read_text())):
                 here = failure["client"] in self.clients
-                if here and not recompute and (plan.server_round, step) == (failure["round"], failure["step"]):
+                if here and not again and (plan.server_round, step) == (failure["round"], failure["step"]):
                     done = file.with_name(f"{file.stem}-{number}-{failure['times']}")
                     if failure["times"] > (count := len(done.read_text()) if done.exists() else 0):
                         done.write_text("x" * (count + 1))
                         raise MemoryError("the device is out of memory")
-            return forward(self, plan, step, recompute=recompute)
+            return forward(self, plan, step, again=again)
 
         Cohort.forward = planned
         try:

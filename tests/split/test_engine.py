@@ -53,8 +53,8 @@ def segment(client: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.3)).double()
 
 
-def cohort(sizes: dict[int, int], optimizer: str = "sgd") -> Cohort:
-    return Cohort({i: images(n, i) for i, n in sizes.items()}, segment, optimizer, torch.float64)
+def cohort(sizes: dict[int, int], optimizer: str = "sgd", **options) -> Cohort:
+    return Cohort({i: images(n, i) for i, n in sizes.items()}, segment, optimizer, torch.float64, **options)
 
 
 def server_segment() -> ServerSegment:
@@ -161,6 +161,37 @@ def test_recomputing_a_forward_moves_neither_batch_norm_nor_random_numbers() -> 
     later.advance(download)
 
     assert_close(weights(interrupted), weights(straight), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_recomputing_every_forward_gives_the_same_weights_and_keeps_no_graph(optimizer: str) -> None:
+    straight, thrifty = cohort({0: 5, 1: 3}, optimizer), cohort({0: 5, 1: 3}, optimizer, recompute=True)
+    for trained in (straight, thrifty):
+        train_round(server_segment(), PLAN, LocalLink({0: TrainSession(trained, PLAN)}))
+    assert_close(weights(thrifty), weights(straight), rtol=0, atol=0)
+
+    saved: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        TrainSession(cohort({0: 4}, recompute=True), PLAN).start()
+    assert not saved
+
+
+def test_of_clients_that_never_train_nothing_is_made() -> None:
+    made: list[int] = []
+
+    def build(client: int) -> nn.Module:
+        made.append(client)
+        return segment(client)
+
+    trained = cohort({0: 4, 1: 4, 2: 4})
+    earlier = {2: {name: tensor.clone() for name, tensor in trained.state(2).items()}}
+    lazy = Cohort({i: images(4, i) for i in range(3)}, build, "sgd", torch.float64, states=earlier)
+    train_round(server_segment(), plan := replace(PLAN, clients=(1,)), LocalLink({0: TrainSession(lazy, plan)}))
+
+    assert made == [1]
+    assert set(lazy.states()) == {1, 2}
+    assert_close(lazy.state(2), earlier[2], rtol=0, atol=0)
+    assert_close(dict(lazy.segments[0].state_dict()), dict(segment(0).state_dict()), rtol=0, atol=0)
 
 
 def test_clients_of_different_sizes_leave_the_steps_when_their_batches_are_used_up() -> None:

@@ -1,0 +1,48 @@
+"""Pictures of figures over a size: clients, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def lines(
+    path: Path, values: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, *, log_up: bool = False
+) -> Path:
+    """Draw lines over a logarithmic axis with a tick at every point that was measured.
+
+    Parameters
+    ----------
+    path : Path
+        The PNG to write.
+    values : Mapping[str, Sequence[tuple[float, float]]]
+        Label -> its points (size, figure), ascending.
+    across, up : str
+        What the axes show.
+    log_up : bool
+        Whether the figures' axis is logarithmic too.
+
+    Returns
+    -------
+    Path
+        ``path``.
+    """
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    for label, points in values.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    sizes = sorted({size for points in values.values() for size, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,g}" for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel=across, ylabel=up, **({"yscale": "log"} if log_up else {"ylim": (0, None)}))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    return path
