@@ -1,8 +1,8 @@
 """Step time over the stream, plain and with TLS, beside the same steps over Flower messages.
 
-``python -m benchmarks.exchange`` from the checkout, a quarter of an hour; with ``--quick`` a few minutes. It prints two
-tables and writes ``benchmarks/results/exchange.json``. All repetitions are interleaved, so that a machine that gets
-slower or faster meanwhile does so for all.
+``sglr bench exchange`` or ``python -m benchmarks.exchange``, 35 minutes on two cores; with ``--quick`` a few. It
+prints three tables (the stream by itself, a simulation, a deployment) and writes ``benchmarks/results/exchange.json``
+and a picture. All repetitions are interleaved, so that a machine that gets slower or faster meanwhile does so for all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import machine, picture
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
+from benchmarks.simulation import simulate
 from benchmarks.wire import NODES, wire
+from sglr_flower.rundir import read_json
 
 PAYLOADS = {"16 KiB": 2**14, "256 KiB": 2**18, "2.5 MiB": 5 * 2**19, "16 MiB": 2**24}
 """Bytes of a node's frame; 256 KiB: four clients' batches of 8 of ResNet16, 2.5 MiB: forty such."""
@@ -41,20 +43,28 @@ WAYS = (("stream", "plain"), ("stream", "tls"), ("grid", "tls"))
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer payloads, steps and repetitions.")] = False,
-    wire_only: Annotated[bool, typer.Option("--wire-only", help="Without Flower: the stream by itself.")] = False,
-    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "exchange.json",
+    only: Annotated[str, typer.Option(help="One part: wire, simulation or deployment.")] = "",
+    out: Annotated[Path, typer.Option(help="The JSON file to write; a part replaces itself in it.")] = machine.RESULTS
+    / "exchange.json",
 ) -> None:
     """Measure what a step's exchange costs."""
-    result: dict[str, Any] = {"machine": machine.describe(), "nodes": NODES, "wire": measure_wire(quick)}
+    parts = {
+        "wire": (measure_wire, wire_table),
+        "simulation": (measure_simulation, simulation_table),
+        "deployment": (measure_deployment, deployment_table),
+    }
+    result: dict[str, Any] = read_json(out) if only else {}
     console = Console()
-    console.print(wire_table(result["wire"]))
-    machine.save(out, result)
-    if not wire_only:
-        result["run"] = RUN
-        result["deployment"] = measure_deployment(quick)
+    for name in (only,) if only else parts:
+        measure, show = parts[name]
+        described = machine.describe()
+        figures = measure(quick)
+        result[name] = {"machine": described, "nodes": NODES, "run": RUN, "figures": figures}
         machine.save(out, result)
-        console.print(deployment_table(result["deployment"]))
-    console.print(f"written: {out}", soft_wrap=True)
+        console.print(show(figures))
+    if "wire" in result:
+        draw(result["wire"]["figures"], out)
+    console.print(f"written: {out} and its picture", soft_wrap=True)
 
 
 def measure_wire(quick: bool) -> list[dict[str, Any]]:
@@ -73,6 +83,16 @@ def measure_wire(quick: bool) -> list[dict[str, Any]]:
         {"payload": name, "bytes": payloads[name], "transport": transport, "step_seconds": machine.spread(times)}
         for (name, transport), times in seconds.items()
     ]
+
+
+def measure_simulation(quick: bool) -> dict[str, Any]:
+    """Step times of a simulation by exchange, in seconds, and their ratio; a network of almost no work."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _, (exchange, epochs) in itertools.product(range(1 if quick else 5), (("stream", 60), ("grid", 4))):
+        (row,) = simulate({**RUN, "model": NARROW, "exchange": exchange, "local-epochs": epochs}, nodes=NODES).rows
+        seconds[exchange].append(float(row["step_seconds_median"]))
+    ratios = machine.ratios(seconds["stream"], seconds["grid"])
+    return {name: machine.spread(of) for name, of in [*seconds.items(), ("ratio", ratios)]}
 
 
 def measure_deployment(quick: bool) -> list[dict[str, Any]]:
@@ -117,6 +137,28 @@ def wire_table(cells: list[dict[str, Any]]) -> Table:
         ratio = times["tls"]["median"] / times["plain"]["median"]
         table.add_row(name, machine.milliseconds(times["plain"]), machine.milliseconds(times["tls"]), f"{ratio:.2f}")
     return table
+
+
+def simulation_table(times: dict[str, Any]) -> Table:
+    """Milliseconds per step of a simulation: the stream, Flower messages, and their ratio."""
+    table = Table(title=f"Steps of a simulation, {NODES} nodes, 256 KiB per node and way")
+    for heading in ("stream (ms)", "Flower messages (ms)", "stream / messages"):
+        table.add_column(heading, justify="right")
+    table.add_row(
+        machine.milliseconds(times["stream"]), machine.milliseconds(times["grid"]), f"{times['ratio']['median']:.4f}"
+    )
+    return table
+
+
+def draw(cells: list[dict[str, Any]], out: Path) -> Path:
+    """The stream by itself over the payload."""
+    lines = {
+        label: [
+            (cell["bytes"] / 1024, 1000 * cell["step_seconds"]["median"]) for cell in cells if cell["transport"] == key
+        ]
+        for key, label in (("plain", "plain"), ("tls", "TLS"))
+    }
+    return picture.lines(out.with_suffix(".png"), lines, "KiB per node and way", "milliseconds per step", log_up=True)
 
 
 def deployment_table(cells: list[dict[str, Any]]) -> Table:

@@ -231,7 +231,8 @@ class Cohort:
 
     def states(self) -> dict[int, dict[str, Tensor]]:
         """Client -> its state, without those whose state is still the initial one."""
-        return {client: self.state(client) for client in self.clients if client in self._idle or client in self._members}
+        touched = self._idle.keys() | self._members.keys()
+        return {client: self.state(client) for client in self.clients if client in touched}
 
 
 def _value(output: Tensor) -> Callable[[], Tensor]:

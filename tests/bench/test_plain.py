@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.plain import PlainLoop, weights
 from integration.runs import final_weights, largest_difference
 
+from benchmarks.plain import PlainLoop, weights
 from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 
