@@ -85,10 +85,14 @@ def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
     )
 
 
+def _memory_format(config: RunConfig) -> torch.memory_format:
+    return model(config).memory_format() if device().type == "cpu" else torch.contiguous_format
+
+
 def server(config: RunConfig) -> ServerSegment:
     """The server's side of the method, with its initial weights."""
     kind = SERVERS[methods.get(config.method).server]
-    return kind(model(config).server_segment(), config.optimizer, device())
+    return kind(model(config).server_segment(), config.optimizer, device(), _memory_format(config))
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
@@ -134,7 +138,14 @@ def cohort(
 
     data = client_data(config, clients)
     return Cohort(
-        data, build, config.optimizer, dtype(config), device(), states=restored, recompute=config.recompute
+        data,
+        build,
+        config.optimizer,
+        dtype(config),
+        device(),
+        memory_format=_memory_format(config),
+        states=restored,
+        recompute=config.recompute,
     )
 
 

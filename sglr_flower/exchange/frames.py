@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import safetensors.torch
+import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
@@ -17,6 +18,9 @@ MAX_HEADER = 1024
 
 MAX_CLIENTS = 100_000
 """Clients of one frame: a byte on the wire becomes ten in memory."""
+
+_CHANNELS_LAST = ":channels_last"
+"""Ends the name of a tensor that is stored as (n, height, width, channels)."""
 
 
 class FrameError(ValueError):
@@ -115,7 +119,14 @@ def decode_download(frame: pb.Download) -> Download:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    content: bytes = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    stored = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+            # As it lies in memory, and so it comes out again: another order would be a copy here and one there.
+            stored[name + _CHANNELS_LAST] = tensor.cpu().permute(0, 2, 3, 1)
+        else:
+            stored[name] = tensor.cpu().contiguous()
+    content: bytes = safetensors.torch.save(stored)
     return content
 
 
@@ -125,11 +136,15 @@ def _unpack(content: bytes, names: Sequence[str]) -> dict[str, Tensor]:
     if header > MAX_HEADER:
         raise FrameError(f"a header of {header} bytes; it has {MAX_HEADER} at most")
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        stored: dict[str, Tensor] = safetensors.torch.load(content)
     except Exception as error:  # whatever the header makes safetensors or torch stumble over
         raise FrameError(f"tensors that cannot be read: {_short(str(error))}") from None
-    if wrong := tensors.keys() - set(names):
-        raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(' and '.join(sorted(wrong)))}")
+    tensors = {}
+    for key, tensor in stored.items():
+        name = key.removesuffix(_CHANNELS_LAST)
+        if name not in names or name in tensors or (name != key and tensor.ndim != 4):
+            raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
+        tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)
     return tensors
 
 

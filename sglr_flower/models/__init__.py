@@ -7,6 +7,7 @@ function in the run-config: ``model = "package.module:function"``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from sglr_flower.models.alexnet import alexnet
 from sglr_flower.models.resnet16 import resnet16
 from sglr_flower.models.resnet18 import resnet18
 from sglr_flower.models.vit import vit
-from sglr_flower.seeds import torch_seed
+from sglr_flower.seeds import seed_torch
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class SplitModel:
         model = get(self.name)
         # fork_rng: initialisation must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(self.seed, "model", 0 if self.shared else client))
+            seed_torch(torch.device("cpu"), self.seed, "model", 0 if self.shared else client)
             network = model.build(self.num_classes, self.image_size).to(self.dtype)
         _work_out_of_place(network)
         return network
@@ -172,8 +173,40 @@ class SplitModel:
             smashed = self.client_segment(0).eval()(image)
         return tuple(smashed.shape[1:])
 
+    def memory_format(self) -> torch.memory_format:
+        """How images and smashed data lie in memory while they are computed with on a CPU.
+
+        ``channels_last`` makes float32 convolutions a sixth faster (`docs/performance.md`). Not every network takes it:
+        one's own may ``view`` a convolution's output as if it were contiguous.
+
+        Raises
+        ------
+        UserError
+            As `smashed_shape`.
+        """
+        return _memory_format(self)
+
     def _index(self, network: nn.Sequential) -> int:
         return cut_index(network, self.cut or get(self.name).cut)
+
+
+@functools.lru_cache(maxsize=8)  # a node's process asks for every message
+def _memory_format(model: SplitModel) -> torch.memory_format:
+    if model.dtype != torch.float32:
+        return torch.contiguous_format
+    images = torch.zeros(2, 3, model.image_size, model.image_size).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            smashed = model.client_segment(0).eval()(images)
+            model.server_segment().eval()(laid_out(smashed, torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def laid_out(tensor: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    """A batch in a memory format, if it is one of images or feature maps: (n, channels, height, width)."""
+    return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor.contiguous()
 
 
 def _work_out_of_place(network: nn.Sequential) -> None:

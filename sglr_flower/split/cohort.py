@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, to_input
-from sglr_flower.seeds import generator, torch_seed
+from sglr_flower.models import laid_out
+from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
@@ -67,6 +68,8 @@ class Cohort:
         Of inputs, weights and smashed data.
     device : torch.device
         Where the segments live and compute.
+    memory_format : torch.memory_format
+        Of the images (`SplitModel.memory_format`); what the network makes of them follows.
     states : Mapping[int, Mapping[str, Tensor]]
         Client -> the state that it goes on from (`Cohort.state`); the others start from their initial segments.
     recompute : bool
@@ -81,11 +84,12 @@ class Cohort:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         *,
+        memory_format: torch.memory_format = torch.contiguous_format,
         states: Mapping[int, Mapping[str, Tensor]] | None = None,
         recompute: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
-        self.dtype = dtype
+        self.dtype, self._memory_format = dtype, memory_format
         self.data = dict(sorted(data.items()))
         self._build, self._optimizer, self._recompute = build_segment, optimizer, recompute
         self._idle = {client: dict(state) for client, state in (states or {}).items()}
@@ -210,8 +214,8 @@ class Cohort:
         images = self.data[client].images[self._batches[client][step]]
         if plan.augment is not None:
             images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
-        torch.manual_seed(torch_seed(plan.seed, "client", client, plan.server_round, step))
-        return to_input(images.to(self.device), self.dtype)
+        seed_torch(self.device, plan.seed, "client", client, plan.server_round, step)
+        return laid_out(to_input(images.to(self.device), self.dtype), self._memory_format)
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""

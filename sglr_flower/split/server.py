@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower import splitavg
-from sglr_flower.seeds import generator, torch_seed
+from sglr_flower.models import laid_out
+from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
@@ -33,10 +34,18 @@ class ServerSegment:
         ``adam`` or ``sgd``.
     device : torch.device
         Where it computes.
+    memory_format : torch.memory_format
+        Of the smashed data it computes with (`SplitModel.memory_format`).
     """
 
-    def __init__(self, segment: nn.Module, optimizer: str, device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cpu")
+    def __init__(
+        self,
+        segment: nn.Module,
+        optimizer: str,
+        device: torch.device | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.device, self._memory_format = device or torch.device("cpu"), memory_format
         self.segment = segment.to(self.device)
         self._optimizer = optimizers.build(optimizer, self.segment.parameters())
 
@@ -84,8 +93,9 @@ class ServerSegment:
         dict[int, Tensor], float
             Client -> its own cut gradient, and the mean loss.
         """
-        joint = torch.cat(list(smashed.values())).to(self.device).requires_grad_()
-        torch.manual_seed(torch_seed(plan.seed, "server", plan.server_round, step, next(iter(smashed))))
+        together = torch.cat(list(smashed.values())).to(self.device)
+        joint = laid_out(together, self._memory_format).requires_grad_()
+        seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
         loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
         self._optimizer.zero_grad()
         loss.backward()
@@ -105,7 +115,7 @@ class ServerSegment:
     @torch.no_grad()
     def score(self, smashed: Tensor, labels: Tensor) -> tuple[int, float]:
         """Number of right predictions and summed cross-entropy on smashed data, in evaluation mode."""
-        logits = self.segment.eval()(smashed.to(self.device))
+        logits = self.segment.eval()(laid_out(smashed.to(self.device), self._memory_format))
         labels = labels.to(self.device)
         correct = int((logits.argmax(1) == labels).sum())
         return correct, float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -139,8 +149,14 @@ class ServerInTurn(ServerSegment):
 class ServerCopies(ServerSegment):
     """A segment and an optimizer for every client, averaged at the end of the round (SplitFed V1, Algorithm 1)."""
 
-    def __init__(self, segment: nn.Module, optimizer: str, device: torch.device | None = None) -> None:
-        super().__init__(segment, optimizer, device)
+    def __init__(
+        self,
+        segment: nn.Module,
+        optimizer: str,
+        device: torch.device | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        super().__init__(segment, optimizer, device, memory_format)
         self._optimizer_name = optimizer
         self._copies: dict[int, ServerSegment] = {}
         self._seen: dict[int, int] = {}
@@ -189,7 +205,8 @@ class ServerCopies(ServerSegment):
 
     def _copy(self, client: int) -> ServerSegment:
         if client not in self._copies:
-            self._copies[client] = ServerSegment(copy.deepcopy(self.segment), self._optimizer_name, self.device)
+            segment = copy.deepcopy(self.segment)
+            self._copies[client] = ServerSegment(segment, self._optimizer_name, self.device, self._memory_format)
         return self._copies[client]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import safetensors.torch
 import torch
 from torch.testing import assert_close
 
@@ -28,6 +31,33 @@ def test_an_upload_survives_the_wire() -> None:
         assert getattr(back, name) == getattr(UPLOAD, name)
     assert_close(back.smashed, UPLOAD.smashed, rtol=0, atol=0)
     assert_close(back.labels, UPLOAD.labels, rtol=0, atol=0)
+
+
+def test_a_tensor_comes_out_as_it_lay_in_memory() -> None:
+    smashed = torch.randn(4, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    frame = encode_upload(replace(UPLOAD, smashed=smashed))
+
+    back = decode_upload(frame).smashed
+
+    assert_close(back, smashed, rtol=0, atol=0)
+    assert back.is_contiguous(memory_format=torch.channels_last)
+    assert bytes(smashed.permute(0, 2, 3, 1).numpy().tobytes()) in frame.tensors
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"smashed:channels_last": torch.zeros(4, 2, 3)},
+        {"smashed:channels_last": torch.zeros(4, 2, 3, 3), "smashed": torch.zeros(4, 2, 3, 3)},
+        {"other:channels_last": torch.zeros(4, 2, 3, 3)},
+    ],
+    ids=["three dimensions", "twice", "another name"],
+)
+def test_a_wrong_tensor_as_it_lies_in_memory_is_refused(tensors: dict[str, torch.Tensor]) -> None:
+    frame = encode_upload(UPLOAD)
+    frame.tensors = safetensors.torch.save({**tensors, "labels": UPLOAD.labels})
+    with pytest.raises(FrameError, match="it has tensors smashed and labels, not"):
+        decode_upload(frame)
 
 
 @pytest.mark.parametrize(
