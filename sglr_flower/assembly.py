@@ -54,9 +54,21 @@ def clients(config: RunConfig) -> range:
     return range(1 if methods.get(config.method).pooled else config.num_clients)
 
 
-def device() -> torch.device:
-    """The GPU that Ray or the user left visible to this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(chosen: str = "") -> torch.device:
+    """The chosen device; else the GPU that Ray or the user left visible to this process, else the CPU.
+
+    Raises
+    ------
+    UserError
+        If the chosen GPU is not there.
+    """
+    count = torch.cuda.device_count()
+    if not chosen:
+        return torch.device("cuda" if count else "cpu")
+    found = torch.device(chosen)
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise UserError(f"run-config key server-device = {chosen!r}: torch sees {count} GPU(s) on this machine")
+    return found
 
 
 def dtype(config: RunConfig) -> torch.dtype:
@@ -85,14 +97,15 @@ def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
     )
 
 
-def _memory_format(config: RunConfig) -> torch.memory_format:
-    return model(config).memory_format() if device().type == "cpu" else torch.contiguous_format
+def _memory_format(config: RunConfig, place: torch.device) -> torch.memory_format:
+    return model(config).memory_format() if place.type == "cpu" else torch.contiguous_format
 
 
 def server(config: RunConfig) -> ServerSegment:
     """The server's side of the method, with its initial weights."""
     kind = SERVERS[methods.get(config.method).server]
-    return kind(model(config).server_segment(), config.optimizer, device(), _memory_format(config))
+    place = device(config.server_device)
+    return kind(model(config).server_segment(), config.optimizer, place, _memory_format(config, place))
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
@@ -136,14 +149,14 @@ def cohort(
     def build(client: int) -> torch.nn.Module:
         return copy.deepcopy(template) if template and client in restored else initial.client_segment(client)
 
-    data = client_data(config, clients)
+    data, place = client_data(config, clients), device()
     return Cohort(
         data,
         build,
         config.optimizer,
         dtype(config),
-        device(),
-        memory_format=_memory_format(config),
+        place,
+        memory_format=_memory_format(config, place),
         states=restored,
         recompute=config.recompute,
     )
@@ -181,6 +194,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     """
     if not own_data:
         refuse_own_partition(config)
+        device(config.server_device)
     if config.partition == "own" and methods.get(config.method).pooled:
         raise UserError(
             f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"

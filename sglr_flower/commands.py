@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
+import torch
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
@@ -85,7 +87,8 @@ def run(
         float | None, typer.Option(help="CPUs of one node; default: the machine's, shared by the nodes.")
     ] = None,
     gpus_per_node: Annotated[
-        float | None, typer.Option(help="GPUs of one node; 0.25 puts four on one GPU.", min=0)
+        float | None,
+        typer.Option(help="GPUs of one node; 0.25 puts four on one GPU; default: the machine's, shared.", min=0),
     ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New folder for the run; default: runs/TIME-METHOD-DATA.")
@@ -118,7 +121,7 @@ def run(
         launch = Launch(
             nodes=count,
             cpus_per_node=share,
-            gpus_per_node=gpus_per_node or 0.0,
+            gpus_per_node=gpus_per_node if gpus_per_node is not None else _gpu_share(count),
             in_process=in_process,
             code_dir=code_dir,
         )
@@ -331,6 +334,12 @@ def _absolute_data_dir(config: RunConfig) -> str:
     """``data-dir`` for processes with another working directory and environment."""
     chosen = config.data_dir or os.environ.get("SGLR_DATA_DIR", "")
     return str(Path(chosen).expanduser().absolute()) if chosen else ""
+
+
+def _gpu_share(nodes: int) -> float:
+    """GPUs per node: at most one, and where there are fewer than nodes an equal share, which Ray takes to 1/10,000."""
+    gpus = 0 if os.environ.get("RAY_ADDRESS") else torch.cuda.device_count()
+    return min(1.0, math.floor(10_000 * gpus / nodes) / 10_000)
 
 
 def _cpu_share(nodes: int) -> float:

@@ -165,6 +165,11 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )
+    server_device: str = Field(
+        "",
+        pattern=r"^(|cpu|cuda(:\d+)?)$",
+        description="where the server segment computes: cpu, cuda, or cuda:N; empty: the GPU if there is one",
+    )
     recompute: bool = Field(
         False,
         description="clients keep no activations while the server computes, and make each forward a second time: less "

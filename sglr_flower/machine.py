@@ -33,6 +33,21 @@ def concurrent_nodes() -> int:
     return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
 
 
+def machines() -> int:
+    """How many machines the nodes of this simulation are spread over: those of the user's Ray cluster."""
+    if not simulated():
+        return 1
+    return len({entry["NodeManagerAddress"] for entry in sys.modules["ray"].nodes() if entry["Alive"]})
+
+
+def assigned_gpus() -> list[str]:
+    """The GPUs that Ray sets aside for this simulated node, each named with Ray's own word for its machine."""
+    if not simulated():
+        return []
+    context = sys.modules["ray"].get_runtime_context()
+    return [f"{context.get_node_id()[:8]}/{gpu}" for gpu in context.get_accelerator_ids().get("GPU", [])]
+
+
 def assigned_cpus() -> int:
     """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
     if not simulated():

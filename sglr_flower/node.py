@@ -28,8 +28,9 @@ from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, stream
 from sglr_flower.exchange.checks import check_answer
+from sglr_flower.exchange.endpoint import is_loopback, split_address
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.machine import assigned_cpus, concurrent_nodes, simulated
+from sglr_flower.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated
 from sglr_flower.nodestate import (
     STATES,
     ContextStates,
@@ -80,12 +81,14 @@ def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> 
 @replies
 def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Tell the server which partition this node is, what it can compute with, and whether it reaches the port."""
-    answer: dict[str, int | str] = {
+    answer: dict[str, int | str | list[str]] = {
         "name": str(context.node_config.get("name", "")),
         "partition-id": int(context.node_config.get("partition-id", -1)),
         "num-partitions": int(context.node_config.get("num-partitions", -1)),
         "capacity": concurrent_nodes(),
         "threads": assigned_cpus(),
+        "gpus": assigned_gpus(),
+        "device": assembly.device().type,
         "blocked": _blocked(order, context),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
@@ -96,6 +99,8 @@ def _blocked(order: ConfigRecord, context: Context) -> str:
     address = str(order["address"])
     if not address:
         return "not asked"
+    if (count := machines()) > 1 and is_loopback(split_address(address)[0]):
+        return f"the simulation's nodes are on {count} machines, and its port is on one of them"
     certificates = _root_certificates(address, bool(order["tls"]), context)
     return stream.can_reach(address, str(order["secret"]), certificates)
 

@@ -234,6 +234,7 @@ class Roster:
         # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
         self.threads = min(available_cpus(), max(integer(answer, "threads") for answer in answers.values()))
         self._choose_exchange(answers)
+        _say_gpus(list(answers.values()))
 
     def _take_place(self, member: Member, node: int, answer: ConfigRecord) -> None:
         member.node, member.name, member.away = node, printable(str(answer["name"])), ""
@@ -452,6 +453,23 @@ class Roster:
     def reasons(self) -> str:
         """Why nodes are away, as part of a sentence."""
         return "; ".join(f"{member}: {member.away}" for member in self.members if member.away)
+
+
+def _say_gpus(answers: Sequence[ConfigRecord]) -> None:
+    """Say once in the log which GPUs Ray has set aside for the nodes, and whether torch can use them."""
+    asked = {str(gpu): 0 for answer in answers for gpu in _texts(answer.get("gpus"))}
+    for answer in answers:
+        for gpu in _texts(answer.get("gpus")):
+            asked[gpu] += 1
+    if not asked:
+        return
+    log.info("GPUs set aside: %s", ", ".join(f"{gpu} for {count} node(s)" for gpu, count in sorted(asked.items())))
+    if any(_texts(answer.get("gpus")) and answer.get("device") == "cpu" for answer in answers):
+        log.warning("torch can use no GPU there: the nodes compute on the CPU")
+
+
+def _texts(value: object) -> list[str]:
+    return [printable(str(item)) for item in value] if isinstance(value, list) else []
 
 
 def clients_of(members: Iterable[Member], clients: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,79 @@
+"""A simulation on the user's own Ray cluster: two Ray nodes on this machine, with GPUs in Ray's books only."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from integration.runs import final_weights, largest_difference
+from ray.cluster_utils import Cluster
+
+from sglr_flower import commands, inprocess
+from sglr_flower.config import RunConfig
+
+SETTINGS = {
+    "num-clients": 6,
+    "samples-per-client": 16,
+    "num-server-rounds": 2,
+    "evaluate-every": 0,
+    "evaluate-samples": 10,
+    "dtype": "float64",
+}
+NODES = 4
+PER_NODE = 0.5
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of two Ray nodes with two CPUs and a GPU each."""
+    up = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    up.add_node(num_cpus=2, num_gpus=1)
+    yield up.address
+    up.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run_dir(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster") / "run"
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    placement = ["--nodes", str(NODES), "--cpus-per-node", "1", "--gpus-per-node", str(PER_NODE)]
+    done = subprocess.run(
+        [sys.executable, "-m", "sglr_flower.cli", "run", *settings, *placement, "--run-dir", str(folder)],
+        env={**os.environ, "RAY_ADDRESS": cluster},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_has_the_weights_of_one_process(run_dir: Path, tmp_path: Path) -> None:
+    alone = RunConfig.parse({**SETTINGS, "run-dir": str(tmp_path / "alone")})
+    inprocess.run(alone, 1)
+    assert largest_difference(final_weights(run_dir), final_weights(tmp_path / "alone")) < 1e-9
+
+
+def test_uses_the_gpus_of_both_and_says_once_that_torch_cannot(run_dir: Path) -> None:
+    log = (run_dir / "flower.log").read_text()
+    (line,) = re.findall(r"GPUs set aside: (.*)", log)
+    found = {gpu: int(count) for gpu, count in re.findall(r"(\w+/0) for (\d) node\(s\)", line)}
+    assert len(found) == 2
+    assert sum(found.values()) == NODES
+    assert log.count("the nodes compute on the CPU") == (0 if torch.cuda.is_available() else 1)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "share"), [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0), (8, 2, 1.0), (1, 3, 0.3333), (2, 8, 0.25)]
+)
+def test_a_nodes_share_of_the_gpus(gpus: int, nodes: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert commands._gpu_share(nodes) == share
