@@ -46,7 +46,8 @@ class PlainLoop:
         assert (config.method, config.optimizer, config.loss) == ("sglr", "adam", "cross-entropy")
         self._config, self._device = config, device or torch.device("cpu")
         model = assembly.model(config)
-        data = assembly.client_data(config, range(config.num_clients))
+        shares = assembly.client_data(config, range(config.num_clients))
+        data = {i: own.take(torch.arange(len(own))) for i, own in shares.items()}
         self._images = {i: to_input(own.images.to(self._device), assembly.dtype(config)) for i, own in data.items()}
         self._labels = {i: own.labels.to(self._device) for i, own in data.items()}
         self.clients = {i: model.client_segment(i).to(self._device) for i in data}

@@ -13,7 +13,7 @@ from sglr_flower import methods, splitavg, splitlr
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
-from sglr_flower.data.datasets import ImageSet, Splits
+from sglr_flower.data.datasets import ImageSet, Share, Splits
 from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
@@ -108,16 +108,19 @@ def server(config: RunConfig) -> ServerSegment:
     return kind(model(config).server_segment(), config.optimizer, place, _memory_format(config, place))
 
 
-def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, ImageSet]:
-    """The train images of some clients; with partition "own" the node's, so these must be all that the node hosts."""
+def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
+    """The train images of some clients, none of them copied.
+
+    With partition "own" they are the node's, so these must be all the clients that it hosts.
+    """
     train = splits(config).train
     if config.partition == "own":
         owned = partition.deal(train.labels, len(clients), config.samples_per_client, config.seed)
-        return {client: train.take(share) for client, share in zip(clients, owned, strict=True)}
+        return {client: Share(train, share) for client, share in zip(clients, owned, strict=True)}
     shares = _shares(config)
     if methods.get(config.method).pooled:
         shares = [torch.cat(shares)]
-    return {client: train.take(shares[client]) for client in clients}
+    return {client: Share(train, shares[client]) for client in clients}
 
 
 def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:

@@ -55,6 +55,29 @@ class ImageSet:
 
 
 @dataclass(frozen=True, eq=False)
+class Share:
+    """A client's part of a set: the set that all clients share, and which of its images are this one's.
+
+    Attributes
+    ----------
+    whole : ImageSet
+        With other clients' images too.
+    indices : torch.Tensor
+        int64 [n], positions in ``whole``.
+    """
+
+    whole: ImageSet
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: Tensor) -> ImageSet:
+        """Copy the client's images at `indices` (int64 [k], from 0 to n - 1), in that order."""
+        return self.whole.take(self.indices[indices])
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """A data set as a run uses it.
 

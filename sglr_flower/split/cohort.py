@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower import splitavg
-from sglr_flower.data.datasets import ImageSet, to_input
+from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, optimizers
@@ -58,7 +58,7 @@ class Cohort:
 
     Parameters
     ----------
-    data : Mapping[int, ImageSet]
+    data : Mapping[int, ImageSet | Share]
         Client -> its images and labels.
     build_segment : Callable[[int], nn.Module]
         Client -> its initial client segment.
@@ -78,7 +78,7 @@ class Cohort:
 
     def __init__(
         self,
-        data: Mapping[int, ImageSet],
+        data: Mapping[int, ImageSet | Share],
         build_segment: Callable[[int], nn.Module],
         optimizer: str,
         dtype: torch.dtype = torch.float32,
@@ -143,11 +143,11 @@ class Cohort:
         for client in present:
             run = self._forward_again if again else self._forward
             with torch.set_grad_enabled(not self._recompute):
-                output = run(plan, client, step)
-            later = functools.partial(self._forward_again, plan, client, step) if self._recompute else _value(output)
+                output, targets = run(plan, client, step)
+            later = functools.partial(self._recomputed, plan, client, step) if self._recompute else _value(output)
             self._passes.append(_Pass(client, len(output), later))
             outputs.append(output.detach())
-            labels.append(self.data[client].labels[self._batches[client][step]])
+            labels.append(targets)
         return Upload(
             server_round=plan.server_round,
             step=step,
@@ -188,34 +188,38 @@ class Cohort:
         for client, batches in self._batches.items():
             if step >= len(batches):
                 continue
-            segment, optimizer = self._members[client]
-            labels = self.data[client].labels[batches[step]]
-            loss = mean_loss(plan.loss, segment(self._inputs(plan, client, step)), labels.to(self.device))
+            optimizer = self._members[client].optimizer
+            output, labels = self._forward(plan, client, step)
+            loss = mean_loss(plan.loss, output, labels.to(self.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total, samples = total + loss.item() * len(labels), samples + len(labels)
         return total, samples
 
-    def _forward(self, plan: RoundPlan, client: int, step: int) -> Tensor:
-        output: Tensor = self._members[client].segment(self._inputs(plan, client, step))
-        return output
+    def _forward(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
+        """A client's smashed data (b, *cut shape) and labels int64 (b,) of a step."""
+        inputs, labels = self._batch(plan, client, step)
+        return self._members[client].segment(inputs), labels
 
-    def _forward_again(self, plan: RoundPlan, client: int, step: int) -> Tensor:
+    def _forward_again(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
         """The same output: batch-norm statistics move in copies, and dropout's mask comes from the step's seed."""
         segment = self._members[client].segment
-        inputs = self._inputs(plan, client, step)
+        inputs, labels = self._batch(plan, client, step)
         copies = {name: buffer.clone() for name, buffer in segment.named_buffers()}
-        output: Tensor = torch.func.functional_call(segment, copies, (inputs,))
-        return output
+        return torch.func.functional_call(segment, copies, (inputs,)), labels
 
-    def _inputs(self, plan: RoundPlan, client: int, step: int) -> Tensor:
-        """A client's inputs on the device; then seeds its forward's random numbers."""
-        images = self.data[client].images[self._batches[client][step]]
+    def _recomputed(self, plan: RoundPlan, client: int, step: int) -> Tensor:
+        return self._forward_again(plan, client, step)[0]
+
+    def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
+        """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
+        batch = self.data[client].take(self._batches[client][step])
+        images = batch.images
         if plan.augment is not None:
             images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
         seed_torch(self.device, plan.seed, "client", client, plan.server_round, step)
-        return laid_out(to_input(images.to(self.device), self.dtype), self._memory_format)
+        return laid_out(to_input(images.to(self.device), self.dtype), self._memory_format), batch.labels
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""

@@ -45,7 +45,7 @@ def test_the_clients_of_a_node_share_its_images_and_no_other_clients() -> None:
     assert list(data) == [2, 3]
     # The node's share is the same whichever numbers its clients have.
     other = assembly.client_data(config(), [0, 1])
-    assert torch.equal(data[2].labels, other[0].labels)
+    assert torch.equal(data[2].indices, other[0].indices)
 
 
 def test_it_is_refused_where_no_node_has_data_of_its_own() -> None:
