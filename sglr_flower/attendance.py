@@ -9,7 +9,7 @@ from dataclasses import replace
 from sglr_flower.delivery import Failure
 from sglr_flower.errors import TooFewClients
 from sglr_flower.exchange.link import Traffic
-from sglr_flower.nodetable import NodeEntry, NodeRow, NodeState
+from sglr_flower.nodetable import REMAINED, NodeEntry, NodeRow, NodeState
 from sglr_flower.roster import Member, Roster, clients_of
 from sglr_flower.split.plan import RoundPlan
 
@@ -42,6 +42,7 @@ class Attendance:
         self._members = [member for member in roster.members if clients_of([member], plan.clients)]
         self._here = [member for member in self._members if not member.away]
         self._left: dict[int, str] = {}
+        self._done = False
         self._turns: list[Mapping[int, Traffic]] = []
         self.plan = replace(plan, clients=clients_of(self._here, plan.clients))
 
@@ -110,7 +111,7 @@ class Attendance:
         rows = []
         for member in self._members:
             traffic = self._traffic(member.node)
-            state: NodeState = "finished"
+            state: NodeState = "finished" if self._done else "given up"
             if member.node in self._left:
                 state = "dropped"
             elif member not in self._here:
@@ -127,7 +128,7 @@ class Attendance:
                     latency_median=statistics.median(traffic.waits) if traffic.waits else None,
                     bytes_up=traffic.bytes_up,
                     bytes_down=traffic.bytes_down,
-                    reason="" if state == "finished" else self._left.get(member.node, member.away),
+                    reason="" if state in REMAINED else self._left.get(member.node, member.away),
                 )
             )
         return rows
@@ -137,7 +138,7 @@ class Attendance:
         entries = []
         for member, row in zip(self._members, self.rows(), strict=True):
             state: str = row.state
-            if state == "finished":
+            if state in REMAINED:
                 state = "training"
             elif member.question is not None:
                 state = "returning"
@@ -161,6 +162,7 @@ class Attendance:
         for member in self._roster.present():
             if member.node not in self._left:
                 self._roster.finished(member, self.plan.server_round)
+        self._done = True
 
     def _clients_left(self) -> tuple[int, ...]:
         return clients_of((m for m in self._here if m.node not in self._left), self.plan.clients)

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypedDict, cast, get_args
 
-NodeState = Literal["finished", "dropped", "away"]
-"""How an attempt of a round ended for a node: it was there to the end (of an attempt that was given up, too), it left
-before, or it was not there at the beginning."""
+NodeState = Literal["finished", "given up", "dropped", "away"]
+"""How an attempt of a round ended for a node: it was there to the end, or until the attempt was given up; it left
+before; or it was not there at the beginning."""
+
+REMAINED = ("finished", "given up")
+"""States of a node that was there for all of the attempt."""
 
 GONE = ("dropped", "away")
 """States of a node that is not there."""
@@ -60,7 +63,7 @@ class NodeRow:
     bytes_up, bytes_down : int
         What the node sent, and was sent.
     reason : str
-        One sentence saying why it left; empty if it finished.
+        One sentence saying why it left; empty if it did not.
     """
 
     round: int
