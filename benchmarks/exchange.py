@@ -8,8 +8,6 @@ and a picture. All repetitions are interleaved, so that a machine that gets slow
 from __future__ import annotations
 
 import itertools
-import signal
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -178,5 +176,4 @@ def deployment_table(cells: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the federation is ended
-    typer.run(main)
+    machine.run(main)

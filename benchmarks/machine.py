@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+import typer
 
 from sglr_flower.machine import available_cpus
 
@@ -36,6 +39,14 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("flwr", "torch", "grpcio", "protobuf", "safetensors")},
     }
+
+
+def run(main: Callable[..., None]) -> None:
+    """A benchmark's command; ended by SIGTERM too it ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

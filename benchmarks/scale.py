@@ -137,4 +137,4 @@ def draw(cells: list[dict[str, Any]], out: Path) -> Path:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    machine.run(main)

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,5 +172,4 @@ def draw(samples: Sequence[Sample], steps: int, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the federation is ended
-    typer.run(main)
+    machine.run(main)

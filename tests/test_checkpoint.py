@@ -97,7 +97,7 @@ def test_optimizer_state_survives_safetensors() -> None:
         torch.manual_seed(0)
         layer = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2), torch.nn.BatchNorm2d(2))
         adam = optimizers.build("adam", layer.parameters())
-        optimizers.set_lr(adam, 0.1)
+        adam.lr = 0.1
         if state:
             optimizers.load_flat_state(layer, adam, state)
         for _ in range(steps):

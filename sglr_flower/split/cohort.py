@@ -28,7 +28,7 @@ class _Member(NamedTuple):
     """A client's segment and its optimizer."""
 
     segment: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: optimizers.Optimizer
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Cohort:
         for client in self._batches:
             segment, optimizer = self._member(client)
             segment.train()
-            optimizers.set_lr(optimizer, plan.client_lr)
+            optimizer.lr = plan.client_lr
 
     def forward(self, plan: RoundPlan, step: int, *, again: bool = False) -> Upload:
         """Forward every client's batch of this step up to the cut.
@@ -171,9 +171,9 @@ class Cohort:
             else:
                 gradient = next(own)
             optimizer = self._members[one.client].optimizer
-            optimizer.zero_grad()
             one.output().backward(gradient)
             optimizer.step()
+            optimizer.zero_grad()  # now, not before the next step: a thousand clients' gradients are many
         self._passes = []
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
@@ -191,9 +191,9 @@ class Cohort:
             optimizer = self._members[client].optimizer
             output, labels = self._forward(plan, client, step)
             loss = mean_loss(plan.loss, output, labels.to(self.device))
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()
             total, samples = total + loss.item() * len(labels), samples + len(labels)
         return total, samples
 

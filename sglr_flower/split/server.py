@@ -97,10 +97,10 @@ class ServerSegment:
         joint = laid_out(together, self._memory_format).requires_grad_()
         seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
         loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
-        self._optimizer.zero_grad()
         loss.backward()
-        optimizers.set_lr(self._optimizer, plan.server_lr(plan.client_lr, len(smashed), plan.alpha))
+        self._optimizer.lr = plan.server_lr(plan.client_lr, len(smashed), plan.alpha)
         self._optimizer.step()
+        self._optimizer.zero_grad()
         assert joint.grad is not None
         sizes = [len(tensor) for tensor in smashed.values()]
         gradients = dict(zip(smashed, joint.grad.split(sizes), strict=True))

@@ -1,0 +1,77 @@
+"""The optimizers are torch's, to the bit, and go on where they were."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from sglr_flower.split import optimizers
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+
+
+def train(module: nn.Module, steps: range, step) -> None:
+    for k in steps:
+        images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(k))
+        module.zero_grad()
+        module(images).square().mean().backward()
+        step(k)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_updates_as_torchs_own_class_and_goes_on_from_its_state(name: str) -> None:
+    theirs, ours, later = network(), network(), network()
+    make = {"adam": lambda p: torch.optim.Adam(p, fused=True), "sgd": torch.optim.SGD}[name]
+    theirs_optimizer = make(theirs.parameters())
+
+    def their_step(k: int) -> None:
+        theirs_optimizer.param_groups[0]["lr"] = 0.1 / (k + 1)
+        theirs_optimizer.step()
+
+    def our_step(optimizer: optimizers.Optimizer):
+        def step(k: int) -> None:
+            optimizer.lr = 0.1 / (k + 1)
+            optimizer.step()
+
+        return step
+
+    first, second = (optimizers.build(name, module.parameters()) for module in (ours, later))
+    train(theirs, range(6), their_step)
+    train(ours, range(3), our_step(first))
+    optimizers.load_flat_state(later, second, optimizers.flat_state(ours, first))
+    train(later, range(3, 6), our_step(second))
+
+    assert_close(dict(later.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    expected = theirs_optimizer.state_dict()["state"] if name == "adam" else {}
+    assert_close(second.state(), {index: dict(slots) for index, slots in expected.items()}, rtol=0, atol=0)
+
+
+def test_a_parameter_without_gradient_stays_and_gets_no_state() -> None:
+    module = network()
+    module[3].weight.requires_grad_(False)
+    before = module[3].weight.clone()
+    optimizer = optimizers.build("adam", module.parameters())
+    optimizer.lr = 0.1
+    train(module, range(1), lambda _: optimizer.step())
+
+    assert torch.equal(module[3].weight, before)
+    assert set(optimizer.state()) == {0, 1, 2, 3, 5}
+
+
+def test_a_step_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from sglr_flower.split import optimizers\n"
+        "weight = torch.nn.Parameter(torch.ones(2)); weight.sum().backward()\n"
+        "for name in ('adam', 'sgd'): optimizers.build(name, [weight]).step()\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
