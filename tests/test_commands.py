@@ -1,0 +1,54 @@
+"""What `sglr run` does about a simulation that does not start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglr_flower import commands
+from sglr_flower.commands import Launch
+from sglr_flower.config import RunConfig
+from sglr_flower.errors import UserError
+from sglr_flower.launch import Outcome
+from sglr_flower.rundir import RunDirectory
+
+LATE = Outcome(
+    False, "RuntimeError: The current node timed out during startup. This could happen because the raylet failed"
+)
+
+
+def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let simulations end like this; how many were started."""
+    started = 0
+
+    def simulate(*_: Any) -> Outcome:
+        nonlocal started
+        outcome = outcomes[started]
+        started += 1
+        status = {"state": "finished"} if outcome.succeeded else {"state": "failed"}
+        (folder / "status.json").write_text(json.dumps(status))
+        return outcome
+
+    monkeypatch.setattr(commands, "simulate", simulate)
+    commands._through_flower(RunConfig.parse({}), RunDirectory(folder), Launch(), None)  # type: ignore[arg-type]
+    return started
+
+
+def test_ray_that_is_late_is_started_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train([LATE, Outcome(True, "")], tmp_path, monkeypatch) == 2
+
+
+def test_ray_that_is_late_again_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="The current node timed out during startup"):
+        train([LATE, LATE, Outcome(True, "")], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("reason", ["another one", LATE.reason])
+def test_a_run_that_has_begun_is_not_begun_again(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason == LATE.reason:
+        (tmp_path / "metrics.csv").write_text("round\n1\n")
+    with pytest.raises(UserError, match=reason):
+        train([Outcome(False, reason), Outcome(True, "")], tmp_path, monkeypatch)
