@@ -51,6 +51,7 @@ def main(
         "simulation": (measure_simulation, simulation_table),
         "deployment": (measure_deployment, deployment_table),
     }
+    machine.choose([only] if only else [], parts)
     result: dict[str, Any] = read_json(out) if only else {}
     console = Console()
     for name in (only,) if only else parts:

@@ -9,7 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import typer
 
+from sglr_flower.errors import UserError
 from sglr_flower.machine import available_cpus
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,23 @@ def run(main: Callable[..., None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"sglr bench: {error}")
+
+
+def choose(only: Sequence[str], cases: Collection[str]) -> None:
+    """Refuse a case that there is not.
+
+    Raises
+    ------
+    UserError
+        If so.
+    """
+    for name in only:
+        if name not in cases:
+            raise UserError(f"--only {name!r}: it must be one of {', '.join(cases)}")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

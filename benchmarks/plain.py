@@ -1,6 +1,6 @@
 """SGLR as a researcher would write it: one process, a model and an Adam per client, a for loop; torch's own threads.
 
-What the step of a run is compared with (`benchmarks.step`, `benchmarks.gpu`). The arithmetic is that of a run, down to
+What the step of a run is compared with (`benchmarks.step`). The arithmetic is that of a run, down to
 the order of the samples and the draws of SplitAvg, so that the weights are too (`tests/bench/test_plain.py`); data
 are made ready before the clock runs. ``python -m benchmarks.plain CONFIG.toml OUT.json`` writes the seconds per step.
 """

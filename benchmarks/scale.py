@@ -60,6 +60,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "scale.json",
 ) -> None:
     """Measure what a client costs as clients become more."""
+    machine.choose(only or (), CASES)
     ensure_present("fashion-mnist", "")
     described = machine.describe()
     cases = {name: CASES[name] for name in only or (QUICK if quick else CASES)}

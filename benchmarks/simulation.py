@@ -20,6 +20,7 @@ import psutil
 import tomli_w
 
 from benchmarks.machine import ROOT
+from sglr_flower.rundir import read_json
 
 MARK = "SGLR_BENCHMARK"
 """Environment variable by which a run's processes are known, whoever their parent is."""
@@ -93,19 +94,18 @@ def simulate(
         memory, ended = Memory(), threading.Event()
         watcher = threading.Thread(target=_watch, args=(mark, memory, ended))
         started = time.monotonic()
+        if watch_memory:
+            watcher.start()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-            if watch_memory:
-                watcher.start()
-            first = None
-            while process.poll() is None:
-                if time.monotonic() - started > timeout:
-                    process.terminate()
-                if first is None and _has_stepped(run_dir):
-                    first = time.monotonic() - started
-                time.sleep(0.05 if first is None else 0.25)
+            try:
+                first = _first_step(process, run_dir, started)
+                process.wait(timeout)
+            finally:
+                ended.set()
+                process.terminate()  # it ends its simulation; of no effect where it has ended by itself
+                process.wait()
         seconds = time.monotonic() - started
-        ended.set()
         if process.returncode != 0 or first is None:
             raise RuntimeError(f"the run failed:\n{(folder / 'log').read_text()[-3000:]}")
         if watch_memory:
@@ -114,20 +114,21 @@ def simulate(
             return Outcome(list(csv.DictReader(file)), first, seconds, memory)
 
 
+def _first_step(process: subprocess.Popen[bytes], run_dir: Path, started: float) -> float | None:
+    """Seconds until the run has made its first step; None if it ended before."""
+    while process.poll() is None:
+        if read_json(run_dir / "status.json").get("step"):
+            return time.monotonic() - started
+        time.sleep(0.05)
+    return None
+
+
 def environment() -> dict[str, str]:
     """The environment of this process, without what would set Flower's or torch's ways."""
     ours = ("FLWR_", "OMP_", "MKL_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return kept | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONPATH": path}
-
-
-def _has_stepped(run_dir: Path) -> bool:
-    from sglr_flower.rundir import read_json
-
-    with suppress(OSError, ValueError):
-        return bool(read_json(run_dir / "status.json").get("step"))
-    return False
 
 
 def _watch(mark: str, memory: Memory, ended: threading.Event) -> None:

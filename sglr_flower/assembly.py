@@ -15,6 +15,7 @@ from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
 from sglr_flower.data.datasets import ImageSet, Share, Splits
 from sglr_flower.errors import UserError
+from sglr_flower.machine import available_gpus
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
 from sglr_flower.split.cohort import Cohort
@@ -62,7 +63,7 @@ def device(chosen: str = "") -> torch.device:
     UserError
         If the chosen GPU is not there.
     """
-    count = torch.cuda.device_count()
+    count = available_gpus()
     if not chosen:
         return torch.device("cuda" if count else "cpu")
     found = torch.device(chosen)

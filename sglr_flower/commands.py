@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-import torch
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
@@ -32,7 +31,7 @@ from sglr_flower.federation import connection
 from sglr_flower.federation.command import app as federation_app
 from sglr_flower.federation.connection import Connection
 from sglr_flower.launch import Resources, check_fits, simulate
-from sglr_flower.machine import available_cpus
+from sglr_flower.machine import available_cpus, available_gpus
 from sglr_flower.paper.command import command as paper
 from sglr_flower.plots import save_curves, save_partition
 from sglr_flower.prediction import predict_command
@@ -59,7 +58,7 @@ class Launch(BaseModel):
 
     nodes: int = Field(default=NODES, ge=1)
     cpus_per_node: float = Field(default=1.0, gt=0)
-    gpus_per_node: float = Field(default=0.0, ge=0)
+    gpus_per_node: float | None = Field(default=None, ge=0)  # None: whatever the machine has when it is started
     in_process: bool = False
     federation: str = ""
     code_dir: str = ""
@@ -67,7 +66,8 @@ class Launch(BaseModel):
     @property
     def resources(self) -> Resources:
         """The size of the simulation."""
-        return Resources(self.nodes, self.cpus_per_node, self.gpus_per_node)
+        share = _gpu_share(self.nodes) if self.gpus_per_node is None else self.gpus_per_node
+        return Resources(self.nodes, self.cpus_per_node, share)
 
 
 @app.command()
@@ -121,7 +121,7 @@ def run(
         launch = Launch(
             nodes=count,
             cpus_per_node=share,
-            gpus_per_node=gpus_per_node if gpus_per_node is not None else _gpu_share(count),
+            gpus_per_node=gpus_per_node,
             in_process=in_process,
             code_dir=code_dir,
         )
@@ -135,7 +135,7 @@ def run(
     directory.claim(parsed)
     if parsed.partition != "own":
         directory.partition(*assembly.class_counts(parsed))  # with evaluate = "client" the server does not know it
-    write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump()).encode())
+    write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
     _train(parsed, directory, launch)
 
 
@@ -337,9 +337,9 @@ def _absolute_data_dir(config: RunConfig) -> str:
 
 
 def _gpu_share(nodes: int) -> float:
-    """GPUs per node: at most one, and where there are fewer than nodes an equal share, which Ray takes to 1/10,000."""
-    gpus = 0 if os.environ.get("RAY_ADDRESS") else torch.cuda.device_count()
-    return min(1.0, math.floor(10_000 * gpus / nodes) / 10_000)
+    """GPUs per node: one, or where there are fewer than nodes an equal share of one, which Ray takes to 1/10,000."""
+    gpus = 0 if os.environ.get("RAY_ADDRESS") else available_gpus()
+    return math.floor(10_000 / math.ceil(nodes / gpus)) / 10_000 if gpus else 0.0
 
 
 def _cpu_share(nodes: int) -> float:

@@ -6,6 +6,7 @@ The same object is built from a TOML file, from ``-s key=value`` pairs and from 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,7 +168,6 @@ class RunConfig(BaseModel):
     )
     server_device: str = Field(
         "",
-        pattern=r"^(|cpu|cuda(:\d+)?)$",
         description="where the server segment computes: cpu, cuda, or cuda:N; empty: the GPU if there is one",
     )
     recompute: bool = Field(
@@ -204,6 +204,13 @@ class RunConfig(BaseModel):
     def _at_most_all_clients(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("num_clients", value):
             raise ValueError(f"it must be at most num-clients = {info.data['num_clients']}")
+        return value
+
+    @field_validator("server_device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"(cpu|cuda(:(0|[1-9]\d?))?)?", value):
+            raise ValueError("it must be cpu, cuda, cuda:N, or empty")
         return value
 
     @field_validator("lr_schedule")

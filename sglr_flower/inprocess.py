@@ -86,7 +86,7 @@ class InProcessNodes:
                 cohort.load_shared(shared, cohort.clients)
         yield LocalLink(
             {
-                node: EvaluateSession(cohort.segments, dtype, server_round, images)
+                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format)
                 for node, cohort in self.cohorts.items()
             }
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from sglr_flower.errors import UserError
-from sglr_flower.machine import available_cpus
+from sglr_flower.machine import available_cpus, available_gpus, gpu_places
 from sglr_flower.processes import complaint, environment, free_port, keeper, said_since, script
 
 _Process = subprocess.Popen[bytes]
@@ -227,16 +227,15 @@ def check_fits(resources: Resources) -> None:
             f"A node asks for {resources.cpus_per_node:g} CPUs, but this machine has {cpus}: "
             f"ask for more than 0 and at most {cpus}."
         )
-    if resources.gpus_per_node > 0 and resources.gpus_per_node > (gpus := _gpus()):
+    share = resources.gpus_per_node
+    if share > 0 and share > (gpus := available_gpus()):
+        raise UserError(f"A node asks for {share:g} GPUs, but this machine has {gpus}: ask for at most {gpus}.")
+    # Flower starts as many nodes as the sum of the GPUs allows, and would wait for ever for one that fits on none.
+    if share > 0 and (share != int(share) if share > 1 else int(gpus / share) > gpu_places(gpus, share)):
         raise UserError(
-            f"A node asks for {resources.gpus_per_node:g} GPUs, but this machine has {gpus}: ask for at most {gpus}."
+            f"A node asks for {share:g} GPUs, which does not go into {gpus} GPU(s) without a rest: ask for whole GPUs, "
+            f"or for an equal share of one, such as {1 / math.ceil(1 / min(share, 1)):.4g}."
         )
-
-
-def _gpus() -> int:
-    import torch  # two seconds, spent only where a GPU is asked for
-
-    return torch.cuda.device_count()
 
 
 def outcome_of(run: dict[str, str], log_file: Path, before: int) -> Outcome:

@@ -29,8 +29,23 @@ def concurrent_nodes() -> int:
     ray = sys.modules["ray"]
     total: dict[str, float] = ray.cluster_resources()
     own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
-    actors = min((math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0), default=32)
+    places = {kind: math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0}
+    if "GPU" in places:
+        places["GPU"] = gpu_places(total["GPU"], own["GPU"])
+    actors = min(places.values(), default=32)
     return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
+
+
+def available_gpus() -> int:
+    """GPUs that torch can compute on here: none where the driver or the GPU does not suit it."""
+    import torch  # two seconds, which not everybody who asks about this machine has to wait
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_places(gpus: float, share: float) -> int:
+    """How many nodes with a share of a GPU fit at once: Ray never divides a share among two GPUs."""
+    return int(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
 
 
 def machines() -> int:

@@ -272,7 +272,7 @@ def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tupl
         _states(context).commit(base, cohort.states(), base, integers(order["checkpoints"]))
     images = assembly.evaluation_images(config)
     server_round = _integer(order, "round")
-    return cohort, EvaluateSession(cohort.segments, assembly.dtype(config), server_round, images)
+    return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format)
 
 
 def _take_shared(cohort: Cohort, clients: Sequence[int], message: Message) -> bool:

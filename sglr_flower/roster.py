@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -457,10 +458,7 @@ class Roster:
 
 def _say_gpus(answers: Sequence[ConfigRecord]) -> None:
     """Say once in the log which GPUs Ray has set aside for the nodes, and whether torch can use them."""
-    asked = {str(gpu): 0 for answer in answers for gpu in _texts(answer.get("gpus"))}
-    for answer in answers:
-        for gpu in _texts(answer.get("gpus")):
-            asked[gpu] += 1
+    asked = Counter(gpu for answer in answers for gpu in _texts(answer.get("gpus")))
     if not asked:
         return
     log.info("GPUs set aside: %s", ", ".join(f"{gpu} for {count} node(s)" for gpu, count in sorted(asked.items())))

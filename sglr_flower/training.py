@@ -349,7 +349,7 @@ def _evaluate(
     for client, own in weights.items():
         segments[client] = network.client_segment(client).to(server.device)
         averaging.load(segments[client], own)
-    session = EvaluateSession(segments, assembly.dtype(config), server_round, images)
+    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format)
     scores = evaluate_round(server, LocalLink({0: session}))
     return scores if shared is None else dict.fromkeys(assembly.clients(config), scores[0]), 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def unnamed(num_classes: int, image_size: int) -> nn.Sequential:
@@ -25,3 +25,14 @@ def tied(num_classes: int, image_size: int) -> nn.Sequential:
     conv = nn.Conv2d(3, 3, 3, padding=1)
     low = nn.Sequential(conv, conv)
     return nn.Sequential(OrderedDict(low=low, head=nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))))
+
+
+def viewing(num_classes: int, image_size: int) -> nn.Sequential:
+    """A network that takes for granted how a convolution's output lies in memory."""
+
+    class Flat(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.view(len(images), -1)
+
+    low, flat = nn.Conv2d(3, 4, 3, 2), Flat()
+    return nn.Sequential(OrderedDict(low=low, flat=flat, head=nn.LazyLinear(num_classes)))

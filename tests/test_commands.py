@@ -1,4 +1,4 @@
-"""What `sglr run` does about a simulation that does not start."""
+"""What `sglr` does about a simulation that does not start, a GPU or a benchmark that is not there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglr_flower import commands
+from sglr_flower import assembly, bench, commands
 from sglr_flower.commands import Launch
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
@@ -52,3 +52,21 @@ def test_a_run_that_has_begun_is_not_begun_again(reason: str, tmp_path: Path, mo
         (tmp_path / "metrics.csv").write_text("round\n1\n")
     with pytest.raises(UserError, match=reason):
         train([Outcome(False, reason), Outcome(True, "")], tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"server-device": "cuda:7"}, r"server-device = 'cuda:7': torch sees \d GPU\(s\)"), ({}, "")],
+)
+def test_a_gpu_for_the_server_that_is_not_there_is_refused(values: dict[str, Any], said: str) -> None:
+    config = RunConfig.parse(values)
+    if said:
+        with pytest.raises(UserError, match=said):
+            assembly.check(config)
+    else:
+        assembly.check(config)
+
+
+def test_a_benchmark_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UserError, match="benchmark 'steps': it must be one of step, exchange, scale"):
+        bench.bench_command("steps")

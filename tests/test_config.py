@@ -67,6 +67,9 @@ def test_a_whole_number_is_a_rate() -> None:
         ({"exchange": "pigeon"}, ["exchange", "'pigeon'", "'stream'"]),
         ({"evaluate": "never"}, ["evaluate", "'never'", "'client'"]),
         ({"optimizer": "adagrad"}, ["optimizer", "'adagrad'", "'sgd'"]),
+        ({"server-device": "cuda:200"}, ["server-device", "'cuda:200'", "cpu, cuda, cuda:N, or empty"]),
+        ({"server-device": "cuda:01"}, ["server-device", "'cuda:01'", "cpu, cuda, cuda:N, or empty"]),
+        ({"server-device": "gpu"}, ["server-device", "'gpu'", "cpu, cuda, cuda:N, or empty"]),
     ],
 )
 def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(values: dict, words: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import trained_runs
 
-from sglr_flower import assembly, trained
+from sglr_flower import assembly, inprocess, trained
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.models import cut_index
@@ -37,6 +37,14 @@ def test_a_number_is_a_count_of_stages_also_where_stages_have_numbers_for_names(
 def test_a_client_segment_that_cannot_be_trained_or_stored_is_refused(model: str, cut: str, said: str) -> None:
     with pytest.raises(UserError, match=f"model = 'own_models:{model}': its client segment must .*{said[5:]}"):
         assembly.check(RunConfig.parse({"model": f"own_models:{model}", "cut": cut}))
+
+
+@pytest.mark.parametrize("cut", ["low", "flat"])
+def test_a_network_that_views_its_feature_maps_trains_as_it_is_used_to(cut: str, tmp_path: Path) -> None:
+    values = {"model": "own_models:viewing", "cut": cut, "num-clients": 2, "samples-per-client": 8}
+    config = RunConfig.parse({**values, "num-server-rounds": 1, "evaluate-samples": 10, "run-dir": str(tmp_path / "r")})
+    assert assembly.model(config).memory_format() == torch.contiguous_format
+    assert inprocess.run(config)["steps"] == 1
 
 
 def test_a_diverged_network_has_no_loss_with_either_loss_function() -> None:

@@ -25,7 +25,8 @@ def options(max_frame: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_frame),
         # The limit above counts what is on the wire: a compressed frame could be a thousand times as large in memory.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        ("grpc.http2.max_frame_size", (1 << 24) - 1),  # HTTP/2's largest: a step's frame in one piece, not in hundreds
+        # A step's frame in a few pieces and not in hundreds; small enough for pings to get through in between.
+        ("grpc.http2.max_frame_size", 1 << 20),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),  # a step may take longer than two pings

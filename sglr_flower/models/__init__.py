@@ -197,8 +197,9 @@ def _memory_format(model: SplitModel) -> torch.memory_format:
     images = torch.zeros(2, 3, model.image_size, model.image_size).contiguous(memory_format=torch.channels_last)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            smashed = model.client_segment(0).eval()(images)
-            model.server_segment().eval()(laid_out(smashed, torch.channels_last))
+            for training in (True, False):
+                smashed = model.client_segment(0).train(training)(images)
+                model.server_segment().train(training)(laid_out(smashed, torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last

@@ -89,7 +89,7 @@ class Cohort:
         recompute: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
-        self.dtype, self._memory_format = dtype, memory_format
+        self.dtype, self.memory_format = dtype, memory_format
         self.data = dict(sorted(data.items()))
         self._build, self._optimizer, self._recompute = build_segment, optimizer, recompute
         self._idle = {client: dict(state) for client, state in (states or {}).items()}
@@ -141,11 +141,12 @@ class Cohort:
         present = tuple(client for client, batches in self._batches.items() if step < len(batches))
         self._passes, outputs, labels = [], [], []
         for client in present:
-            run = self._forward_again if again else self._forward
+            # What this forward reads and moves; `again` it may move copies only.
+            buffers = _copies(dict(self._members[client].segment.named_buffers())) if self._recompute or again else {}
             with torch.set_grad_enabled(not self._recompute):
-                output, targets = run(plan, client, step)
-            later = functools.partial(self._recomputed, plan, client, step) if self._recompute else _value(output)
-            self._passes.append(_Pass(client, len(output), later))
+                output, targets = self._forward(plan, client, step, _copies(buffers) if again else None)
+            once_more = functools.partial(self._recomputed, plan, client, step, buffers)
+            self._passes.append(_Pass(client, len(output), once_more if self._recompute else _value(output)))
             outputs.append(output.detach())
             labels.append(targets)
         return Upload(
@@ -163,7 +164,9 @@ class Cohort:
         """Finish the backward pass of the last `forward` with the gradients received, and step at eta_c."""
         sizes = [one.size for one in self._passes if one.client not in download.active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))
-        average = None if download.average is None else download.average.to(self.device)
+        average = None
+        if download.average is not None:
+            average = laid_out(download.average.to(self.device), self.memory_format)
         for one in self._passes:
             if one.client in download.active:
                 assert average is not None
@@ -197,20 +200,22 @@ class Cohort:
             total, samples = total + loss.item() * len(labels), samples + len(labels)
         return total, samples
 
-    def _forward(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
-        """A client's smashed data (b, *cut shape) and labels int64 (b,) of a step."""
-        inputs, labels = self._batch(plan, client, step)
-        return self._members[client].segment(inputs), labels
+    def _forward(
+        self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A client's smashed data (b, *cut shape) and labels int64 (b,) of a step.
 
-    def _forward_again(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
-        """The same output: batch-norm statistics move in copies, and dropout's mask comes from the step's seed."""
+        With ``buffers`` (batch-norm statistics, say) these are used and moved, and the segment's own stay as they are;
+        dropout's mask is the same every time, as it comes from the step's seed.
+        """
+        inputs, labels = self._batch(plan, client, step)
         segment = self._members[client].segment
-        inputs, labels = self._batch(plan, client, step)
-        copies = {name: buffer.clone() for name, buffer in segment.named_buffers()}
-        return torch.func.functional_call(segment, copies, (inputs,)), labels
+        if buffers is None:
+            return segment(inputs), labels
+        return torch.func.functional_call(segment, {**buffers}, (inputs,)), labels
 
-    def _recomputed(self, plan: RoundPlan, client: int, step: int) -> Tensor:
-        return self._forward_again(plan, client, step)[0]
+    def _recomputed(self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor]) -> Tensor:
+        return self._forward(plan, client, step, buffers)[0]
 
     def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
         """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
@@ -219,7 +224,7 @@ class Cohort:
         if plan.augment is not None:
             images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
         seed_torch(self.device, plan.seed, "client", client, plan.server_round, step)
-        return laid_out(to_input(images.to(self.device), self.dtype), self._memory_format), batch.labels
+        return laid_out(to_input(images.to(self.device), self.dtype), self.memory_format), batch.labels
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""
@@ -235,12 +240,21 @@ class Cohort:
 
     def state(self, client: int) -> dict[str, Tensor]:
         """A client's weights, buffers and optimizer state as flat named tensors (see `optimizers.flat_state`)."""
-        return self._idle[client] if client in self._idle else optimizers.flat_state(*self._member(client))
+        if client in self._idle:
+            return self._idle[client]
+        if client in self._members:
+            return optimizers.flat_state(*self._members[client])
+        initial = self._build(client)  # which is not kept: the client may never train
+        return optimizers.flat_state(initial, optimizers.build(self._optimizer, []))
 
     def states(self) -> dict[int, dict[str, Tensor]]:
         """Client -> its state, without those whose state is still the initial one."""
         touched = self._idle.keys() | self._members.keys()
         return {client: self.state(client) for client in self.clients if client in touched}
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _value(output: Tensor) -> Callable[[], Tensor]:

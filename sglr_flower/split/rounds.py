@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sglr_flower.data.datasets import ImageSet, to_input
+from sglr_flower.models import laid_out
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -91,8 +92,10 @@ class EvaluateSession:
         dtype: torch.dtype,
         server_round: int,
         images: Mapping[str, ImageSet],
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self._segments, self._dtype, self._round = segments, dtype, server_round
+        self._memory_format = memory_format
         size = max(1, EVALUATION_SAMPLES // len(segments))
         self._chunks = [
             (split, images[split].take(indices))
@@ -121,7 +124,7 @@ class EvaluateSession:
             return None
         split, chunk = self._chunks[self._step]
         device = next(next(iter(self._segments.values())).parameters()).device
-        inputs = to_input(chunk.images.to(device), self._dtype)
+        inputs = laid_out(to_input(chunk.images.to(device), self._dtype), self._memory_format)
         with torch.no_grad():
             smashed = [segment.eval()(inputs) for segment in self._segments.values()]
         return Upload(

@@ -45,7 +45,7 @@ class ServerSegment:
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.device, self._memory_format = device or torch.device("cpu"), memory_format
+        self.device, self.memory_format = device or torch.device("cpu"), memory_format
         self.segment = segment.to(self.device)
         self._optimizer = optimizers.build(optimizer, self.segment.parameters())
 
@@ -94,7 +94,7 @@ class ServerSegment:
             Client -> its own cut gradient, and the mean loss.
         """
         together = torch.cat(list(smashed.values())).to(self.device)
-        joint = laid_out(together, self._memory_format).requires_grad_()
+        joint = laid_out(together, self.memory_format).requires_grad_()
         seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
         loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
         loss.backward()
@@ -115,7 +115,7 @@ class ServerSegment:
     @torch.no_grad()
     def score(self, smashed: Tensor, labels: Tensor) -> tuple[int, float]:
         """Number of right predictions and summed cross-entropy on smashed data, in evaluation mode."""
-        logits = self.segment.eval()(laid_out(smashed.to(self.device), self._memory_format))
+        logits = self.segment.eval()(laid_out(smashed.to(self.device), self.memory_format))
         labels = labels.to(self.device)
         correct = int((logits.argmax(1) == labels).sum())
         return correct, float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -206,7 +206,7 @@ class ServerCopies(ServerSegment):
     def _copy(self, client: int) -> ServerSegment:
         if client not in self._copies:
             segment = copy.deepcopy(self.segment)
-            self._copies[client] = ServerSegment(segment, self._optimizer_name, self.device, self._memory_format)
+            self._copies[client] = ServerSegment(segment, self._optimizer_name, self.device, self.memory_format)
         return self._copies[client]
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
+from sglr_flower.nodetable import REMAINED
 from sglr_flower.split.optimizers import segment_weights
 from sglr_flower.split.plan import spread
 
@@ -96,7 +97,7 @@ def _undisturbed(campaign: Campaign, rows: Sequence[Mapping[str, str]]) -> list[
         node, number = node_of(row, campaign.federation, campaign.run), int(row["round"])
         if row["state"] == "dropped" and (node, number) not in hit:
             wrong.append(f"node {node} was dropped in round {number} for no reason: {row['reason']}")
-        if row["state"] == "away" and was.get(node, "finished") == "finished":
+        if row["state"] == "away" and was.get(node, "finished") in REMAINED:
             wrong.append(f"node {node} was away in round {number} without having left: {row['reason']}")
         if row["state"] == "finished" and int(row["steps"]) != STEPS:
             wrong.append(f"node {node} finished round {number} after {row['steps']} steps")

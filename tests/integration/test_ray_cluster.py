@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, Context, RecordDict
 from integration.runs import final_weights, largest_difference
 from ray.cluster_utils import Cluster
 
-from sglr_flower import commands, inprocess
+from sglr_flower import commands, inprocess, launch, machine, node
 from sglr_flower.config import RunConfig
+from sglr_flower.errors import UserError
 
 SETTINGS = {
     "num-clients": 6,
@@ -71,9 +73,29 @@ def test_uses_the_gpus_of_both_and_says_once_that_torch_cannot(run_dir: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("gpus", "nodes", "share"), [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0), (8, 2, 1.0), (1, 3, 0.3333), (2, 8, 0.25)]
+    ("gpus", "nodes", "share"),
+    [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0), (8, 2, 1.0), (1, 3, 0.3333), (2, 8, 0.25), (2, 3, 0.5), (4, 5, 0.5)],
 )
 def test_a_nodes_share_of_the_gpus(gpus: int, nodes: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(commands, "available_gpus", lambda: gpus)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert commands._gpu_share(nodes) == share
+    assert commands.Launch(nodes=nodes).resources.gpus_per_node == share
+    assert not share or machine.gpu_places(gpus, share) >= nodes or share == 1
+
+
+def test_a_share_that_leaves_a_rest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs hold two nodes of 0.6 each, and Flower would start three."""
+    monkeypatch.setattr(launch, "available_gpus", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for share in (0.6, 0.6666, 1.5):
+        with pytest.raises(UserError, match=rf"asks for {share:g} GPUs, which does not go into 2 GPU\(s\)"):
+            launch.check_fits(launch.Resources(2, 1, share))
+    for share in (0.5, 0.25, 1 / 3, 1, 2):
+        launch.check_fits(launch.Resources(2, 1, share))
+
+
+def test_nodes_on_several_machines_take_no_streams_to_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "machines", lambda: 2)
+    order = ConfigRecord({"address": "127.0.0.1:9", "secret": "", "tls": False})
+    context = Context(1, 1, {}, RecordDict(), {})
+    assert "on 2 machines" in node._blocked(order, context)

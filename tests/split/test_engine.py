@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from sglr_flower import assembly
+from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import mean_loss
@@ -176,6 +178,41 @@ def test_recomputing_every_forward_gives_the_same_weights_and_keeps_no_graph(opt
     assert not saved
 
 
+def test_recomputing_starts_from_the_buffers_of_the_first_forward() -> None:
+    """Spectral norm reads in its forward the vector that it moves there."""
+
+    def build(client: int) -> nn.Module:
+        torch.manual_seed(client)
+        return torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 3)).double()
+
+    ends = []
+    for recompute in (False, True):
+        trained = Cohort({0: images(6)}, build, "sgd", torch.float64, recompute=recompute)
+        train_round(server_segment(), PLAN, LocalLink({0: TrainSession(trained, PLAN)}))
+        ends.append(weights(trained))
+    assert_close(ends[1], ends[0], rtol=0, atol=0)
+
+
+def test_channels_last_trains_as_the_usual_order_in_memory() -> None:
+    config = RunConfig.parse({"num-clients": 2, "samples-per-client": 16, "image-size": 32})
+    plan, model = replace(PLAN, clients=(0, 1), batch_size=8, client_lr=1e-3, phi=0.5), assembly.model(config)
+    assert model.memory_format() == torch.channels_last
+    # Noise and not digits: of these most pixels are the same, so that one rounding can put many of them across a zero.
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 16, 1, 32, 32), generator=draw, dtype=torch.uint8)
+    data = {client: ImageSet(pixels[client], torch.arange(16) % 10) for client in (0, 1)}
+    ends, start = [], {}
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        trained = Cohort(data, model.client_segment, "sgd", memory_format=memory_format)
+        server = ServerSegment(model.server_segment(), "sgd", memory_format=memory_format)
+        start = weights(trained) | {name: tensor.clone() for name, tensor in server.state().items()}
+        train_round(server, plan, LocalLink({0: TrainSession(trained, plan)}))
+        ends.append(weights(trained) | {name: tensor.clone() for name, tensor in server.state().items()})
+    for name in (name for name in start if name.endswith("weight")):
+        moved = (ends[0][name] - start[name]).norm()
+        assert (ends[1][name] - ends[0][name]).norm() < 0.02 * moved, name
+
+
 def test_of_clients_that_never_train_nothing_is_made() -> None:
     made: list[int] = []
 
@@ -191,6 +228,8 @@ def test_of_clients_that_never_train_nothing_is_made() -> None:
     assert made == [1]
     assert set(lazy.states()) == {1, 2}
     assert_close(lazy.state(2), earlier[2], rtol=0, atol=0)
+    lazy.state(0)
+    assert set(lazy.states()) == {1, 2}  # looking at the initial one keeps nothing
     assert_close(dict(lazy.segments[0].state_dict()), dict(segment(0).state_dict()), rtol=0, atol=0)
 
 
