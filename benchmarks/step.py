@@ -39,10 +39,11 @@ RUN = {
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="20 clients only, three repetitions.")] = False,
+    only: Annotated[list[int] | None, typer.Option(help="A number of clients; may be given again.")] = None,
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "step.json",
 ) -> None:
     """Compare a run's step with a plain loop's."""
-    counts, repetitions = ((20,), 3) if quick else (CLIENTS, 5)
+    counts, repetitions = ((20,), 3) if quick else (only or CLIENTS, 5)
     described = machine.describe()
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     for _ in range(repetitions):
