@@ -337,7 +337,8 @@ def _trained(
     ``num-examples`` is what Flower's FedAvg weighs nodes by: a mean of the nodes' means is the clients' mean.
     """
     drop_step(context.state)
-    here = [client for client in cohort.clients if client in plan.clients]
+    taking_part = frozenset(plan.clients)
+    here = [client for client in cohort.clients if client in taking_part]
     kept = _states(context)
     states = {client: cohort.state(client) for client in here}
     if simulated():  # it keeps one version of all clients, a device one of each

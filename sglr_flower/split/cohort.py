@@ -118,8 +118,9 @@ class Cohort:
 
     def begin(self, plan: RoundPlan) -> None:
         """Lay out the round, or a turn of it: the batches of those of this node's clients that take part in it."""
+        taking_part = frozenset(plan.clients)
         self._batches = {
-            client: plan.batches(client, len(self.data[client])) for client in self.clients if client in plan.clients
+            client: plan.batches(client, len(self.data[client])) for client in self.clients if client in taking_part
         }
         for client in self._batches:
             segment, optimizer = self._member(client)
@@ -162,13 +163,14 @@ class Cohort:
 
     def backward(self, download: Download) -> None:
         """Finish the backward pass of the last `forward` with the gradients received, and step at eta_c."""
-        sizes = [one.size for one in self._passes if one.client not in download.active]
+        active = frozenset(download.active)
+        sizes = [one.size for one in self._passes if one.client not in active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))
         average = None
         if download.average is not None:
             average = laid_out(download.average.to(self.device), self.memory_format)
         for one in self._passes:
-            if one.client in download.active:
+            if one.client in active:
                 assert average is not None
                 gradient = splitavg.received(average, one.size)
             else:
@@ -228,7 +230,8 @@ class Cohort:
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""
-        here = [client for client in self.clients if client in plan.clients]
+        taking_part = frozenset(plan.clients)
+        here = [client for client in self.clients if client in taking_part]
         sizes = [len(self.data[client]) for client in here]
         states = [self._member(client).segment.state_dict() for client in here]
         return averaging.mean(states, sizes), sum(sizes)

@@ -247,10 +247,11 @@ def distribute(
     draw = generator(plan.seed, "splitavg", plan.server_round, step)
     active = splitavg.draw_active(tuple(gradients), plan.phi, draw)
     average = plan.cut_gradient(gradients, active, plan.average_over) if active else None
+    chosen = frozenset(active)
     downloads = {}
     for node, upload in uploads.items():
-        own = [gradients[client] for client in upload.clients if client not in active]
-        here = tuple(client for client in upload.clients if client in active)
+        own = [gradients[client] for client in upload.clients if client not in chosen]
+        here = tuple(client for client in upload.clients if client in chosen)
         downloads[node] = Download(
             server_round=upload.server_round,
             step=upload.step,
