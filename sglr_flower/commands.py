@@ -30,15 +30,13 @@ from sglr_flower.export import export_command
 from sglr_flower.federation import connection
 from sglr_flower.federation.command import app as federation_app
 from sglr_flower.federation.connection import Connection
-from sglr_flower.launch import Resources, check_fits, simulate
+from sglr_flower.launch import Resources, check_fits, ray_was_late, simulate
 from sglr_flower.machine import available_cpus, available_gpus
 from sglr_flower.paper.command import command as paper
 from sglr_flower.plots import save_curves, save_partition
 from sglr_flower.prediction import predict_command
 from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
-
-_RAY_LATE = "The current node timed out during startup"  # as Ray words it
 
 app = typer.Typer(
     help="SGLR split learning on Flower.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
@@ -258,8 +256,7 @@ def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, 
         outcome = submit(_app_dir(), link, run_config, log_file, watch)
     else:
         outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
-        if _RAY_LATE in outcome.reason and not (directory.path / "metrics.csv").exists():
-            # Ray gives itself 30 s, too short for its very first start on a slow disk. Nothing has begun yet.
+        if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
             Console().print("Ray was too slow to start; it is started once more")
             (directory.path / "status.json").unlink(missing_ok=True)
             outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)

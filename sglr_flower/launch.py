@@ -30,6 +30,8 @@ START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one get
 # What Flower raises in place of the exception that matters; that one stands earlier in the log.
 _WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+): (.+?)\s*$", re.MULTILINE)
+# How Ray says that the node, or the service that it waits for, was not there in time.
+_RAY_LATE = re.compile(r"The current node timed out during startup|Timed out waiting for file \S+_port_")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class Outcome:
 
     succeeded: bool
     reason: str
+
+
+def ray_was_late(reason: str) -> bool:
+    """Whether a simulation ended before it began, since Ray did not start within the 30 s that it gives itself.
+
+    They are too short for its first start from a slow disk and for a machine that is busy; a second start is not.
+    """
+    return _RAY_LATE.search(reason) is not None
 
 
 def simulate(

@@ -18,6 +18,7 @@ from sglr_flower.rundir import RunDirectory
 LATE = Outcome(
     False, "RuntimeError: The current node timed out during startup. This could happen because the raylet failed"
 )
+NO_GCS = Outcome(False, "RuntimeError: Timed out waiting for file /tmp/ray/session_1/gcs_server_port_99109aa0")
 
 
 def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -37,8 +38,9 @@ def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
     return started
 
 
-def test_ray_that_is_late_is_started_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train([LATE, Outcome(True, "")], tmp_path, monkeypatch) == 2
+@pytest.mark.parametrize("late", [LATE, NO_GCS])
+def test_ray_that_is_late_is_started_once_more(late: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train([late, Outcome(True, "")], tmp_path, monkeypatch) == 2
 
 
 def test_ray_that_is_late_again_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

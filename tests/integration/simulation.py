@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
+import ray
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 import client_app
+from sglr_flower.launch import ray_was_late
 
 
 def simulate(body: Callable[[Grid], None], nodes: int, workers: int, app_of_nodes: ClientApp = client_app.app) -> None:
@@ -33,5 +37,22 @@ def simulate(body: Callable[[Grid], None], nodes: int, workers: int, app_of_node
         body(grid)
 
     # Flower takes whole CPUs only, so the machine is said to have as many as workers are wanted.
-    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": workers}}
+    _start_ray(workers)
+    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(app, app_of_nodes, num_supernodes=nodes, backend_config=backend)
+
+
+def _start_ray(cpus: int) -> None:
+    """Start Ray for Flower, as Flower itself would, but a second time if it was late: a test is not about that."""
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+    def start() -> None:
+        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+
+    try:
+        start()
+    except Exception as error:
+        if not ray_was_late(str(error)):
+            raise
+        ray.shutdown()
+        start()
