@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -205,6 +205,7 @@ class Courier:
         leave: Leave,
         watch: Callable[[Mapping[int, Traffic]], None] = lambda traffic: None,
         on_uploads: Callable[[Mapping[int, Upload]], None] = lambda uploads: None,
+        sharing_memory: Collection[int] = (),
     ) -> Iterator[RoundLink]:
         """Open a round on the nodes that the messages are for; at its end all that are still in it have replied.
 
@@ -220,6 +221,8 @@ class Courier:
             Given what counts the nodes' traffic, at the beginning.
         on_uploads : Callable[[Mapping[int, Upload]], None]
             Told what every `RoundLink.receive` brings.
+        sharing_memory : Collection[int]
+            Nodes that share memory with this process.
         """
         opening = {message.metadata.dst_node_id: message for message in messages}
         kinds = {node: message.metadata.message_type.rpartition(".")[2] for node, message in opening.items()}
@@ -256,6 +259,7 @@ class Courier:
                         start_timeout=self._start_timeout,
                         on_drop=on_drop,
                         failures=failures,
+                        sharing_memory=sharing_memory,
                     )
                 )
                 watch(stream.traffic)
@@ -263,6 +267,7 @@ class Courier:
                 for node, secret in stream.secrets.items():
                     order = streaming[node].content.config_records[ORDER]
                     order.update(address=self._streams.address, tls=self._streams.tls, secret=secret)
+                    order["memory"] = node in sharing_memory
                 pending.push(list(streaming.values()))
             link = RoundLink(links, on_uploads)
             yield link

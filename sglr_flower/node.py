@@ -26,7 +26,7 @@ from sglr_flower import assembly, checkpoint
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
-from sglr_flower.exchange import grid, stream
+from sglr_flower.exchange import grid, shared, stream
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.endpoint import is_loopback, split_address
 from sglr_flower.exchange.wire import ExchangeError
@@ -90,6 +90,7 @@ def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict
         "gpus": assigned_gpus(),
         "device": assembly.device().type,
         "blocked": _blocked(order, context),
+        "memory": _memory(order),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
 
@@ -103,6 +104,16 @@ def _blocked(order: ConfigRecord, context: Context) -> str:
         return f"the simulation's nodes are on {count} machines, and its port is on one of them"
     certificates = _root_certificates(address, bool(order["tls"]), context)
     return stream.can_reach(address, str(order["secret"]), certificates)
+
+
+def _memory(order: ConfigRecord) -> str:
+    """What proves that this node can share memory with the server; only a simulated one, as both must trust each other.
+
+    A device's user could read and write what the server has checked already.
+    """
+    shown = order["memory"]
+    assert isinstance(shown, bytes)
+    return shared.read_proof(shown) if shown and simulated() else ""
 
 
 @replies
@@ -287,7 +298,8 @@ def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
     config = _config(context)
     # The server answers when all nodes have sent their frames, or have been given up.
     timeout = config.step_timeout + config.start_timeout + MARGIN_SECONDS
-    stream.run_session(session, address, str(order["secret"]), timeout, _root_certificates(address, tls, context))
+    certificates, memory = _root_certificates(address, tls, context), bool(order.get("memory", False))
+    stream.run_session(session, address, str(order["secret"]), timeout, certificates, shares_memory=memory)
 
 
 def _root_certificates(address: str, tls: bool, context: Context) -> bytes | None:

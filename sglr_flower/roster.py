@@ -57,6 +57,8 @@ class Member:
         The round whose end its clients' states are from, as the server counts them.
     streams : bool
         Whether it can open a stream.
+    memory : bool
+        Whether it shares memory with the server: a simulated node on the server's machine.
     away : str
         Why it is not there; empty if it is.
     seated : bool
@@ -69,6 +71,7 @@ class Member:
     partition: int = -1
     base: int = 0
     streams: bool = False
+    memory: bool = False
     away: str = ""
     seated: bool = False
     question: Pending | None = field(default=None, repr=False)
@@ -128,6 +131,11 @@ class Roster:
     def present(self) -> list[Member]:
         """The places whose nodes are there."""
         return [member for member in self.members if not member.away]
+
+    @property
+    def sharing_memory(self) -> set[int]:
+        """The nodes that are there and share memory with the server."""
+        return {member.node for member in self.present() if member.memory}
 
     @property
     def absent_clients(self) -> frozenset[int]:
@@ -242,6 +250,8 @@ class Roster:
         if self._streams is None:
             return  # the exchange is the grid, or the method has none
         member.streams = not answer["blocked"]
+        memory = self._streams.memory
+        member.memory = memory is not None and memory.accepts(answer.get("memory"))
         if not member.streams and self._config.exchange == "stream":
             reason = f"{member} cannot open a stream ({answer['blocked']!s})"
             self._insist(reason, "open the stream's port to the nodes")
@@ -393,12 +403,13 @@ class Roster:
         return Message(RecordDict({ORDER: record}), node, f"query.{action}")
 
     def _hello(self, node: int) -> Message:
-        order: dict[str, str | bool] = {"address": "", "secret": "", "tls": False}
+        order: dict[str, str | bool | bytes] = {"address": "", "secret": "", "tls": False, "memory": b""}
         if self._streams is not None:
             order = {
                 "address": self._streams.address,
                 "secret": self._streams.reach_secret,
                 "tls": self._streams.tls,
+                "memory": self._streams.memory.shown if self._streams.memory else b"",
             }
         return self.query("hello", node, order)
 

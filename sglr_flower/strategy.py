@@ -243,7 +243,8 @@ class SplitStrategy(Strategy):
             yield opened
         else:
             checks = self._train_checks(plan)
-            with self._courier.round(messages, checks, attendance.leave, attendance.watch, self._report) as link:
+            follow = attendance.leave, attendance.watch, self._report
+            with self._courier.round(messages, checks, *follow, self._roster.sharing_memory) as link:
                 opened.link = link
                 yield opened
             replies = self._with_average(link.replies, plan, attendance)
@@ -266,7 +267,8 @@ class SplitStrategy(Strategy):
             member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples)
             for member in self._roster.present()
         }
-        with self._courier.round(messages, checks, self._lose) as link:
+        sharing = self._roster.sharing_memory
+        with self._courier.round(messages, checks, self._lose, sharing_memory=sharing) as link:
             yield link
         self.aggregate_evaluate(server_round, link.replies)
 

@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sglr_flower/exchange/exchange.proto\x12\x14sglr_flower.exchange\"z\n\x06Upload\x12\x14\n\x0cserver_round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05split\x18\x03 \x01(\t\x12\x0f\n\x07\x63lients\x18\x04 \x03(\r\x12\r\n\x05sizes\x18\x05 \x03(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\x12\x0f\n\x07tensors\x18\x07 \x01(\x0c\"O\n\x08\x44ownload\x12\x14\n\x0cserver_round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x03 \x03(\r\x12\x0f\n\x07tensors\x18\x04 \x01(\x0c\"\x06\n\x04Ping2\x96\x01\n\x08\x45xchange\x12?\n\x05Reach\x12\x1a.sglr_flower.exchange.Ping\x1a\x1a.sglr_flower.exchange.Ping\x12I\n\x05Steps\x12\x1c.sglr_flower.exchange.Upload\x1a\x1e.sglr_flower.exchange.Download(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sglr_flower/exchange/exchange.proto\x12\x14sglr_flower.exchange\"\xa8\x01\n\x06Upload\x12\x14\n\x0cserver_round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05split\x18\x03 \x01(\t\x12\x0f\n\x07\x63lients\x18\x04 \x03(\r\x12\r\n\x05sizes\x18\x05 \x03(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\x12\x0f\n\x07tensors\x18\x07 \x01(\x0c\x12,\n\x06shared\x18\x08 \x01(\x0b\x32\x1c.sglr_flower.exchange.Shared\"}\n\x08\x44ownload\x12\x14\n\x0cserver_round\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x03 \x03(\r\x12\x0f\n\x07tensors\x18\x04 \x01(\x0c\x12,\n\x06shared\x18\x05 \x01(\x0b\x32\x1c.sglr_flower.exchange.Shared\"`\n\x06Shared\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0c\n\x04\x66ile\x18\x02 \x01(\r\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12-\n\x07tensors\x18\x04 \x03(\x0b\x32\x1c.sglr_flower.exchange.Placed\"D\n\x06Placed\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"\x06\n\x04Ping2\x96\x01\n\x08\x45xchange\x12?\n\x05Reach\x12\x1a.sglr_flower.exchange.Ping\x1a\x1a.sglr_flower.exchange.Ping\x12I\n\x05Steps\x12\x1c.sglr_flower.exchange.Upload\x1a\x1e.sglr_flower.exchange.Download(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sglr_flower.exchange.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOAD']._serialized_start=61
-  _globals['_UPLOAD']._serialized_end=183
-  _globals['_DOWNLOAD']._serialized_start=185
-  _globals['_DOWNLOAD']._serialized_end=264
-  _globals['_PING']._serialized_start=266
-  _globals['_PING']._serialized_end=272
-  _globals['_EXCHANGE']._serialized_start=275
-  _globals['_EXCHANGE']._serialized_end=425
+  _globals['_UPLOAD']._serialized_start=62
+  _globals['_UPLOAD']._serialized_end=230
+  _globals['_DOWNLOAD']._serialized_start=232
+  _globals['_DOWNLOAD']._serialized_end=357
+  _globals['_SHARED']._serialized_start=359
+  _globals['_SHARED']._serialized_end=455
+  _globals['_PLACED']._serialized_start=457
+  _globals['_PLACED']._serialized_end=525
+  _globals['_PING']._serialized_start=527
+  _globals['_PING']._serialized_end=533
+  _globals['_EXCHANGE']._serialized_start=536
+  _globals['_EXCHANGE']._serialized_end=686
 # @@protoc_insertion_point(module_scope)

@@ -1,9 +1,13 @@
-"""Frames: uploads and downloads as protobuf messages whose tensors are safetensors bytes; nothing is unpickled."""
+"""Frames: uploads and downloads as protobuf messages whose tensors are safetensors bytes; nothing is unpickled.
+
+Between a simulated node and the server of its machine the tensors lie in shared memory instead.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -11,6 +15,8 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from sglr_flower.exchange import exchange_pb2 as pb
+from sglr_flower.exchange import shared
+from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
 
 MAX_HEADER = 1024
@@ -55,8 +61,8 @@ def parse_download(content: bytes) -> pb.Download:
         raise FrameError("the frame is no download") from None
 
 
-def encode_upload(upload: Upload) -> pb.Upload:
-    """Pack a node's upload."""
+def encode_upload(upload: Upload, outbox: Outbox | None = None) -> pb.Upload:
+    """Pack a node's upload; with ``outbox`` its tensors are laid there."""
     return pb.Upload(
         server_round=upload.server_round,
         step=upload.step,
@@ -64,12 +70,14 @@ def encode_upload(upload: Upload) -> pb.Upload:
         clients=upload.clients,
         sizes=upload.sizes,
         last=upload.last,
-        tensors=_pack({"smashed": upload.smashed, "labels": upload.labels}),
+        **_packed({"smashed": upload.smashed, "labels": upload.labels}, outbox),
     )
 
 
-def decode_upload(frame: pb.Upload) -> Upload:
+def decode_upload(frame: pb.Upload, inbox: Inbox | None = None) -> Upload:
     """Unpack a node's upload; `sglr_flower.exchange.checks` says whether it is the right one.
+
+    Tensors in shared memory are taken only with an ``inbox``, and are good until the node has its answer.
 
     Raises
     ------
@@ -81,7 +89,7 @@ def decode_upload(frame: pb.Upload) -> Upload:
     clients, sizes = tuple(frame.clients), tuple(frame.sizes)
     if not all(sizes) or not _ascending(clients):
         raise FrameError(f"clients {few(clients)} with sizes {few(sizes)}")
-    tensors = _unpack(frame.tensors, ("smashed", "labels"))
+    tensors = _unpacked(frame, ("smashed", "labels"), inbox)
     if set(tensors) != {"smashed", "labels"}:
         raise FrameError(f"an upload has the tensors smashed and labels, not {' and '.join(tensors) or 'none'}")
     smashed, labels = tensors["smashed"], tensors["labels"]
@@ -92,19 +100,21 @@ def decode_upload(frame: pb.Upload) -> Upload:
     return Upload(frame.server_round, frame.step, frame.split, clients, sizes, smashed, labels, frame.last)
 
 
-def encode_download(download: Download) -> pb.Download:
-    """Pack the server's answer; the average once, however many clients it is for."""
+def encode_download(download: Download, outbox: Outbox | None = None) -> pb.Download:
+    """Pack the server's answer; the average once, however many clients it is for. ``outbox`` as in `encode_upload`."""
     tensors = {"average": download.average, "own": download.own}
     return pb.Download(
         server_round=download.server_round,
         step=download.step,
         active=download.active,
-        tensors=_pack({name: tensor for name, tensor in tensors.items() if tensor is not None}),
+        **_packed({name: tensor for name, tensor in tensors.items() if tensor is not None}, outbox),
     )
 
 
-def decode_download(frame: pb.Download) -> Download:
+def decode_download(frame: pb.Download, inbox: Inbox | None = None) -> Download:
     """Unpack the server's answer; `sglr_flower.exchange.checks.check_answer` says whether it is the right one.
+
+    ``inbox`` as in `decode_upload`.
 
     Raises
     ------
@@ -114,23 +124,48 @@ def decode_download(frame: pb.Download) -> Download:
     active = tuple(frame.active[:MAX_CLIENTS])
     if len(frame.active) > MAX_CLIENTS or not _ascending(active):
         raise FrameError(f"active clients {few(active)} are not ascending")
-    tensors = _unpack(frame.tensors, ("average", "own"))
+    tensors = _unpacked(frame, ("average", "own"), inbox)
     return Download(frame.server_round, frame.step, active, tensors.get("average"), tensors.get("own"))
 
 
-def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+def nbytes(frame: pb.Upload | pb.Download) -> int:
+    """Bytes of a frame, with those of its tensors wherever they lie."""
+    return int(frame.ByteSize()) + shared.nbytes(frame.shared)
+
+
+def _packed(tensors: Mapping[str, Tensor], outbox: Outbox | None) -> dict[str, Any]:
+    """The part of a frame that has its tensors."""
     stored = {}
     for name, tensor in tensors.items():
         if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
             # As it lies in memory, and so it comes out again: another order would be a copy here and one there.
-            stored[name + _CHANNELS_LAST] = tensor.cpu().permute(0, 2, 3, 1)
+            stored[name + _CHANNELS_LAST] = tensor.permute(0, 2, 3, 1)
         else:
-            stored[name] = tensor.cpu().contiguous()
-    content: bytes = safetensors.torch.save(stored)
-    return content
+            stored[name] = tensor.contiguous()
+    if outbox is not None and stored:
+        return {"shared": outbox.put(stored)}
+    return {"tensors": safetensors.torch.save({name: tensor.cpu() for name, tensor in stored.items()})}
 
 
-def _unpack(content: bytes, names: Sequence[str]) -> dict[str, Tensor]:
+def _unpacked(frame: pb.Upload | pb.Download, names: Sequence[str], inbox: Inbox | None) -> dict[str, Tensor]:
+    tensors = {}
+    for key, tensor in _stored(frame, inbox).items():
+        name = key.removesuffix(_CHANNELS_LAST)
+        if name not in names or name in tensors or (name != key and tensor.ndim != 4):
+            raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
+        tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)
+    return tensors
+
+
+def _stored(frame: pb.Upload | pb.Download, inbox: Inbox | None) -> dict[str, Tensor]:
+    if frame.HasField("shared"):
+        if inbox is None:
+            raise FrameError("its tensors are in shared memory, which is for simulated nodes")
+        try:
+            return inbox.get(frame.shared)
+        except (OSError, ValueError) as error:
+            raise FrameError(f"tensors that cannot be read: {_short(str(error))}") from None
+    content = frame.tensors
     # The header is JSON that is parsed before anything is known of it: no more of it than names and shapes can need.
     header = int.from_bytes(content[:8], "little")
     if header > MAX_HEADER:
@@ -139,13 +174,7 @@ def _unpack(content: bytes, names: Sequence[str]) -> dict[str, Tensor]:
         stored: dict[str, Tensor] = safetensors.torch.load(content)
     except Exception as error:  # whatever the header makes safetensors or torch stumble over
         raise FrameError(f"tensors that cannot be read: {_short(str(error))}") from None
-    tensors = {}
-    for key, tensor in stored.items():
-        name = key.removesuffix(_CHANNELS_LAST)
-        if name not in names or name in tensors or (name != key and tensor.ndim != 4):
-            raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
-        tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)
-    return tensors
+    return stored
 
 
 def _ascending(clients: Sequence[int]) -> bool:

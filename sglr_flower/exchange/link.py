@@ -7,14 +7,15 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import grpc
 
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import FrameCheck
-from sglr_flower.exchange.frames import FrameError, decode_upload, encode_download, parse_upload
+from sglr_flower.exchange.frames import FrameError, decode_upload, encode_download, nbytes, parse_upload
+from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
 
 REASON_SECONDS = 3.0
@@ -64,9 +65,16 @@ class _Stream:
     """One node's stream: its call, once there is one, and its next answers.
 
     An answer is a frame; a sentence ends the stream as an error of the node's, None ends it.
+
+    Parameters
+    ----------
+    shares_memory : bool
+        Whether tensors lie in memory shared with the node.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shares_memory: bool) -> None:
+        self.inbox = Inbox() if shares_memory else None
+        self.outbox = Outbox() if shares_memory else None
         self.answers: queue.SimpleQueue[pb.Download | str | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._context: grpc.ServicerContext | None = None
@@ -115,13 +123,14 @@ class StreamLink:
         start_timeout: float,
         on_drop: OnDrop,
         failures: Failures,
+        sharing_memory: Collection[int] = (),
     ) -> None:
         self.secrets = {node: secrets.token_hex(32) for node in checks}
         self.traffic = {node: Traffic() for node in checks}
         self._checks = checks
         self._timeout, self._start_timeout = timeout, start_timeout
         self._on_drop, self._failures = on_drop, failures
-        self._streams = {node: _Stream() for node in checks}
+        self._streams = {node: _Stream(shares_memory=node in sharing_memory) for node in checks}
         self._events: queue.SimpleQueue[tuple[int, _Arrival | FrameError | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unclaimed = dict(self.secrets)
@@ -176,10 +185,11 @@ class StreamLink:
         for node, download in downloads.items():
             if node not in self._open:
                 continue
-            frame = encode_download(download)
-            self.traffic[node].bytes_down += frame.ByteSize()
+            stream = self._streams[node]
+            frame = encode_download(download, stream.outbox)
+            self.traffic[node].bytes_down += nbytes(frame)
             self._answered[node] = time.monotonic()
-            self._streams[node].answers.put(frame)
+            stream.answers.put(frame)
         self._open -= self._last
 
     def close(self) -> None:
@@ -190,6 +200,8 @@ class StreamLink:
         for node, stream in self._streams.items():
             # The answer to a node's last frame may still be on its way; its stream ends by itself.
             stream.end(reading=node not in self._last)
+            if stream.outbox is not None:
+                stream.outbox.close()
 
     def _deadline(self, node: int, begun: float) -> float:
         if not self.traffic[node].waits:
@@ -271,11 +283,12 @@ class StreamLink:
         for content in frames:
             arrived = time.monotonic()
             try:
-                upload = decode_upload(parse_upload(content))
+                frame = parse_upload(content)
+                upload = decode_upload(frame, stream.inbox)
             except FrameError as error:
                 self._events.put((node, error))
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            self._events.put((node, _Arrival(upload, len(content), arrived)))
+            self._events.put((node, _Arrival(upload, nbytes(frame), arrived)))
             answer = stream.answers.get()
             if isinstance(answer, str):
                 context.abort(grpc.StatusCode.ABORTED, answer)

@@ -15,6 +15,7 @@ from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange import exchange_pb2_grpc as rpc
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.frames import FrameError, decode_download, encode_upload
+from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.exchange.wire import MAX_FRAME, SECRET_KEY, ExchangeError, options
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.rounds import Session
@@ -48,6 +49,8 @@ def run_session(
     timeout: float,
     root_certificates: bytes | None = None,
     max_frame: int = MAX_FRAME,
+    *,
+    shares_memory: bool = False,
 ) -> None:
     """Drive a node's session over a stream to its end.
 
@@ -63,6 +66,8 @@ def run_session(
         PEM of the CA that the server's certificate must be of; None: plaintext.
     max_frame : int
         The largest answer taken from the wire, bytes.
+    shares_memory : bool
+        Whether tensors lie in memory shared with the server (`sglr_flower.exchange.shared`).
 
     Raises
     ------
@@ -72,18 +77,19 @@ def run_session(
         If an answer is not one to the upload.
     """
     outgoing: queue.SimpleQueue[pb.Upload | None] = queue.SimpleQueue()
+    inbox, outbox = (Inbox(), Outbox()) if shares_memory else (None, None)
     with _channel(address, root_certificates, max_frame) as channel:
         call = rpc.ExchangeStub(channel).Steps(iter(outgoing.get, None), metadata=((SECRET_KEY, secret),))
         try:
             with _Watchdog(call, timeout) as watchdog:
                 upload: Upload | None = session.start()
                 while upload is not None:
-                    outgoing.put(encode_upload(upload))
+                    outgoing.put(encode_upload(upload, outbox))
                     with watchdog.waiting():
                         answer = next(call, None)
                     if answer is None:
                         raise ExchangeError("the server ended the round early")
-                    upload = session.advance(_checked(upload, answer))
+                    upload = session.advance(_checked(upload, answer, inbox))
         except grpc.RpcError as error:
             if not watchdog.expired and error.code() == grpc.StatusCode.CANCELLED:
                 raise ExchangeError("the server ended the round early") from None
@@ -92,11 +98,13 @@ def run_session(
         finally:
             outgoing.put(None)
             call.cancel()
+            if outbox is not None:
+                outbox.close()
 
 
-def _checked(upload: Upload, answer: pb.Download) -> Any:
+def _checked(upload: Upload, answer: pb.Download, inbox: Inbox | None) -> Any:
     try:
-        download = decode_download(answer)
+        download = decode_download(answer, inbox)
         check_answer(upload, download)
     except FrameError as error:
         raise FrameError(f"the server's answer to step {upload.step} of round {upload.server_round}: {error}") from None

@@ -15,7 +15,7 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +24,12 @@ import grpc
 
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import exchange_pb2 as pb
+from sglr_flower.exchange import shared
 from sglr_flower.exchange.checks import FrameCheck
 from sglr_flower.exchange.endpoint import Endpoint, is_loopback, join_address, refuse_plaintext
 from sglr_flower.exchange.link import Failures, OnDrop, StreamLink, Traffic
 from sglr_flower.exchange.session import can_reach, run_session
+from sglr_flower.exchange.shared import Proof
 from sglr_flower.exchange.wire import MAX_FRAME, SECRET_KEY, ExchangeError, options
 
 __all__ = [
@@ -70,6 +72,11 @@ class StreamServer:
     ------
     UserError
         If the endpoint is not one (`Endpoint.check`), its port cannot be bound, or its certificate or key is no PEM.
+
+    Attributes
+    ----------
+    memory : Proof | None
+        What tells which nodes can share memory with this process; None where the system has no such memory.
     """
 
     def __init__(self, endpoint: Endpoint | None = None, max_frame: int = MAX_FRAME) -> None:
@@ -77,6 +84,7 @@ class StreamServer:
         endpoint.check()
         self._links: list[StreamLink] = []
         self._reach_secret = secrets.token_hex(32)
+        self.memory = Proof() if shared.available() else None
         # A stream holds a thread, waiting rather than computing, for its whole round. Not gRPC's limit on calls: it
         # counts the refused ones too. Streams are limited by the secrets given out, other calls by the door.
         self._server = grpc.server(
@@ -109,6 +117,7 @@ class StreamServer:
         start_timeout: float,
         on_drop: OnDrop,
         failures: Failures,
+        sharing_memory: Collection[int] = (),
     ) -> Iterator[StreamLink]:
         """A link for one round; its streams end with the block, however that ends.
 
@@ -122,8 +131,17 @@ class StreamServer:
             Told a node that leaves the round, and why; from within ``receive``, once for each such node.
         failures : Callable[[], Mapping[int, str]]
             Nodes that are known to have failed -> why; asked while waiting.
+        sharing_memory : Collection[int]
+            Nodes of this machine whose tensors lie in shared memory (`sglr_flower.exchange.shared`).
         """
-        link = StreamLink(checks, timeout=timeout, start_timeout=start_timeout, on_drop=on_drop, failures=failures)
+        link = StreamLink(
+            checks,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            on_drop=on_drop,
+            failures=failures,
+            sharing_memory=sharing_memory,
+        )
         self._links.append(link)
         try:
             yield link
@@ -134,6 +152,8 @@ class StreamServer:
     def stop(self) -> None:
         """Close the port; nodes in a stream are told at once."""
         self._server.stop(grace=0)
+        if self.memory is not None:
+            self.memory.close()
 
     def reaches(self, secret: bytes) -> bool:
         """Whether it is the secret for testing the connection."""
