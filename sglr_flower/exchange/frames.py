@@ -6,6 +6,7 @@ Between a simulated node and the server of its machine the tensors lie in shared
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,8 +130,14 @@ def decode_download(frame: pb.Download, inbox: Inbox | None = None) -> Download:
 
 
 def nbytes(frame: pb.Upload | pb.Download) -> int:
-    """Bytes of a frame, with those of its tensors wherever they lie."""
-    return int(frame.ByteSize()) + shared.nbytes(frame.shared)
+    """Bytes of a frame as a stream carries it, also where its tensors lie in shared memory."""
+    if not frame.HasField("shared"):
+        return int(frame.ByteSize())
+    size = shared.stored_bytes(frame.shared)
+    alone = type(frame)()
+    alone.CopyFrom(frame)
+    alone.ClearField("shared")
+    return int(alone.ByteSize()) + 1 + math.ceil(size.bit_length() / 7) + size  # a tag and a length before the bytes
 
 
 def _packed(tensors: Mapping[str, Tensor], outbox: Outbox | None) -> dict[str, Any]:

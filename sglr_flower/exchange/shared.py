@@ -8,6 +8,7 @@ lies there can change after it was checked.
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import os
@@ -24,9 +25,23 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32,
 _ALIGNMENT = 64  # bytes; a vector register's
 
 
-def nbytes(shared: pb.Shared) -> int:
-    """Bytes of the tensors that lie there."""
-    return sum(math.prod(place.shape) * _DTYPES[place.dtype].itemsize for place in shared.tensors)
+def stored_bytes(shared: pb.Shared) -> int:
+    """The size that safetensors would give the tensors that lie there, so that bytes count the same on every way."""
+    if not shared.tensors:
+        return 0
+    header: dict[str, object] = {}
+    end = 0
+    # Safetensors stores the wider numbers first, and then by name.
+    for place in sorted(shared.tensors, key=lambda place: (-_width(place), place.dtype != "int64", place.name)):
+        begin, end = end, end + math.prod(place.shape) * _width(place)
+        letters = ("I" if place.dtype == "int64" else "F") + str(8 * _width(place))
+        header[place.name] = {"dtype": letters, "shape": list(place.shape), "data_offsets": [begin, end]}
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + math.ceil(text / 8) * 8 + end
+
+
+def _width(place: pb.Placed) -> int:
+    return _DTYPES[place.dtype].itemsize
 
 
 class Outbox:
