@@ -161,7 +161,7 @@ class Attendance:
         """The round is done: the nodes that are still in it have its clients' new states."""
         for member in self._roster.present():
             if member.node not in self._left:
-                self._roster.finished(member, self.plan.server_round)
+                self._roster.finished(member, self.plan)
         self._done = True
 
     def _clients_left(self) -> tuple[int, ...]:

@@ -9,12 +9,13 @@ SHA-256 of every file. There is no RNG state: every draw follows from the seed a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,36 @@ KEPT = 3
 """Checkpoints kept: the last one and two before it, in case the last is damaged."""
 
 
+class LazyStates(Mapping[int, dict[str, Tensor]]):
+    """Clients' states, each fetched when it is asked for: those of ten thousand clients need not be in memory together.
+
+    Parameters
+    ----------
+    clients : Iterable[int]
+        Whose.
+    load : Callable[[int], dict[str, Tensor]]
+        Fetches one.
+    """
+
+    def __init__(self, clients: Iterable[int], load: Callable[[int], dict[str, Tensor]]) -> None:
+        self._clients = dict.fromkeys(sorted(clients))
+        self._load = load
+
+    def __getitem__(self, client: int) -> dict[str, Tensor]:
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._load(client)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._clients
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint.
@@ -44,8 +75,8 @@ class Checkpoint:
     history : dict[str, Any]
         What the run had recorded until then (JSON).
     versions : dict[int, int]
-        Client -> the last round that it had finished, of clients whose node had left that one (see
-        `sglr_flower.roster`); all others had finished ``server_round``.
+        Client -> the last round that it had trained in, 0 if none, of those that did not in ``server_round``: they were
+        not drawn, or their node had left (see `sglr_flower.roster`).
     carried : dict[int, int]
         Client -> the round that its state in this checkpoint is from, of clients that could not be reached for it.
     """
@@ -65,15 +96,15 @@ class Checkpoint:
         path = self.folder / "shared.safetensors"
         return safetensors.torch.load_file(path) if path.exists() else None
 
-    def client_states(self, clients: Iterable[int]) -> dict[int, dict[str, Tensor]]:
-        """The tensors of those of ``clients`` whose states are the server's to have; it never had an absent one's."""
-        return {
-            client: load_client(self.folder, client) for client in clients if client_file(self.folder, client).exists()
-        }
+    def client_states(self, clients: Iterable[int]) -> LazyStates:
+        """The tensors of those of ``clients`` that have some here: they have trained, and the server may have them."""
+        here = [client for client in clients if client_file(self.folder, client).exists()]
+        return LazyStates(here, functools.partial(load_client, self.folder))
 
     def state_versions(self, clients: Iterable[int]) -> dict[int, int]:
-        """Client -> the round that its state in this checkpoint is from."""
-        return {client: self.carried.get(client, self.server_round) for client in clients}
+        """Client -> the round that its state in this checkpoint is from; 0: it has not trained yet."""
+        newest = {client: self.versions.get(client, self.server_round) for client in clients}
+        return {client: self.carried.get(client, version) for client, version in newest.items()}
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -104,24 +135,38 @@ def client_file(folder: Path, client: int) -> Path:
     return folder / "clients" / f"client-{client:05d}.safetensors"
 
 
-def save_clients(folder: Path, states: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Write clients' states into a checkpoint folder, each file with the SHA-256 of its tensors."""
-    (folder / "clients").mkdir(parents=True, exist_ok=True)
-    for client, state in states.items():
-        write_atomic(client_file(folder, client), _pack(state, sealed=True))
-    _sync_folder(folder / "clients")
-    _sync_folder(folder)
+def save_sealed(path: Path, state: Mapping[str, Tensor], *, durable: bool = True) -> None:
+    """Write a client's state with the SHA-256 of its tensors in it, so that a damaged file is known by itself.
+
+    ``durable`` as in `write_atomic`; without it there is no seal either: what a machine's crash would damage is not
+    read after one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, _pack(state, sealed=durable), durable=durable)
+    if durable:
+        _sync_folder(path.parent)
+        _sync_folder(path.parent.parent)
 
 
 def load_client(folder: Path, client: int) -> dict[str, Tensor]:
-    """Read one client's state.
+    """Read one client's state from a checkpoint folder.
 
     Raises
     ------
     UserError
         If the file is missing or damaged; the sentence names it.
     """
-    path = client_file(folder, client)
+    return load_state(client_file(folder, client))
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read a file of one client's state.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged; the sentence names it.
+    """
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -145,17 +190,26 @@ def save(
 ) -> Path:
     """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
 
-    ``client_states`` is empty where the nodes keep their clients' states themselves; ``shared`` is the client segment
-    of all clients, where they have the same; ``versions`` and ``carried`` as in
+    ``client_states`` has those that have trained, and is empty where the nodes keep their clients' states themselves;
+    ``shared`` is the client segment of all clients, where they have the same; ``versions`` and ``carried`` as in
     `Checkpoint`.
     """
     partial = checkpoints / f".round-{server_round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    save_clients(partial, client_states)
-    write_atomic(partial / "server.safetensors", _pack(server_state))
+    (partial / "clients").mkdir(parents=True)
+    files: dict[str, str] = {}
+
+    def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        content = _pack(tensors)
+        write_atomic(path, content)
+        files[str(path.relative_to(partial))] = hashlib.sha256(content).hexdigest()
+
+    for client, tensors in client_states.items():
+        write(client_file(partial, client), tensors)
+    write(partial / "server.safetensors", server_state)
     if shared is not None:
-        write_atomic(partial / "shared.safetensors", _pack(shared))
-    files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
+        write(partial / "shared.safetensors", shared)
+    _sync_folder(partial / "clients")
     state = {
         "round": server_round,
         "files": files,
@@ -245,10 +299,6 @@ def _pack(state: Mapping[str, Tensor], *, sealed: bool = False) -> bytes:
 
 def _seal(state: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(safetensors.torch.save(dict(state))).hexdigest()
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*.safetensors") if path.is_file())
 
 
 def _rounds(checkpoints: Path) -> list[Path]:

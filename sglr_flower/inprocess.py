@@ -92,8 +92,8 @@ class InProcessNodes:
         )
 
     def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
-        """The clients' states; they are the live tensors, in this process they need not travel."""
-        return {client: cohort.state(client) for cohort in self.cohorts.values() for client in cohort.clients}
+        """The states of the clients that have trained, as live tensors: in this process they need not travel."""
+        return {client: state for cohort in self.cohorts.values() for client, state in cohort.states().items()}
 
 
 def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:

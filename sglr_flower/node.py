@@ -4,8 +4,8 @@ A run is, for every node: ``query.hello`` (what are you), ``query.assign`` (thes
 message of type ``train.stream``, or with the grid exchange ``train.grid`` for every step, or ``train.local`` where the
 server has no segment; ``evaluate.stream`` and ``evaluate.grid`` alike; and ``query.collect`` where the server wants
 segments or a checkpoint. With methods that average or hand on segments the first message of a round brings the shared
-one and the last reply takes the node's average. Between messages the cohort lives in ``context.state``, because any
-process may get the node's next message.
+one and the last reply takes the node's average. Between messages clients' states lie in files (`NodeStates`), because
+any process may get the node's next message.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import platformdirs
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from torch import Tensor
 
-from sglr_flower import assembly, checkpoint
+from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
@@ -31,20 +30,11 @@ from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.endpoint import is_loopback, split_address
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated
-from sglr_flower.nodestate import (
-    STATES,
-    ContextStates,
-    FolderStates,
-    NodeStates,
-    drop_step,
-    keep_step,
-    pack_states,
-    step_states,
-    unpack_states,
-)
+from sglr_flower.nodestate import NodeStates, simulated_states
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, RoundResult, Session, TrainSession, train_locally
+from sglr_flower.staterecords import STATES, drop_step, keep_step, pack_states, step_states, unpack_states
 
 ORDER = "order"
 ANSWER = "answer"
@@ -120,8 +110,8 @@ def _memory(order: ConfigRecord) -> str:
 def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Take clients: load their data, and find or take their states. Tell sizes, classes, and what states there are.
 
-    At the beginning of a run (``fresh``) the server sends the states if they are its to have. In a run that goes on, a
-    node that was away still has them (a simulated one in its context, a device on its disk), or says that it has none.
+    The server sends a device the states of a checkpoint if they are its to have. A node that was away still has its
+    own, or says that it has none.
     """
     # The server's own config, so that both sides compute from one truth whatever this node's app was started with;
     # only where the data lie is this node's to know.
@@ -138,20 +128,15 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     )
     versions = dict(zip(clients, integers(order["versions"]), strict=True))
     kept = _states(context)
-    answer: dict[str, list[int] | list[str]] = {}
-    if isinstance(kept, FolderStates):
+    if not simulated():  # its server is this run's only one
         kept.enter(_integer(order, "session"))
-        found = kept.go_back(versions)
-        for client, state in unpack_states(message.content).items() if STATES in message.content else ():
-            sent = dict(zip(clients, integers(order["sent"]), strict=True))[client]
-            if found[client] < sent:  # what it has itself may be newer than what the server was ever sent
-                kept.commit(sent, {client: state}, sent, integers(order["checkpoints"]))
-                found[client] = sent
-        answer["versions"] = list(found.values())
-    else:
-        if order["fresh"]:
-            _begin(order, message, context, versions)
-        answer["versions"] = list(versions.values())
+    found = kept.go_back(versions)
+    for client, state in unpack_states(message.content).items() if STATES in message.content else ():
+        sent = dict(zip(clients, integers(order["sent"]), strict=True))[client]
+        if found[client] < sent:  # what it has itself may be newer than what the server was ever sent
+            kept.commit(sent, {client: state}, sent, integers(order["checkpoints"]))
+            found[client] = sent
+    answer: dict[str, list[int] | list[str]] = {"versions": list(found.values())}
     data = assembly.client_data(config, clients)
     answer |= {
         "sizes": [len(images) for images in data.values()],
@@ -169,22 +154,6 @@ def _refuse_outdated(order: ConfigRecord, context: Context) -> None:
             raise ExchangeError("the assignment is of an earlier session of this run")
 
 
-def _begin(order: ConfigRecord, message: Message, context: Context, versions: Mapping[int, int]) -> None:
-    """Lay down the states with which a simulated node begins a run, or resumes one."""
-    config, base = _config(context), _integer(order, "base")
-    states: dict[int, dict[str, Tensor]] = {}
-    if STATES in message.content.config_records:
-        states = unpack_states(message.content)
-    elif base:
-        # Who was away when the checkpoint was made has an older file.
-        folder = _run_store(context) / f"round-{base:04d}"
-        behind = [client for client, version in versions.items() if version < base]
-        states = FolderStates(_run_store(context), behind).at(base)
-        states |= {client: checkpoint.load_client(folder, client) for client in versions if client not in behind}
-    cohort = assembly.cohort(config, list(versions), states)
-    _states(context).commit(base, cohort.states(), base, [])
-
-
 @replies
 def train_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Run a whole training round, or a turn of one, over a stream."""
@@ -200,8 +169,7 @@ def train_grid(order: ConfigRecord, message: Message, context: Context) -> Recor
     content = _step(TrainSession(cohort, plan), message)
     if grid.FRAME not in content.config_records:
         return _trained(order, context, cohort, plan)
-    tolerant = _config(context).tolerant or not simulated()
-    keep_step(context.state, cohort.states(), _integer(order, "attempt"), tolerant=tolerant)
+    keep_step(context.state, cohort.states(), _integer(order, "attempt"))
     return content
 
 
@@ -229,20 +197,13 @@ def evaluate_grid(order: ConfigRecord, message: Message, context: Context) -> Re
 
 @replies
 def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Hand the clients' states to the server, or keep a checkpoint of them here, as the server orders.
+    """Hand the states of the clients that have trained to the server.
 
-    Where clients are evaluated by smashed data (``evaluate = "client"``) no weights leave the node: a device has them
-    on its disk already, a simulated one puts them into the run's folder.
+    Only a device is asked, and only where the server may have them (``evaluate = "server"``).
     """
-    cohort = _recall(order, context)
-    states = _all_states(cohort)
-    content = _metrics(cohort)
-    if _config(context).evaluate == "client":
-        if simulated():
-            store = _run_store(context)
-            checkpoint.save_clients(store / f"round-{_integer(order, 'round'):04d}", states)
-            checkpoint.prune(store)
-    elif order["checkpoint"]:
+    states = _states(context).at(_integer(order, "base"), _clients(context))
+    content = RecordDict({ANSWER: ConfigRecord({})})
+    if order["checkpoint"]:
         content[STATES] = pack_states(states)
     else:
         weights = {
@@ -269,28 +230,27 @@ def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[
         cohort = assembly.cohort(config, _clients(context), states)
     else:
         drop_step(context.state)
-        cohort = _recall(order, context)
+        context.state.pop(ARRAYS, None)
+        cohort = _recall(order, context, plan.clients)
         log.info("%s: round %d with client(s) %s", _name(context), plan.server_round, _listed(plan.clients))
-    _take_shared(cohort, plan.clients, message)
+    _take_shared(cohort, plan.clients, message.content)
     return cohort, plan
 
 
 def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
     config = _config(context)
-    cohort = _recall(order, context)
-    if _take_shared(cohort, cohort.clients, message):  # the grid exchange brings it in the first message only
-        base = _integer(order, "base")
-        _states(context).commit(base, cohort.states(), base, integers(order["checkpoints"]))
+    cohort = _recall(order, context, _clients(context))
+    if ARRAYS in message.content.array_records:
+        context.state[ARRAYS] = message.content.array_records[ARRAYS]  # with the grid only the first message brings it
+    _take_shared(cohort, cohort.clients, context.state)
     images = assembly.evaluation_images(config)
     server_round = _integer(order, "round")
     return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format)
 
 
-def _take_shared(cohort: Cohort, clients: Sequence[int], message: Message) -> bool:
-    if ARRAYS not in message.content.array_records:
-        return False
-    cohort.load_shared(message.content.array_records[ARRAYS].to_torch_state_dict(), clients)
-    return True
+def _take_shared(cohort: Cohort, clients: Sequence[int], records: RecordDict) -> None:
+    if ARRAYS in records.array_records:
+        cohort.load_shared(records.array_records[ARRAYS].to_torch_state_dict(), clients)
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
@@ -351,13 +311,8 @@ def _trained(
     drop_step(context.state)
     taking_part = frozenset(plan.clients)
     here = [client for client in cohort.clients if client in taking_part]
-    kept = _states(context)
     states = {client: cohort.state(client) for client in here}
-    if simulated():  # it keeps one version of all clients, a device one of each
-        # Where a round may be trained again every turn begins from before it: earlier turns are not in the cohort.
-        turns = plan.sequential and _config(context).tolerant
-        states = {**(kept.at(plan.server_round) if turns else cohort.states()), **states}
-    kept.commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
+    _states(context).commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
     metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
     if local is not None:
@@ -369,17 +324,12 @@ def _trained(
 
 
 def _states(context: Context) -> NodeStates:
-    """Where this node keeps its clients' states: a simulated one in its context, a device on its own disk."""
+    """Where this node keeps its clients' states."""
     if simulated():
-        return ContextStates(context.state, tolerant=_config(context).tolerant)
+        return simulated_states(_config(context))
     chosen = str(context.node_config.get("state-dir", ""))
     parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
-    return FolderStates(parent / str(context.state.config_records[HOSTED]["run-id"]), _clients(context))
-
-
-def _run_store(context: Context) -> Path:
-    """Where simulated nodes keep a checkpoint's clients: in the run's folder."""
-    return Path(_config(context).run_dir) / "nodes"
+    return NodeStates(parent / str(context.state.config_records[HOSTED]["run-id"]))
 
 
 def _run_id(order: ConfigRecord) -> str:
@@ -402,14 +352,12 @@ def _clients(context: Context) -> list[int]:
     return integers(context.state.config_records[HOSTED]["clients"])
 
 
-def _recall(order: ConfigRecord, context: Context) -> Cohort:
-    """The cohort in the state that the order names (``base``); clients without a state have their initial segments."""
+def _recall(order: ConfigRecord, context: Context, needed: Sequence[int]) -> Cohort:
+    """The cohort, those of ``needed`` in the state that the order names (``base``) or else with initial segments."""
     clients = _clients(context)
-    return assembly.cohort(_config(context), clients, _states(context).at(_integer(order, "base")))
-
-
-def _all_states(cohort: Cohort) -> dict[int, dict[str, Tensor]]:
-    return {client: cohort.state(client) for client in cohort.clients}
+    hosted = set(clients)
+    states = _states(context).at(_integer(order, "base"), [client for client in needed if client in hosted])
+    return assembly.cohort(_config(context), clients, states)
 
 
 def _name(context: Context) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sglr_flower.exchange.checks import all_finite
 from sglr_flower.exchange.frames import FrameError
 from sglr_flower.node import ARRAYS
-from sglr_flower.nodestate import STATES, unpack_states
+from sglr_flower.staterecords import STATES, unpack_states
 
 _OPTIMIZER = re.compile(r"optimizer\.\d+\.[a-z_]+")
 
@@ -30,12 +30,12 @@ class SegmentCheck:
         self._kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in segment.items()}
 
     def states(self, reply: Message, clients: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-        """The states in a reply to ``query.collect``; empty if it has none.
+        """The states in a reply to ``query.collect``: those of ``clients`` that have trained.
 
         Raises
         ------
         FrameError
-            If they are not those of exactly ``clients``, or not of such a segment and its optimizer.
+            If they are of other clients, or not of such a segment and its optimizer.
         """
         if STATES not in reply.content.config_records:
             return {}
@@ -43,7 +43,7 @@ class SegmentCheck:
             states = unpack_states(reply.content)
         except Exception as error:  # whatever its bytes do to the parser
             raise FrameError(f"its clients' states cannot be read ({type(error).__name__})") from None
-        if tuple(states) != tuple(clients):
+        if not states.keys() <= set(clients):
             raise FrameError(f"states of the clients {list(states)}, not of {list(clients)}")
         for client, state in states.items():
             segment = {n.removeprefix("segment."): t for n, t in state.items() if n.startswith("segment.")}

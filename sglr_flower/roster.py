@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from sglr_flower import assembly, checkpoint
-from sglr_flower.checkpoint import Checkpoint
+from sglr_flower.checkpoint import Checkpoint, LazyStates
 from sglr_flower.config import RunConfig
 from sglr_flower.delivery import Failure, Pending, integer
 from sglr_flower.errors import TooFewClients, UserError
@@ -26,10 +26,11 @@ from sglr_flower.exchange.stream import MAX_STREAMS, StreamServer
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.machine import available_cpus
 from sglr_flower.node import ANSWER, CONFIG, ORDER, integers
-from sglr_flower.nodestate import STATES, pack_states
+from sglr_flower.nodestate import simulated_states
 from sglr_flower.nodetable import printable
 from sglr_flower.rundir import RunDirectory
-from sglr_flower.split.plan import spread
+from sglr_flower.split.plan import RoundPlan, spread
+from sglr_flower.staterecords import STATES, pack_states
 
 log = logging.getLogger("flwr.sglr")
 SETUP_SECONDS = 300.0
@@ -143,13 +144,23 @@ class Roster:
         return frozenset(client for member in self.members if member.away for client in member.clients)
 
     def versions(self, server_round: int) -> dict[int, int]:
-        """Client -> the round that its state is from, of those whose node missed the end of ``server_round``."""
+        """Client -> the last round that it has trained in, 0 if none, of those that did not in ``server_round``."""
         return {client: version for client, version in self._versions.items() if version != server_round}
 
-    def finished(self, member: Member, server_round: int) -> None:
+    def finished(self, member: Member, plan: RoundPlan) -> None:
         """Take note that a node has done all of a round."""
-        member.base = server_round
-        self._versions |= dict.fromkeys(member.clients, server_round)
+        member.base = plan.server_round
+        self._versions |= dict.fromkeys(clients_of([member], plan.clients), plan.server_round)
+
+    def clean_up(self) -> None:
+        """Remove what simulated nodes have kept of a finished run, if its checkpoints have it too."""
+        if self.simulated and self._config.evaluate == "server":
+            simulated_states(self._config).remove()
+
+    def stored(self) -> LazyStates:
+        """The states of the simulated nodes that are there, out of the run's folder."""
+        bases = {client: member.base for member in self.present() for client in member.clients}
+        return simulated_states(self._config).later(bases)
 
     # ---- the beginning of a run
 
@@ -165,6 +176,8 @@ class Roster:
         """
         self._restored = restored
         self._seat(self._greet(), restored)
+        if restored and self.simulated:
+            self._lay_out(restored)
         orders = [self._assignment(member) for member in self.present()]
         pending = Pending(self._grid)
         pending.push(orders)
@@ -422,18 +435,35 @@ class Roster:
             "session": self._session,
             "base": member.base,
             "versions": [self._versions[client] for client in member.clients],
-            "checkpoints": checkpoint.rounds(self._directory.checkpoints),
-            "fresh": not member.seated,
+            "checkpoints": self.kept_rounds(),
         }
-        states = restored.client_states(member.clients) if restored and self._config.evaluate == "server" else {}
+        # A simulated node finds them in the run's folder.
+        by_message = restored is not None and self._config.evaluate == "server" and not self.simulated
+        states = restored.client_states(member.clients) if restored and by_message else {}
         if restored and states:
             sent = restored.state_versions(member.clients)
-            order["sent"] = [sent[client] for client in member.clients]
+            order["sent"] = [sent[client] if client in states else 0 for client in member.clients]
         message = self.query("assign", member.node, order)
         message.content[CONFIG] = ConfigRecord({**self._config.values()})
         if states:
             message.content[STATES] = pack_states(states)
         return message
+
+    def kept_rounds(self) -> list[int]:
+        """The rounds whose states the nodes keep: of those there are checkpoints, which do not have the states."""
+        if self.simulated and self._config.evaluate == "server":
+            return []
+        return checkpoint.rounds(self._directory.checkpoints)
+
+    def _lay_out(self, restored: Checkpoint) -> None:
+        """Give simulated nodes the states of a checkpoint that has them, where their own files are older or gone."""
+        if self._config.evaluate == "client":
+            return  # their files are the checkpoint
+        kept = simulated_states(self._config)
+        for client, version in restored.state_versions(self._versions).items():
+            found = restored.client_states([client])
+            if client in found and kept.go_back({client: version})[client] < version:
+                kept.commit(version, {client: found[client]}, version, [])
 
     def _seated(self, member: Member, answer: ConfigRecord) -> None:
         """Take what a node says of its clients.

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, methods, training
+from sglr_flower import assembly, methods, training
 from sglr_flower.attendance import Attendance
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
@@ -138,6 +138,7 @@ class SplitStrategy(Strategy):
             log.info("%d client(s) on %d node(s), exchange: %s", len(self.sizes), self.count, self.exchange)
             self.directory.status(nodes=self.count, exchange=self.exchange)
             summary = training.train(self.config, self, self.directory, restored)
+            self._roster.clean_up()
         log.info(
             "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
             100 * summary["test_accuracy_mean"],
@@ -272,11 +273,13 @@ class SplitStrategy(Strategy):
             yield link
         self.aggregate_evaluate(server_round, link.replies)
 
-    def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
-        """Have all nodes bring weights or states, or keep a checkpoint themselves if no weights may leave."""
-        if self.config.evaluate == "client" and not self._roster.simulated:
-            return {}  # devices keep every round's states on their own disks
+    def collect(self, server_round: int, *, checkpoint: bool) -> Mapping[int, dict[str, Tensor]]:
+        """Have the nodes bring their clients' weights or states; those of simulated nodes are in the run's folder."""
+        if self.config.evaluate == "client":
+            return {}  # the nodes keep the states of every checkpoint's round
         self._roster.wait_for_anybody()
+        if self._roster.simulated:
+            return self._roster.stored()
         order = {"checkpoint": checkpoint, "round": server_round}
         messages = [
             self._roster.query("collect", member.node, {**order, "base": member.base})
@@ -365,7 +368,7 @@ class SplitStrategy(Strategy):
         """The message that opens a round on a node; its type says which handler answers."""
         common: dict[str, Any] = {
             "base": member.base,
-            "checkpoints": checkpoint.rounds(self.directory.checkpoints),
+            "checkpoints": self._roster.kept_rounds(),
             "threads": self._roster.threads,
         }
         content = RecordDict({ORDER: ConfigRecord({"attempt": 1, **extra, **common, **order})})

@@ -18,6 +18,7 @@ from sglr_flower.data import datasets
 from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.errors import UserError
 from sglr_flower.metrics import History
+from sglr_flower.nodestate import simulated_states
 from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
 from sglr_flower.split.optimizers import segment_weights
@@ -62,6 +63,7 @@ class Trained:
     channels: int
     image_size: int
     _folder: Path
+    _states: Mapping[int, dict[str, Tensor]]
     _shared: Mapping[str, Tensor] | None
     _client_segment: nn.Sequential
     _server_segment: nn.Sequential
@@ -88,9 +90,12 @@ class Trained:
         self.check_client(client)
         segment = copy.deepcopy(self._client_segment)
         weights = self._shared
-        if weights is None:
-            weights = segment_weights(checkpoint.load_client(self._folder, client))
-        _load_weights(segment, weights, self._folder, self.config.model)
+        if weights is None and client in self._states:
+            weights = segment_weights(self._states[client])
+        if weights is None:  # it has not trained yet
+            segment = assembly.model(self.config, len(self.classes)).client_segment(client)
+        else:
+            _load_weights(segment, weights, self._folder, self.config.model)
         server = copy.deepcopy(self._server_segment)
         return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
 
@@ -156,7 +161,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         raise UserError(f"the run in {directory.path} has no checkpoint: train at least checkpoint-every rounds first")
     clients = tuple(assembly.clients(config))
     shared = newest.shared_weights()
-    folder = newest.folder if shared is not None else _clients_folder(directory.path, newest, clients)
+    states = _client_states(directory.path, newest, config) if shared is None else {}
     classes = _classes(directory.path, config)
     model = assembly.model(config, len(classes))
     server_segment = model.server_segment()
@@ -171,7 +176,8 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         classes=classes,
         channels=datasets.channels(config.dataset),
         image_size=datasets.input_size(config.dataset, config.image_size),
-        _folder=folder,
+        _folder=newest.folder,
+        _states=states,
         _shared=shared,
         _client_segment=model.client_segment(0),  # its weights are overwritten, the shapes are every client's
         _server_segment=server_segment,
@@ -192,15 +198,20 @@ def _classes(run_dir: Path, config: RunConfig) -> tuple[str, ...]:
     return tuple(names) if names else datasets.classes(config.dataset, config.data_dir)
 
 
-def _clients_folder(run_dir: Path, newest: checkpoint.Checkpoint, clients: tuple[int, ...]) -> Path:
-    """The folder that has all clients' states: the checkpoint's own, or that of a simulation's nodes."""
-    for folder in (newest.folder, run_dir / "nodes" / newest.folder.name):
-        if all(checkpoint.client_file(folder, client).exists() for client in clients):
-            return folder
-    raise UserError(
-        f"{newest.folder} does not hold the {len(clients)} clients' segments: with evaluate = 'client' they stay on "
-        "their nodes, and a client's network can be had only where a simulation has kept them in its run directory"
-    )
+def _client_states(run_dir: Path, newest: checkpoint.Checkpoint, config: RunConfig) -> Mapping[int, dict[str, Tensor]]:
+    """The states of the clients that have trained: the checkpoint's own, or those that a simulation's nodes kept."""
+    clients = assembly.clients(config)
+    own = newest.client_states(clients)
+    if own or config.evaluate == "server":
+        return own
+    trained = newest.state_versions(clients)
+    states = simulated_states(config.replace(run_dir=str(run_dir))).later(trained)
+    if states.keys() != {client for client, version in trained.items() if version}:
+        raise UserError(
+            f"{newest.folder} does not hold the {len(clients)} clients' segments: with evaluate = 'client' they stay "
+            "on their nodes, and a client's network can be had only where a simulation kept them in its run directory"
+        )
+    return states
 
 
 def _load_weights(segment: nn.Sequential, weights: Mapping[str, Tensor], folder: Path, model: str) -> None:

@@ -5,6 +5,7 @@ The Flower strategy and the in-process driver both end in `train`; they differ i
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower import assembly, checkpoint, methods
+from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.errors import TooFewClients
@@ -43,6 +45,8 @@ log = logging.getLogger("flwr.sglr")
 
 
 Weights = Mapping[str, Tensor]
+CLIENTS_AT_ONCE = 20
+"""Clients that are scored together: their segments are in memory, however many clients a run has."""
 _Done = TypeVar("_Done")
 
 
@@ -118,7 +122,7 @@ class Nodes(Protocol):
         """Clients that cannot be reached now."""
 
     def versions(self, server_round: int) -> dict[int, int]:
-        """Clients that missed the end of the round -> the last one that they have finished."""
+        """Client -> the last round that it has trained in, 0 if none, of those that did not in ``server_round``."""
 
     def attempt(self, plan: RoundPlan, number: int) -> AbstractContextManager[Attended]:
         """Begin a round, for the ``number``-th time, with those of its clients that are there."""
@@ -132,11 +136,11 @@ class Nodes(Protocol):
     def evaluate(self, server_round: int, shared: Weights | None) -> AbstractContextManager[Link]:
         """Open a client-side evaluation on all nodes."""
 
-    def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
-        """Have all nodes send their client segments' weights, or for a checkpoint all of their clients' states.
+    def collect(self, server_round: int, *, checkpoint: bool) -> Mapping[int, dict[str, Tensor]]:
+        """Have the clients' segments' weights, or for a checkpoint their whole states.
 
-        Returns client -> its state, ``segment.NAME`` and, for a checkpoint, ``optimizer.INDEX.NAME``; without the
-        clients whose nodes keep their checkpoints themselves.
+        Returns client -> its state, ``segment.NAME`` and, for a checkpoint, ``optimizer.INDEX.NAME``; without clients
+        that have not trained yet or cannot be reached, and empty where nodes keep their checkpoints themselves.
         """
 
 
@@ -181,14 +185,13 @@ def train(
         last = server_round == config.num_server_rounds
         due = last or (config.evaluate_every > 0 and server_round % config.evaluate_every == 0)
         save = last or server_round % config.checkpoint_every == 0
-        states: dict[int, dict[str, Tensor]] = {}
+        states: Mapping[int, dict[str, Tensor]] = {}
         if save or (due and config.evaluate == "server" and shared is None):
             collect = functools.partial(nodes.collect, server_round, checkpoint=save)
             states = _with_retries(collect, config.round_retries)
         if shared is not None:
             # What a node holds until the next round is what its clients trained, not yet what they share.
-            replaced = {f"segment.{name}": tensor for name, tensor in shared.items()}
-            states = {client: {**state, **replaced} for client, state in states.items()}
+            states = _with_segment(states, shared)
         scores: dict[int, Score] = {}
         evaluation_bytes = 0
         if due:
@@ -197,7 +200,7 @@ def train(
         carried: dict[int, int] = {}
         if save and config.evaluate == "server" and nodes.absent and (earlier := directory.latest_checkpoint()):
             missing = earlier.client_states(nodes.absent - states.keys())
-            states, carried = missing | states, earlier.state_versions(missing)
+            states, carried = _joined(states, missing), earlier.state_versions(missing)
         row = RoundMetrics(
             round=server_round,
             steps=done.result.steps,
@@ -341,17 +344,48 @@ def _evaluate(
         if not scores:
             raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
         return scores, link.bytes_up + link.bytes_down
-    weights = {client: optimizers.segment_weights(state) for client, state in sorted(states.items())}
-    if shared is not None:
-        weights = {0: dict(shared)}  # all clients are the same: scored once
+    if shared is not None:  # all clients are the same: scored once
+        scores = _score(config, server, images, server_round, {0: shared})
+        return dict.fromkeys(assembly.clients(config), scores[0]), 0
+    here = [client for client in assembly.clients(config) if client in states or client not in nodes.absent]
+    scores = {}
+    for first in range(0, len(here), CLIENTS_AT_ONCE):
+        group = here[first : first + CLIENTS_AT_ONCE]
+        segments = {
+            client: optimizers.segment_weights(states[client]) if client in states else None for client in group
+        }
+        scores |= _score(config, server, images, server_round, segments)
+    return scores, 0
+
+
+def _score(
+    config: RunConfig,
+    server: ServerSegment,
+    images: Mapping[str, ImageSet],
+    server_round: int,
+    weights: Mapping[int, Weights | None],
+) -> dict[int, Score]:
+    """Score some clients on the server; those without weights have their initial segments."""
     network = assembly.model(config)
+    template = network.client_segment(0)
     segments: dict[int, torch.nn.Module] = {}
     for client, own in weights.items():
-        segments[client] = network.client_segment(client).to(server.device)
-        averaging.load(segments[client], own)
+        segment = network.client_segment(client) if own is None else copy.deepcopy(template)
+        if own is not None:
+            averaging.load(segment, own)
+        segments[client] = segment.to(server.device)
     session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format)
-    scores = evaluate_round(server, LocalLink({0: session}))
-    return scores if shared is None else dict.fromkeys(assembly.clients(config), scores[0]), 0
+    return evaluate_round(server, LocalLink({0: session}))
+
+
+def _joined(states: Mapping[int, dict[str, Tensor]], others: Mapping[int, dict[str, Tensor]]) -> LazyStates:
+    return LazyStates([*states, *others], lambda client: states[client] if client in states else others[client])
+
+
+def _with_segment(states: Mapping[int, dict[str, Tensor]], shared: Weights) -> LazyStates:
+    """The states with this segment in place of each one's own."""
+    segment = {f"segment.{name}": tensor for name, tensor in shared.items()}
+    return LazyStates(states, lambda client: {**states[client], **segment})
 
 
 def _round_status(row: RoundMetrics) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sglr_flower import assembly, node
 from sglr_flower.config import RunConfig
-from sglr_flower.nodestate import STATES, FolderStates, pack_states
+from sglr_flower.nodestate import NodeStates
+from sglr_flower.staterecords import STATES, pack_states
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def context(state_dir: Path) -> Context:
 
 
 def order(**changes: Any) -> dict[str, Any]:
-    basis = {"clients": [0, 1], "run-id": RUN_ID, "session": 5, "base": 5, "versions": [5, 5], "fresh": True}
+    basis = {"clients": [0, 1], "run-id": RUN_ID, "session": 5, "base": 5, "versions": [5, 5]}
     return {**basis, "checkpoints": [5, 3], "threads": 0, **changes}
 
 
@@ -53,12 +54,12 @@ def states(value: float) -> dict[int, dict[str, Tensor]]:
     }
 
 
-def values(kept: FolderStates, base: int) -> list[float]:
-    return [float(next(iter(state.values())).flatten()[0].detach()) for state in kept.at(base).values()]
+def values(kept: NodeStates, base: int) -> list[float]:
+    return [float(next(iter(state.values())).flatten()[0].detach()) for state in kept.at(base, [0, 1]).values()]
 
 
 def test_a_resumed_device_goes_back_to_the_checkpoint_and_keeps_what_it_is_sent(tmp_path: Path) -> None:
-    kept = FolderStates(tmp_path / RUN_ID, (0, 1))
+    kept = NodeStates(tmp_path / RUN_ID)
     for version in (6, 7):  # rounds after the checkpoint, which do not count any more
         kept.commit(version, states(version), version - 1, [])
     answer = ask(context(tmp_path), order(sent=[5, 5]), states(5.0))
@@ -67,7 +68,7 @@ def test_a_resumed_device_goes_back_to_the_checkpoint_and_keeps_what_it_is_sent(
 
 
 def test_a_device_keeps_its_own_state_where_the_servers_is_older(tmp_path: Path) -> None:
-    kept = FolderStates(tmp_path / RUN_ID, (0, 1))
+    kept = NodeStates(tmp_path / RUN_ID)
     kept.commit(4, states(4.0), 3, [])
     # The server could not reach it at its checkpoint of round 5, and has its states as after round 2.
     answer = ask(context(tmp_path), order(versions=[4, 4], sent=[2, 2]), states(2.0))

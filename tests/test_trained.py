@@ -16,6 +16,7 @@ from sglr_flower import assembly, checkpoint, trained
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.metrics import Best
+from sglr_flower.nodestate import NodeStates
 from sglr_flower.trained import Trained
 
 
@@ -101,17 +102,20 @@ def test_segments_that_a_simulations_nodes_kept_are_found(run_dir: Path, tmp_pat
     """With evaluate = "client" over Flower, the simulated nodes keep their clients beside the checkpoints."""
     moved = copy_of(run_dir, tmp_path)
     last = moved / "checkpoints" / "round-0002"
-    states = checkpoint.latest(moved / "checkpoints").client_states(range(3))
+    states = dict(checkpoint.latest(moved / "checkpoints").client_states(range(3)))
     history = checkpoint.latest(moved / "checkpoints").history
     server = checkpoint.latest(moved / "checkpoints").server_state()
     shutil.rmtree(last)
     checkpoint.save(moved / "checkpoints", 2, server, {}, history)
+    settings = moved / "config.toml"
+    settings.write_text(settings.read_text().replace('evaluate = "server"', 'evaluate = "client"'))
     with pytest.raises(UserError, match=r"does not hold the 3 clients' segments: with evaluate = 'client' they stay"):
         trained.load(moved)
-    checkpoint.save_clients(moved / "nodes" / "round-0002", {i: states[i] for i in (0, 1)})
+    kept = NodeStates(moved / "nodes")
+    kept.commit(2, {i: states[i] for i in (0, 1)}, 1, [])
     with pytest.raises(UserError, match="does not hold"):  # a node's are missing
         trained.load(moved)
-    checkpoint.save_clients(moved / "nodes" / "round-0002", {2: states[2]})
+    kept.commit(2, {2: states[2]}, 1, [])
 
     weight = trained.load(moved).network(2).get_parameter("stem.0.weight")
     assert torch.equal(weight, model.network(2).get_parameter("stem.0.weight"))

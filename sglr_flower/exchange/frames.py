@@ -5,6 +5,7 @@ Between a simulated node and the server of its machine the tensors lie in shared
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -134,8 +135,7 @@ def nbytes(frame: pb.Upload | pb.Download) -> int:
     if not frame.HasField("shared"):
         return int(frame.ByteSize())
     size = shared.stored_bytes(frame.shared)
-    alone = type(frame)()
-    alone.CopyFrom(frame)
+    alone = copy.deepcopy(frame)
     alone.ClearField("shared")
     return int(alone.ByteSize()) + 1 + math.ceil(size.bit_length() / 7) + size  # a tag and a length before the bytes
 

@@ -295,10 +295,10 @@ def evaluate_round(server: ServerSegment, link: Link) -> dict[int, Score]:
     scores: dict[int, Score] = {}
     while uploads := link.receive():
         for node, upload in uploads.items():
-            smashed = by_client({node: (upload, upload.smashed)})
-            labels = by_client({node: (upload, upload.labels)})
+            right, loss = server.score(upload.smashed, upload.labels)  # all clients in one forward
+            rights, losses = by_client({node: (upload, right)}), by_client({node: (upload, loss)})
             for client in upload.clients:
-                score = scores.setdefault(client, Score())
-                score.of(upload.split).add(*server.score(smashed[client], labels[client]), len(labels[client]))
+                tally = scores.setdefault(client, Score()).of(upload.split)
+                tally.add(int(rights[client].sum()), float(losses[client].sum()), len(rights[client]))
         link.send({node: Download(upload.server_round, upload.step) for node, upload in uploads.items()})
     return dict(sorted(scores.items()))

@@ -113,12 +113,22 @@ class ServerSegment:
         """Close a round."""
 
     @torch.no_grad()
-    def score(self, smashed: Tensor, labels: Tensor) -> tuple[int, float]:
-        """Number of right predictions and summed cross-entropy on smashed data, in evaluation mode."""
+    def score(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict in evaluation mode, where no sample's result depends on another one's.
+
+        Parameters
+        ----------
+        smashed, labels : Tensor
+            (n, *cut shape) and int64 (n,), of any clients.
+
+        Returns
+        -------
+        Tensor, Tensor
+            Whether each prediction is right, bool (n,), and its cross-entropy (n,) in nats.
+        """
         logits = self.segment.eval()(laid_out(smashed.to(self.device), self.memory_format))
         labels = labels.to(self.device)
-        correct = int((logits.argmax(1) == labels).sum())
-        return correct, float(F.cross_entropy(logits, labels, reduction="sum"))
+        return logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and optimizer state as flat named tensors."""

@@ -295,9 +295,9 @@ class Run:
         run_id = (self.directory / "run-id").read_text()
         found: dict[int, dict[int, Path]] = {}
         for node in range(self.federation.count):
-            for file in self.federation.state(node).glob(f"{run_id}/round-*/clients/client-*.safetensors"):
-                versions = found.setdefault(int(file.stem.removeprefix("client-")), {})
-                versions[int(file.parent.parent.name.removeprefix("round-"))] = file
+            for file in self.federation.state(node).glob(f"{run_id}/client-*/round-*.safetensors"):
+                versions = found.setdefault(int(file.parent.name.removeprefix("client-")), {})
+                versions[int(file.stem.removeprefix("round-"))] = file
         return found
 
     @property

@@ -46,7 +46,7 @@ from sglr_flower.exchange.frames import FrameError
 from sglr_flower.exchange.link import StreamLink
 from sglr_flower.exchange.stream import StreamServer, run_session
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.nodestate import FolderStates
+from sglr_flower.nodestate import NodeStates
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import train_round
 
@@ -400,7 +400,7 @@ class StreamRun:
         return {
             client: state
             for number, version in self.versions.items()
-            for client, state in FolderStates(self._home(number), HOSTED[number]).at(version).items()
+            for client, state in NodeStates(self._home(number)).at(version, HOSTED[number]).items()
         }
 
     def _order(self, server_round: int, strikes: Mapping[int, Strike]) -> None:

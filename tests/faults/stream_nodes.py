@@ -1,7 +1,7 @@
 """A node's process in the stream's fault suite: rounds over the real stream, and what it does to itself.
 
 Each node is an OS process that stays for many rounds, keeps its clients' states on disk as a device does
-(`FolderStates`), and takes its orders from a pipe in place of Flower's messages. A `Strike` says what it does to
+(`NodeStates`), and takes its orders from a pipe in place of Flower's messages. A `Strike` says what it does to
 itself, or what is done to it from outside (`stream_faults`), at one step of a round.
 """
 
@@ -28,7 +28,7 @@ from sglr_flower.exchange.checks import frame_bytes
 from sglr_flower.exchange.frames import decode_download, encode_upload
 from sglr_flower.exchange.stream import run_session
 from sglr_flower.exchange.wire import SECRET_KEY, ExchangeError
-from sglr_flower.nodestate import FolderStates
+from sglr_flower.nodestate import NodeStates
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import spread
 from sglr_flower.split.rounds import TrainSession
@@ -202,8 +202,8 @@ def node(pipe: Connection) -> None:
     at the moment it is; ``done`` when its clients' new states are on the disk, or ``failed`` and why.
     """
     while (order := pipe.recv()) is not None:
-        config, states = RunConfig.parse(order.settings), FolderStates(order.folder, order.clients)
-        cohort = assembly.cohort(config, order.clients, states.at(order.base))
+        config, states = RunConfig.parse(order.settings), NodeStates(order.folder)
+        cohort = assembly.cohort(config, order.clients, states.at(order.base, order.clients))
         session = StrickenSession(TrainSession(cohort, assembly.plan(config, order.server_round)), order.strike, pipe)
         pipe.send(("ready", None))
         place = pipe.recv()

@@ -12,8 +12,10 @@ def final_weights(run_dir: Path) -> Weights:
     """Segments in a run's last checkpoint, the server's or its simulated nodes', named as in `reference.plain_loop`."""
     last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
     files = {"server": last / "server.safetensors"}
-    clients = sorted(last.glob("clients/*")) or sorted((run_dir / "nodes" / last.name).glob("clients/*"))
-    files |= {f"client-{int(path.stem.split('-')[1])}": path for path in clients}
+    clients = {path.stem: path for path in last.glob("clients/*")}
+    if not clients:
+        clients = {folder.name: max(folder.iterdir()) for folder in (run_dir / "nodes").iterdir()}
+    files |= {f"client-{int(name.split('-')[1])}": path for name, path in sorted(clients.items())}
     return {
         part: {
             name.removeprefix("segment."): tensor
