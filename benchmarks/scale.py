@@ -2,7 +2,7 @@
 
 ``sglr bench scale`` or ``python -m benchmarks.scale``; half an hour on two cores, with ``--quick`` a few minutes. It
 needs Fashion-MNIST (``SGLR_DATA_DIR``), as the bundled digits are too few. Up to 1,000 clients all are in every step;
-of 10,000 a hundred are in a round, and as there are not enough images for batches of eight they have five each.
+of 10,000 a hundred are in a round, and as there are not enough images for batches of eight they have four each.
 Repetitions are interleaved. Memory is the proportional set size (pages that processes share are shared out) of all
 processes of the run, sampled every half second.
 """
@@ -43,8 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "10,000, 100 a round": {
         "num-clients": 10_000,
         "fraction-train": 0.01,
-        "samples-per-client": 5,
-        "batch-size": 5,
+        "samples-per-client": 4,
+        "batch-size": 4,
         "num-server-rounds": 4,
         "local-epochs": 4,
         "checkpoint-every": 4,

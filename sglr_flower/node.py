@@ -122,6 +122,7 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     _refuse_outdated(order, context)
     if simulated():
         assembly.refuse_own_partition(config)
+        _refuse_other_folder(config, _run_id(order))
     context.state[CONFIG] = ConfigRecord({**config.values()})
     context.state[HOSTED] = ConfigRecord(
         {"clients": clients, "run-id": _run_id(order), "session": _integer(order, "session")}
@@ -143,6 +144,19 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
         "classes": list(datasets.classes(config.dataset, config.data_dir)),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
+
+
+def _refuse_other_folder(config: RunConfig, run_id: str) -> None:
+    """Refuse to simulate a node where the run's folder, in which it keeps its clients, is not the server's."""
+    try:
+        here = (Path(config.run_dir) / "run-id").read_text(encoding="utf-8")
+    except OSError:
+        here = ""
+    if here != run_id:
+        raise UserError(
+            f"run-config key run-dir = {config.run_dir!r}: it must be a folder that all machines of the simulation "
+            "share, and one of them does not have it"
+        )
 
 
 def _refuse_outdated(order: ConfigRecord, context: Context) -> None:

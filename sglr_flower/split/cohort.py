@@ -104,8 +104,12 @@ class Cohort:
 
     @property
     def segments(self) -> dict[int, nn.Module]:
-        """Client -> its segment, of all clients."""
-        return {client: self._member(client).segment for client in self.clients}
+        """Client -> its segment, of all clients; a client that has never trained keeps none."""
+        touched = self._idle.keys() | self._members.keys()
+        return {
+            client: self._member(client).segment if client in touched else self._build(client).to(self.device)
+            for client in self.clients
+        }
 
     def _member(self, client: int) -> _Member:
         if client not in self._members:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -42,6 +42,10 @@ class Upload:
     def nbytes(self) -> int:
         """Payload in bytes: smashed data and labels."""
         return self.smashed.nbytes + self.labels.nbytes
+
+    def without_data(self) -> Upload:
+        """The same with shapes in place of tensors (torch's device ``meta``): what its answer is checked against."""
+        return replace(self, smashed=self.smashed.to("meta"), labels=self.labels.to("meta"))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class TrainSession:
     def __init__(self, cohort: Cohort, plan: RoundPlan) -> None:
         self._cohort, self._plan = cohort, plan
         cohort.begin(plan)
-        self._upload: Upload | None = None
+        self._step, self._last = 0, False
 
     def start(self) -> Upload:
         """Forward the first step."""
@@ -69,18 +69,17 @@ class TrainSession:
 
     def advance(self, download: Download) -> Upload | None:
         """Backward and step with the gradients received; forward the next step if there is one."""
-        assert self._upload is not None
         self._cohort.backward(download)
-        return None if self._upload.last else self._forward(self._upload.step + 1)
+        return None if self._last else self._forward(self._step + 1)
 
     def restore(self, step: int) -> Upload:
         """Rebuild the graph of a step that was already uploaded, so that `advance` can take its answer."""
-        self._upload = self._cohort.forward(self._plan, step, again=True)
-        return self._upload
+        return self._forward(step, again=True)
 
-    def _forward(self, step: int) -> Upload:
-        self._upload = self._cohort.forward(self._plan, step)
-        return self._upload
+    def _forward(self, step: int, *, again: bool = False) -> Upload:
+        upload = self._cohort.forward(self._plan, step, again=again)
+        self._step, self._last = step, upload.last
+        return upload
 
 
 class EvaluateSession:

@@ -106,7 +106,8 @@ class ServerSegment:
         gradients = dict(zip(smashed, joint.grad.split(sizes), strict=True))
         if plan.gradient_scale == "own":
             # d(own mean)/ds_i = N / b_i * d(joint mean)/ds_i, with N samples in the joint batch (eq. 5)
-            gradients = {i: gradient * (len(joint) / len(gradient)) for i, gradient in gradients.items()}
+            for gradient in gradients.values():
+                gradient.mul_(len(joint) / len(gradient))
         return gradients, loss.item()
 
     def end(self) -> None:

@@ -38,10 +38,10 @@ def largest_difference(left: Weights, right: Weights) -> float:
 
 
 def distance(left: Weights, right: Weights) -> float:
-    """Euclidean distance of all trainable weights, batch-norm's running statistics left out."""
+    """Euclidean distance of all trainable weights of parts in both, batch-norm's running statistics left out."""
     total = 0.0
-    for part, weights in left.items():
-        for name, tensor in weights.items():
+    for part in left.keys() & right.keys():  # other seeds draw other clients, and who has not trained has no file
+        for name, tensor in left[part].items():
             if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
                 total += float((tensor.double() - right[part][name].double()).square().sum())
     return total**0.5
