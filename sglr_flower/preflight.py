@@ -6,6 +6,7 @@ as long as it shows the run's progress.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
+from sglr_flower.processes import END_SECONDS
 
 _CHILD = """
 import json, os, signal, sys
@@ -99,6 +101,9 @@ def look_apart(config: RunConfig, *, own_data: bool) -> Findings:
             said, _ = child.communicate(question)
         finally:
             child.terminate()  # of no effect where it has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(END_SECONDS)
+            child.kill()
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         raise UserError(f"the run could not be checked: the process that makes its model was ended by {name}")
