@@ -167,6 +167,8 @@ class RunDirectory:
             if not config.resume and (self.path / "metrics.csv").exists():
                 raise UserError(f"run directory {self.path} (run-dir) holds another run: give a new one")
             self.status(state="starting", pid=os.getpid(), rounds=config.num_server_rounds)
+            import torch.utils.tensorboard  # noqa: F401 - half a second, now that Ray and the nodes start anyway
+
             yield
             self.status(state="finished")
         except BaseException as error:

@@ -56,5 +56,10 @@ def test_a_node_whose_data_are_there_makes_its_cohort_without_them_too() -> None
     assert imported("import client_app" + COHORT, FOR_DATA_AND_PICTURES) == []
 
 
+def test_the_digits_are_read_without_them() -> None:
+    code = "from sglr_flower.data import datasets; datasets.load('digits', '', 0)"
+    assert imported(code, FOR_DATA_AND_PICTURES) == []
+
+
 def test_the_server_imports_no_library_for_data_or_pictures() -> None:
     assert imported("import server_app", FOR_DATA_AND_PICTURES) == []
