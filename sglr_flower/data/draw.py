@@ -88,7 +88,7 @@ def held_out(labels: npt.NDArray[np.int64], size: int) -> tuple[npt.NDArray[np.i
 def _shares(counts: npt.NDArray[np.int64], size: int, draw: np.random.RandomState) -> npt.NDArray[np.int64]:
     """How many of each class are in a sample of a size: the whole part each, the rest to the largest fractions."""
     exact = counts / counts.sum() * size
-    shares = np.floor(exact)
+    shares: npt.NDArray[np.float64] = np.floor(exact)
     fractions = exact - shares
     missing = int(size - shares.sum())
     for fraction in np.unique(fractions)[::-1]:
