@@ -201,7 +201,8 @@ def run(
     parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
     with _start(launch) as simulation:
         # Every mistake that shows without training is found before anything is written.
-        findings, resources = _look(parsed, launch)
+        findings = _look(parsed, launch)
+        resources = None if launch.federation else launch.resources(findings.gpus)
         chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
         parsed = parsed.replace(run_dir=str(chosen))
         directory = RunDirectory(chosen)
@@ -230,7 +231,8 @@ def resume(
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     config = config.replace(resume=True, run_dir=str(directory.path))
     with _start(launch) as simulation:
-        _, resources = _look(config, launch)
+        findings = _look(config, launch)
+        resources = launch.resources(findings.gpus) if launch.simulated else None
         _train(_Checked(config, directory, launch, resources, simulation))
 
 
@@ -249,8 +251,8 @@ def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
     return Simulation(code_dir) if launch.simulated else contextlib.nullcontext()
 
 
-def _look(config: RunConfig, launch: Launch) -> tuple[preflight.Findings, Resources | None]:
-    """Check a run; what was found, and the size of its simulation if it has one.
+def _look(config: RunConfig, launch: Launch) -> preflight.Findings:
+    """Check a run, in a process of its own unless it is trained in this one.
 
     Raises
     ------
@@ -258,8 +260,7 @@ def _look(config: RunConfig, launch: Launch) -> tuple[preflight.Findings, Resour
         If it has a mistake.
     """
     look = preflight.look if launch.in_process else preflight.look_apart
-    findings = look(config, own_data=bool(launch.federation))
-    return findings, None if launch.federation else launch.resources(findings.gpus)
+    return look(config, own_data=bool(launch.federation))
 
 
 def _read_launch(directory: RunDirectory) -> Launch:
