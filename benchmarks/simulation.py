@@ -29,6 +29,8 @@ KINDS = {
     "ray::ClientAppActor": "node",
     "flower-simulation": "server",
     "flwr-simulation": "server",
+    "sglr_flower.preflight": "check",
+    "sglr_flower.processes": "keeper",
     "sglr": "command",
     "flower-superlink": "SuperLink",
     "raylet": "Ray",

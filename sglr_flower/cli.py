@@ -9,6 +9,7 @@ import sys
 import click
 from rich.console import Console
 
+from sglr_flower.commands import app
 from sglr_flower.errors import UserError
 
 
@@ -16,16 +17,8 @@ def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 1; Ctrl-C ends what was started and gives 130."""
     sys.path.append(os.getcwd())  # one's own models and methods; at the end, so that nothing of ours is shadowed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["federation"]:
-        # It stays for as long as a device is on, where half a gigabyte for torch would be missed.
-        from sglr_flower.federation.command import app
-
-        arguments = arguments[1:]
-    else:
-        from sglr_flower.commands import app
     try:
-        sys.exit(app(arguments, prog_name=_program(), standalone_mode=False))
+        sys.exit(app(sys.argv[1:], prog_name="sglr", standalone_mode=False))
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
         Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(1)
@@ -34,10 +27,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-
-
-def _program() -> str:
-    return "sglr federation" if sys.argv[1:2] == ["federation"] else "sglr"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""The commands of ``sglr``: run, resume, keys, and those that other modules bring."""
+"""The commands of ``sglr``: run, resume, keys, and those that other modules bring.
+
+`sglr run` stays for as long as the training takes, so this module imports no torch, and nothing that does: the other
+commands are imported when they are called, and what needs torch before the training is a process of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import shutil
@@ -10,36 +15,69 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from sglr_flower import assembly, imports, report
-from sglr_flower.bench import bench_command
-from sglr_flower.checkpoint import write_atomic
+from sglr_flower import imports, preflight
 from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
 from sglr_flower.deploy import submit
 from sglr_flower.errors import UserError
-from sglr_flower.evaluation import evaluate_command
-from sglr_flower.export import export_command
 from sglr_flower.federation import connection
-from sglr_flower.federation.command import app as federation_app
 from sglr_flower.federation.connection import Connection
-from sglr_flower.launch import Resources, check_fits, ray_was_late, simulate
-from sglr_flower.machine import available_cpus, available_gpus
-from sglr_flower.paper.command import command as paper
-from sglr_flower.plots import save_curves, save_partition
-from sglr_flower.prediction import predict_command
+from sglr_flower.files import write_atomic
+from sglr_flower.launch import Resources, Simulation, check_fits, ray_was_late
+from sglr_flower.machine import available_cpus
 from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
+_ELSEWHERE = {
+    "report": "report:command",
+    "evaluate": "evaluation:evaluate_command",
+    "export": "export:export_command",
+    "predict": "prediction:predict_command",
+    "paper": "paper.command:command",
+    "bench": "bench:bench_command",
+    "federation": "federation.command:app",
+}
+"""Command -> the module that brings it, and its function or its own `typer.Typer` there."""
+
+
+class _Commands(TyperGroup):
+    """The commands of this module and of `_ELSEWHERE`, which are imported when they are called or ``--help`` is."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *_ELSEWHERE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _ELSEWHERE[cmd_name].partition(":")
+        found = getattr(importlib.import_module(f"sglr_flower.{module}"), name)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False)
+            alone.command()(found)
+            found = alone
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
+
 app = typer.Typer(
-    help="SGLR split learning on Flower.", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    cls=_Commands,
+    help="SGLR split learning on Flower.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -62,10 +100,47 @@ class Launch(BaseModel):
     code_dir: str = ""
 
     @property
-    def resources(self) -> Resources:
-        """The size of the simulation."""
-        share = _gpu_share(self.nodes) if self.gpus_per_node is None else self.gpus_per_node
-        return Resources(self.nodes, self.cpus_per_node, share)
+    def simulated(self) -> bool:
+        """Whether it is a simulation's, on a SuperLink of its own."""
+        return not self.federation and not self.in_process
+
+    def resources(self, gpus: int) -> Resources:
+        """The size of the simulation on a machine with so many GPUs.
+
+        Raises
+        ------
+        UserError
+            If the machine does not have what a node asks for.
+        """
+        share = _gpu_share(self.nodes, gpus) if self.gpus_per_node is None else self.gpus_per_node
+        resources = Resources(self.nodes, self.cpus_per_node, share)
+        check_fits(resources, gpus)
+        return resources
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A run that is checked, and what it is to be trained with.
+
+    Attributes
+    ----------
+    config : RunConfig
+        Its settings.
+    directory : RunDirectory
+        Its own already.
+    launch : Launch
+        How it is started.
+    resources : Resources | None
+        The size of its simulation; None if it has none.
+    simulation : Simulation | None
+        That simulation's SuperLink, which has been started.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    launch: Launch
+    resources: Resources | None = None
+    simulation: Simulation | None = None
 
 
 @app.command()
@@ -123,18 +198,19 @@ def run(
             in_process=in_process,
             code_dir=code_dir,
         )
-        check_fits(launch.resources)
     parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
-    # Every mistake that shows without training is found before anything is written.
-    assembly.check(parsed, own_data=bool(federation))
-    chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
-    parsed = parsed.replace(run_dir=str(chosen))
-    directory = RunDirectory(chosen)
-    directory.claim(parsed)
-    if parsed.partition != "own":
-        directory.partition(*assembly.class_counts(parsed))  # with evaluate = "client" the server does not know it
-    write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
-    _train(parsed, directory, launch)
+    with _start(launch) as simulation:
+        # Every mistake that shows without training is found before anything is written.
+        findings = _look(parsed, launch)
+        resources = None if launch.federation else launch.resources(findings.gpus)
+        chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
+        parsed = parsed.replace(run_dir=str(chosen))
+        directory = RunDirectory(chosen)
+        directory.claim(parsed)
+        if findings.counts:
+            directory.partition(findings.classes, findings.counts)  # with evaluate = "client" the server has no data
+        write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
+        _train(_Checked(parsed, directory, launch, resources, simulation))
 
 
 @app.command()
@@ -153,7 +229,11 @@ def resume(
     _wait_until_free(directory, launch)
     if directory.latest_checkpoint() is None:
         Console().print("it has no checkpoint yet, so it starts again from its first round")
-    _train(config.replace(resume=True, run_dir=str(directory.path)), directory, launch)
+    config = config.replace(resume=True, run_dir=str(directory.path))
+    with _start(launch) as simulation:
+        findings = _look(config, launch)
+        resources = launch.resources(findings.gpus) if launch.simulated else None
+        _train(_Checked(config, directory, launch, resources, simulation))
 
 
 @app.command()
@@ -165,13 +245,22 @@ def keys() -> None:
     Console().print(table)
 
 
-app.command("report")(report.command)
-app.command("evaluate")(evaluate_command)
-app.command("export")(export_command)
-app.command("predict")(predict_command)
-app.command("paper")(paper)
-app.command("bench")(bench_command)
-app.add_typer(federation_app, name="federation")
+def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
+    """Let a simulation's SuperLink start, as it does while the run is checked."""
+    code_dir = Path(launch.code_dir) if launch.code_dir else None
+    return Simulation(code_dir) if launch.simulated else contextlib.nullcontext()
+
+
+def _look(config: RunConfig, launch: Launch) -> preflight.Findings:
+    """Check a run, in a process of its own unless it is trained in this one.
+
+    Raises
+    ------
+    UserError
+        If it has a mistake.
+    """
+    look = preflight.look if launch.in_process else preflight.look_apart
+    return look(config, own_data=bool(launch.federation))
 
 
 def _read_launch(directory: RunDirectory) -> Launch:
@@ -205,7 +294,7 @@ def _wait_until_free(directory: RunDirectory, launch: Launch) -> None:
                 raise
 
 
-def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
+def _train(checked: _Checked) -> None:
     """Train with live progress to the closing table.
 
     Raises
@@ -213,17 +302,18 @@ def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
     UserError
         With the reason, if the run failed.
     """
+    directory, launch = checked.directory, checked.launch
     console = Console()
     console.print(f"run directory: {directory.path}", highlight=False, soft_wrap=True)
     (directory.path / "status.json").unlink(missing_ok=True)
     if launch.federation:
         connection.read(launch.federation)  # a mistake in its name shows before anything else
     try:
-        with ProgressView(directory.path, config.num_server_rounds, console) as view:
+        with ProgressView(directory.path, checked.config.num_server_rounds, console) as view:
             if launch.in_process:
-                _in_process(config, launch.nodes, view)
+                _in_process(checked.config, launch.nodes, view)
             else:
-                _through_flower(config, directory, launch, view)
+                _through_flower(checked, view)
     except KeyboardInterrupt:
         if launch.federation:
             console.print("stopping: the nodes end their round, the server its process")
@@ -232,17 +322,25 @@ def _train(config: RunConfig, directory: RunDirectory, launch: Launch) -> None:
         console.print(f"stopped; continue with: sglr resume {directory.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     try:
-        save_curves(directory.path)
-        if (directory.path / "partition.json").exists():
-            save_partition(directory.path)
+        _draw(directory.path)
     except Exception as error:  # the training is done and saved; a picture must not make it a failure
         console.print(f"the pictures could not be drawn: {error}", style="yellow", markup=False)
     console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
 
 
-def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, view: ProgressView) -> None:
+def _draw(run_dir: Path) -> None:
+    """Draw the pictures of a run that has ended."""
+    from sglr_flower.plots import save_curves, save_partition  # NumPy, which nothing needs earlier
+
+    save_curves(run_dir)
+    if (run_dir / "partition.json").exists():
+        save_partition(run_dir)
+
+
+def _through_flower(checked: _Checked, view: ProgressView) -> None:
+    directory = checked.directory
     run_config = directory.path / ".run-config.toml"
-    run_config.write_text(config.to_toml(), encoding="utf-8")
+    run_config.write_text(checked.config.to_toml(), encoding="utf-8")
     log_file = directory.path / "flower.log"
 
     def watch() -> None:
@@ -250,16 +348,16 @@ def _through_flower(config: RunConfig, directory: RunDirectory, launch: Launch, 
         if directory.is_abandoned():  # Flower itself needs a minute to notice
             raise UserError(f"the run failed: its training process was killed (log: {log_file})")
 
-    code_dir = Path(launch.code_dir) if launch.code_dir else None
-    if launch.federation:
-        link = connection.read(launch.federation)
+    if checked.simulation is None or checked.resources is None:
+        link = connection.read(checked.launch.federation)
         outcome = submit(_app_dir(), link, run_config, log_file, watch)
     else:
-        outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
+        outcome = checked.simulation.run(_app_dir(), run_config, checked.resources, log_file, watch)
         if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
             Console().print("Ray was too slow to start; it is started once more")
             (directory.path / "status.json").unlink(missing_ok=True)
-            outcome = simulate(_app_dir(), run_config, launch.resources, log_file, watch, code_dir)
+            checked.simulation.restart()
+            outcome = checked.simulation.run(_app_dir(), run_config, checked.resources, log_file, watch)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
@@ -333,9 +431,10 @@ def _absolute_data_dir(config: RunConfig) -> str:
     return str(Path(chosen).expanduser().absolute()) if chosen else ""
 
 
-def _gpu_share(nodes: int) -> float:
+def _gpu_share(nodes: int, gpus: int) -> float:
     """GPUs per node: one, or where there are fewer than nodes an equal share of one, which Ray takes to 1/10,000."""
-    gpus = 0 if os.environ.get("RAY_ADDRESS") else available_gpus()
+    if os.environ.get("RAY_ADDRESS"):
+        return 0.0
     return math.floor(10_000 / math.ceil(nodes / gpus)) / 10_000 if gpus else 0.0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sglr_flower.checkpoint import write_atomic
+from sglr_flower.files import write_atomic
 
 _MOST_FIGURES = 20
 """Classes up to which every cell has its percentage written into it."""

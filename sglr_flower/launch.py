@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from sglr_flower.errors import UserError
-from sglr_flower.machine import available_cpus, available_gpus, gpu_places
+from sglr_flower.machine import available_cpus, gpu_places
 from sglr_flower.processes import complaint, environment, free_port, keeper, said_since, script
 
 _Process = subprocess.Popen[bytes]
@@ -77,71 +77,95 @@ def ray_was_late(reason: str) -> bool:
     return _RAY_LATE.search(reason) is not None
 
 
-def simulate(
-    app_dir: Path,
-    run_config: Path,
-    resources: Resources,
-    log_file: Path,
-    watch: Callable[[], None],
-    code_dir: Path | None = None,
-    interval: float = 0.25,
-) -> Outcome:
-    """Run a Flower app on a private local simulation and wait for its end.
+class Simulation:
+    """A private simulation SuperLink, from the beginning of a ``with`` block to its end, and runs on it.
+
+    The block is entered as soon as the SuperLink is being started, so that something else can be done meanwhile.
 
     Parameters
     ----------
-    app_dir : Path
-        Directory of the app's ``pyproject.toml``.
-    run_config : Path
-        TOML file with the run-config.
-    resources : Resources
-        Size of the simulation.
-    log_file : Path
-        File to which everything the run logs is appended.
-    watch : Callable[[], None]
-        Called every `interval` seconds while the run lasts.
     code_dir : Path or None
         Folder with the user's own modules, which the run's processes import from.
-    interval : float
-        Seconds between two calls of `watch`.
-
-    Returns
-    -------
-    Outcome
-        What the SuperLink recorded about the run, not what the exit code of ``flwr run`` says.
-
-    Raises
-    ------
-    UserError
-        If a node asks for more than this machine has; nothing has been started then.
     """
-    # With RAY_ADDRESS the user points at a cluster of their own (`ray start` on several machines). It is left
-    # alone on purpose, and what fits is then not for this machine to say.
-    own_ray = not os.environ.get("RAY_ADDRESS")
-    if own_ray:
-        check_fits(resources)
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log, _superlink(log_file, code_dir) as link:
-        before = log_file.stat().st_size
-        if not link.wait_until_up():
-            return Outcome(False, f"Flower's SuperLink did not start: {complaint(log_file, before)}")
-        command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
-        command += ["--federation-config", _federation_config(resources, own_ray)]
-        with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
-            while client.poll() is None and link.keeper.poll() is None:
-                watch()
-                time.sleep(interval)
-        watch()
-        if link.keeper.poll() is not None:
-            return Outcome(False, f"Flower's SuperLink ended during the run: {complaint(log_file, before)}")
-        return outcome_of(link.recorded_run(), log_file, before)
+
+    def __init__(self, code_dir: Path | None = None) -> None:
+        self._code_dir = code_dir
+        self._started = contextlib.ExitStack()
+        self._has_run = False
+
+    def __enter__(self) -> Self:
+        self._link = self._started.enter_context(_superlink(self._code_dir))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._has_run:
+            self._link.keeper.kill()  # there is nothing to end in good order, which takes seconds; its group is killed
+        self._started.close()
+
+    def restart(self) -> None:
+        """End all that belongs to it and begin anew."""
+        self._started.close()
+        self.__enter__()
+
+    def run(
+        self,
+        app_dir: Path,
+        run_config: Path,
+        resources: Resources,
+        log_file: Path,
+        watch: Callable[[], None],
+        interval: float = 0.25,
+    ) -> Outcome:
+        """Run a Flower app and wait for its end; only once, as a SuperLink that has had a run knows several.
+
+        Parameters
+        ----------
+        app_dir : Path
+            Directory of the app's ``pyproject.toml``.
+        run_config : Path
+            TOML file with the run-config.
+        resources : Resources
+            Size of the simulation.
+        log_file : Path
+            File to which everything the run logs is appended.
+        watch : Callable[[], None]
+            Called every `interval` seconds while the run lasts.
+        interval : float
+            Seconds between two calls of `watch`.
+
+        Returns
+        -------
+        Outcome
+            What the SuperLink recorded about the run, not what the exit code of ``flwr run`` says.
+        """
+        link, self._has_run = self._link, True
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab") as log:
+            before = log_file.stat().st_size
+            if not link.wait_until_up():
+                log.write(link.log.read_bytes())
+                log.flush()
+                return Outcome(False, f"Flower's SuperLink did not start: {complaint(log_file, before)}")
+            command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
+            command += ["--federation-config", _federation_config(resources)]
+            with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
+                while client.poll() is None and link.keeper.poll() is None:
+                    watch()
+                    time.sleep(interval)
+            watch()
+            if link.keeper.poll() is not None:
+                log.write(link.log.read_bytes())
+                log.flush()
+                return Outcome(False, f"Flower's SuperLink ended during the run: {complaint(log_file, before)}")
+            return outcome_of(link.recorded_run(), log_file, before)
 
 
 @dataclass(frozen=True)
 class _SuperLink:
-    """A running private SuperLink: its port, its keeper and the environment of everything that belongs to it."""
+    """A private SuperLink: its port, its log, its keeper and the environment of everything that belongs to it."""
 
     port: int
+    log: Path
     keeper: _Process
     env: dict[str, str]
 
@@ -187,7 +211,7 @@ class _SuperLink:
 
 
 @contextlib.contextmanager
-def _superlink(log_file: Path, code_dir: Path | None) -> Iterator[_SuperLink]:
+def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
     # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
@@ -202,11 +226,12 @@ def _superlink(log_file: Path, code_dir: Path | None) -> Iterator[_SuperLink]:
         link = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
         link += ["--host", "127.0.0.1", "--port", str(port)]
         executor = [script("flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
-        with keeper([link, executor], Path(home) / "superlink.log", env, remove=home, report=log_file) as kept:
-            yield _SuperLink(port, kept, env)
+        log = Path(home) / "superlink.log"
+        with keeper([link, executor], log, env, remove=home) as kept:
+            yield _SuperLink(port, log, kept, env)
 
 
-def _federation_config(resources: Resources, own_ray: bool) -> str:
+def _federation_config(resources: Resources) -> str:
     # Flower takes whole CPUs only. A share of one becomes a whole one of a machine said to have that many more.
     share = math.ceil(resources.cpus_per_node)
     values: dict[str, float] = {
@@ -214,21 +239,23 @@ def _federation_config(resources: Resources, own_ray: bool) -> str:
         "client-resources-num-cpus": share,
         "client-resources-num-gpus": resources.gpus_per_node,
     }
-    if own_ray:
+    if not os.environ.get("RAY_ADDRESS"):
         # Flower fills all the CPUs of Ray with actors; more of them than nodes would only cost time and memory.
         at_once = min(resources.nodes, int(available_cpus() / resources.cpus_per_node + 1e-9))
         values["init-args-num-cpus"] = share * at_once
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def check_fits(resources: Resources) -> None:
-    """Find out whether this machine has what a node asks for.
+def check_fits(resources: Resources, gpus: int) -> None:
+    """Find out whether this machine, with so many GPUs, has what a node asks for.
 
     Raises
     ------
     UserError
         If not.
     """
+    # With RAY_ADDRESS the user points at a cluster of their own (`ray start` on several machines). It is left
+    # alone on purpose, and what fits is then not for this machine to say.
     if os.environ.get("RAY_ADDRESS"):
         return
     cpus = available_cpus()
@@ -238,7 +265,7 @@ def check_fits(resources: Resources) -> None:
             f"ask for more than 0 and at most {cpus}."
         )
     share = resources.gpus_per_node
-    if share > 0 and share > (gpus := available_gpus()):
+    if share > 0 and share > gpus:
         raise UserError(f"A node asks for {share:g} GPUs, but this machine has {gpus}: ask for at most {gpus}.")
     # Flower starts as many nodes as the sum of the GPUs allows, and would wait for ever for one that fits on none.
     if share > 0 and (share != int(share) if share > 1 else int(gpus / share) > gpu_places(gpus, share)):

@@ -18,11 +18,13 @@ FedAvg                    McMahan et al., "Communication-Efficient Learning of D
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sglr_flower import imports, splitavg, splitlr
 from sglr_flower.errors import UserError
-from sglr_flower.split.plan import CutGradient, ServerLr
+
+if TYPE_CHECKING:
+    from sglr_flower.split.plan import CutGradient, ServerLr
 
 
 @dataclass(frozen=True)

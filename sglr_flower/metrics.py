@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sglr_flower.split.rounds import Score
+if TYPE_CHECKING:
+    from sglr_flower.split.rounds import Score
 
 
 @dataclass(frozen=True)

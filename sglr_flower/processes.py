@@ -31,7 +31,6 @@ def keeper(
     env: Mapping[str, str],
     *,
     remove: str = "",
-    report: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run commands as one group that ends with the block, and with this process in whatever way that ends.
 
@@ -44,9 +43,7 @@ def keeper(
     env : mapping of str to str
         Their environment.
     remove : str
-        Folder to remove at the end, if any.
-    report : Path or None
-        File to which `output` is appended if one of them ends by itself.
+        Folder to remove at the end, if any; if a command ends by itself, it is there until the block ends.
 
     Yields
     ------
@@ -58,7 +55,7 @@ def keeper(
     keep = f"import sys; sys.path.insert(0, {root!r}); from sglr_flower.processes import keep; keep(*sys.argv[1:])"
     arguments = [json.dumps([list(command) for command in commands]), str(output.resolve()), remove]
     process = subprocess.Popen(
-        [sys.executable, "-c", keep, *arguments, str(report.resolve()) if report else ""],
+        [sys.executable, "-c", keep, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -77,14 +74,14 @@ def keeper(
         process.wait()
 
 
-def keep(commands: str, output: str, remove: str, report: str) -> None:
+def keep(commands: str, output: str, remove: str) -> None:
     """Run the commands in this process's group until stdin closes or one ends, then end the whole group.
 
     Parameters
     ----------
     commands : str
         JSON list of command lines.
-    output, remove, report : str
+    output, remove : str
         As in `keeper`, absolute or empty.
     """
     with Path(output).open("ab") as sink:
@@ -96,16 +93,12 @@ def keep(commands: str, output: str, remove: str, report: str) -> None:
     while all(child.poll() is None for child in children):
         if select.select([sys.stdin], [], [], 0.5)[0]:
             break
-    else:
-        if report:
-            with Path(report).open("ab") as log:
-                log.write(Path(output).read_bytes())
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(max(0.0, deadline - time.monotonic()))
-    if remove:
+    if remove and select.select([sys.stdin], [], [], 0)[0]:
         shutil.rmtree(remove, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from sglr_flower import checkpoint
-from sglr_flower.checkpoint import write_atomic
 from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.metrics import COLUMNS, History, RoundMetrics
 from sglr_flower.nodetable import NodeRow, from_csv, to_csv
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from sglr_flower.checkpoint import Checkpoint
 
 STATUS_INTERVAL = 0.2
 """Seconds between two writes of ``status.json`` within a round: often enough to watch, too rare to cost."""
@@ -166,6 +167,8 @@ class RunDirectory:
             if not config.resume and (self.path / "metrics.csv").exists():
                 raise UserError(f"run directory {self.path} (run-dir) holds another run: give a new one")
             self.status(state="starting", pid=os.getpid(), rounds=config.num_server_rounds)
+            import torch.utils.tensorboard  # noqa: F401 - half a second, now that Ray and the nodes start anyway
+
             yield
             self.status(state="finished")
         except BaseException as error:
@@ -282,8 +285,10 @@ class RunDirectory:
         content = {"classes": list(classes), "counts": [list(row) for row in counts]}
         write_atomic(self.path / "partition.json", (json.dumps(content) + "\n").encode())
 
-    def latest_checkpoint(self) -> checkpoint.Checkpoint | None:
+    def latest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint (see `checkpoint.latest`)."""
+        from sglr_flower import checkpoint  # torch, which `sglr run` does without
+
         return checkpoint.latest(self.checkpoints)
 
     def _append(self, row: RoundMetrics) -> None:

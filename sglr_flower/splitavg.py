@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def num_active(phi: float, num_clients: int) -> int:
@@ -20,6 +22,8 @@ def num_active(phi: float, num_clients: int) -> int:
 
 def draw_active(clients: Sequence[int], phi: float, generator: torch.Generator) -> tuple[int, ...]:
     """Draw C_a: ``num_active`` of the step's ``clients``, uniformly without replacement, in ascending order."""
+    import torch  # here and below: a run-config is read without it, by `sglr run`
+
     order = torch.randperm(len(clients), generator=generator).tolist()
     return tuple(sorted(clients[k] for k in order[: num_active(phi, len(clients))]))
 
@@ -75,6 +79,8 @@ def average(gradients: Mapping[int, Tensor], active: Sequence[int], over: str = 
     Tensor
         In the gradients' dtype and device.
     """
+    import torch
+
     sizes = [len(gradients[i]) for i in active]
     if over == "clients-and-samples":
         # sum_i delta_i * mean_p g_i[p] with delta_i = b_i / sum b: the plain mean over all samples.

@@ -12,7 +12,7 @@ from sglr_flower import assembly, bench, commands
 from sglr_flower.commands import Launch
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
-from sglr_flower.launch import Outcome
+from sglr_flower.launch import Outcome, Resources, Simulation
 from sglr_flower.rundir import RunDirectory
 
 LATE = Outcome(
@@ -25,7 +25,7 @@ def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
     """Let simulations end like this; how many were started."""
     started = 0
 
-    def simulate(*_: Any) -> Outcome:
+    def run(*_: Any) -> Outcome:
         nonlocal started
         outcome = outcomes[started]
         started += 1
@@ -33,8 +33,12 @@ def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
         (folder / "status.json").write_text(json.dumps(status))
         return outcome
 
-    monkeypatch.setattr(commands, "simulate", simulate)
-    commands._through_flower(RunConfig.parse({}), RunDirectory(folder), Launch(), None)  # type: ignore[arg-type]
+    simulation = Simulation()
+    monkeypatch.setattr(simulation, "run", run)
+    monkeypatch.setattr(simulation, "restart", lambda: None)
+    size = Resources(2, 1, 0)
+    checked = commands._Checked(RunConfig.parse({}), RunDirectory(folder), Launch(), size, simulation)
+    commands._through_flower(checked, None)  # type: ignore[arg-type]
     return started
 
 

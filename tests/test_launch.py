@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from sglr_flower import launch
 from sglr_flower.errors import UserError
-from sglr_flower.launch import Outcome, Resources, simulate
+from sglr_flower.launch import Outcome, Resources, Simulation, check_fits
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
@@ -62,12 +63,18 @@ def main(grid, context):
 CALL = """
 import sys
 from pathlib import Path
-from sglr_flower.launch import Resources, simulate
+from sglr_flower.launch import Resources, Simulation
 app, config, log = map(Path, sys.argv[1:])
-simulate(app, config, Resources(2, 0.5, 0), log, lambda: None)
+with Simulation() as simulation:
+    simulation.run(app, config, Resources(2, 0.5, 0), log, lambda: None)
 """
 
 SMALL = Resources(nodes=2, cpus_per_node=0.5, gpus_per_node=0)
+
+
+def simulate(app: Path, run_config: Path, log: Path, watch: Callable[[], None] = lambda: None) -> Outcome:
+    with Simulation() as simulation:
+        return simulation.run(app, run_config, SMALL, log, watch)
 
 
 @pytest.fixture
@@ -123,7 +130,7 @@ def test_two_at_once_end_as_recorded_and_leave_nothing(app: Path) -> None:
         homes.update(map(home, new))
 
     def run(then: str) -> Outcome:
-        return simulate(app, app.parent / f"{then}.toml", SMALL, app.parent / f"{then}.log", watch)
+        return simulate(app, app.parent / f"{then}.toml", app.parent / f"{then}.log", watch)
 
     with ThreadPoolExecutor() as pool:
         ended, raised = pool.map(run, ["end", "raise"])
@@ -176,7 +183,7 @@ def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> N
 def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
     (app.parent / "end.toml").write_text("unknown-key = 1\n")
 
-    outcome = simulate(app, app.parent / "end.toml", SMALL, app.parent / "refused.log", lambda: None)
+    outcome = simulate(app, app.parent / "end.toml", app.parent / "refused.log")
 
     assert not outcome.succeeded
     assert "Invalid run configuration" in outcome.reason
@@ -190,10 +197,30 @@ def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
         (Resources(2, 1, 99), "A node asks for 99 GPUs, but this machine has "),
     ],
 )
-def test_more_than_the_machine_has_is_refused_before_anything_starts(
-    app: Path, resources: Resources, sentence: str
-) -> None:
-    log = app.parent / "never.log"
+def test_more_than_the_machine_has_is_refused(resources: Resources, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        simulate(app, app.parent / "end.toml", resources, log, lambda: None)
-    assert not log.exists()
+        check_fits(resources, 0)
+
+
+@linux
+def test_a_superlink_that_ends_says_why_in_the_runs_log(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "free_port", lambda: 1_000_000)
+
+    outcome = simulate(app, app.parent / "end.toml", app.parent / "ended.log")
+
+    assert not outcome.succeeded
+    assert outcome.reason.startswith("Flower's SuperLink did not start: ")
+    assert (app.parent / "ended.log").read_text().strip()
+
+
+@linux
+def test_a_simulation_that_was_not_used_is_gone_at_once() -> None:
+    with Simulation():
+        (group,) = keepers(os.getpid())
+        folder = home(group)
+        while len(left_of({group}, 0)) < 3:  # the keeper, SuperLink and SuperExec
+            time.sleep(0.02)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+    assert not left_of({group}, 1)
+    assert not folder.exists()

@@ -6,6 +6,7 @@ Images stay uint8, a quarter of the memory of float32, until `to_input` makes a 
 """
 
 import http.client
+import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sglr_flower.data import folder, idx, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, Source, data_folder, download
-from sglr_flower.data.draw import balanced_order, generator
+from sglr_flower.data.draw import balanced_order, generator, held_out
 from sglr_flower.data.images import resize
 from sglr_flower.errors import UserError
 
@@ -325,18 +326,27 @@ def _load_folder(root: Path, seed: int, size: int) -> Splits:
 @lru_cache(maxsize=2)
 def _load_digits(seed: int, size: int) -> Splits:
     """Load scikit-learn's digits, 8x8 images of levels 0..16."""
-    # Imported here because scikit-learn takes nearly 2 s, which the other data sets need not wait for.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    rows = np.loadtxt(_digits_file(), delimiter=",")  # an image's 64 levels and its label
+    pixels = torch.from_numpy(rows[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round_().to(torch.uint8)
+    labels = rows[:, -1].astype(np.int64)
+    everything = _resized((pixels, torch.from_numpy(labels)), size)
+    train, test = (everything.take(torch.from_numpy(part)) for part in held_out(labels, _DIGITS_TEST_SIZE))
+    return _held_out(train, test, _DIGITS_CLASSES, seed)
 
-    levels, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(levels.reshape(-1, 1, 8, 8) * (255 / 16)).round_().to(torch.uint8)
-    everything = _resized((pixels, torch.from_numpy(labels.astype(np.int64))), size)
-    # A constant seed: scores of two runs can be compared only on the same test set.
-    train, test = train_test_split(
-        torch.arange(len(everything)), test_size=_DIGITS_TEST_SIZE, stratify=labels, random_state=0
-    )
-    return _held_out(everything.take(train), everything.take(test), _DIGITS_CLASSES, seed)
+
+def _digits_file() -> Path:
+    """The file that scikit-learn's ``load_digits`` reads; found without importing it, which would take over a second.
+
+    Raises
+    ------
+    UserError
+        If scikit-learn is not installed, or a version of it that has the file elsewhere.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
+            return file
+    raise UserError("Data set digits is not there: it comes with scikit-learn, so install that again.")
 
 
 def _held_out(train: ImageSet, test: ImageSet, classes: tuple[str, ...], seed: int) -> Splits:

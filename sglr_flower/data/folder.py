@@ -4,6 +4,7 @@ Its folders are those of torchvision's ImageFolder: a class for each folder, in 
 images of any size and of any format that PIL reads, in folders of their own too.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower.data.download import Part
+from sglr_flower.data.draw import held_out
 from sglr_flower.data.images import read_image
 from sglr_flower.errors import UserError
 
@@ -154,10 +156,5 @@ def _read_files(files: list[tuple[str, int]], size: int) -> Part:
 
 def _divided(images: Tensor, labels: Tensor) -> tuple[Part, Part]:
     """Hold a stratified fifth out as test images."""
-    from sklearn.model_selection import train_test_split  # nearly 2 s
-
-    # A constant seed: scores of two runs can be compared only on the same test set.
-    train, test = train_test_split(
-        torch.arange(len(labels)), test_size=1 / _TEST_SHARE, stratify=labels.numpy(), random_state=0
-    )
+    train, test = map(torch.from_numpy, held_out(labels.numpy(), math.ceil(len(labels) / _TEST_SHARE)))
     return (images[train], labels[train]), (images[test], labels[test])

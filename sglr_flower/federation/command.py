@@ -16,7 +16,11 @@ from sglr_flower.federation.folder import Federation
 PORT = 9092
 STREAM_PORT = 9093
 
-app = typer.Typer(no_args_is_help=True, help="Real devices: make a federation, start its SuperLink and its nodes.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Real devices: make a federation, start its SuperLink and its nodes.",
+)
 
 _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The federation's folder on the server.")]
 

@@ -12,9 +12,9 @@ import click
 import typer
 from rich.console import Console
 
-from sglr_flower.checkpoint import write_atomic
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.paper import sweep, workers
 from sglr_flower.paper.cells import Cell, select
 from sglr_flower.paper.computation import client_petaflops

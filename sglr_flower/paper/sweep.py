@@ -23,8 +23,8 @@ from typing import Protocol
 
 import tomli_w
 
-from sglr_flower.checkpoint import write_atomic
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.paper.cells import Cell
 from sglr_flower.paper.leash import GRACE_SECONDS
 from sglr_flower.paper.workers import Workers

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sglr_flower.checkpoint import write_atomic
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.report.groups import Report, build
 from sglr_flower.report.page import to_html
 from sglr_flower.report.tables import to_markdown

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglr_flower.data.draw import balanced_order, generator
+from sglr_flower.data.draw import balanced_order, generator, held_out
 
 class_lists = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda values: np.array(values, np.int64))
 
@@ -41,3 +41,17 @@ def test_every_beginning_of_a_balanced_order_is_as_balanced_as_the_labels_allow(
         counts = np.bincount(labels[order[:length]], minlength=len(available))
         # A class may be behind the fullest one by more than one sample only when it has no more.
         assert all((counts >= counts.max() - 1) | (counts == available))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_held_out_is_the_test_set_that_scikit_learn_draws(seed):
+    from sklearn.model_selection import train_test_split
+
+    draw = np.random.default_rng(seed)
+    labels = draw.permutation(np.repeat(np.arange(6), draw.integers(5, 40, 6)))
+    size = int(draw.integers(6, len(labels) // 2))
+    train, test = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=0)
+    found = held_out(labels, size)
+
+    assert np.array_equal(found[0], train)
+    assert np.array_equal(found[1], test)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
 from filelock import FileLock
@@ -159,7 +160,9 @@ def test_killed_and_stopped_inside_rounds_through_flower_it_ends_with_the_same_b
     whole, _ = through_flower
     cwd, broken = whole.parent, whole.parent / "broken"
     process = sglr("run", quick(cwd, evaluate="client"), "--run-dir", "broken", cwd=cwd)
-    os.kill(await_step(broken, 2)["pid"], signal.SIGKILL)
+    trainer = await_step(broken, 2)["pid"]
+    assert psutil.Process(process.pid).memory_full_info().pss < 150e6  # torch is in the others only
+    os.kill(trainer, signal.SIGKILL)
     code, out, err = finished(process, within=40)  # Flower alone would take a minute to notice, and exit 0
     assert code == 1, out + err
     assert "its training process was killed" in err

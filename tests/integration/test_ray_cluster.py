@@ -77,21 +77,19 @@ def test_uses_the_gpus_of_both_and_says_once_that_torch_cannot(run_dir: Path) ->
     [(0, 2, 0.0), (1, 2, 0.5), (2, 2, 1.0), (8, 2, 1.0), (1, 3, 0.3333), (2, 8, 0.25), (2, 3, 0.5), (4, 5, 0.5)],
 )
 def test_a_nodes_share_of_the_gpus(gpus: int, nodes: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "available_gpus", lambda: gpus)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert commands.Launch(nodes=nodes).resources.gpus_per_node == share
+    assert commands.Launch(nodes=nodes).resources(gpus).gpus_per_node == share
     assert not share or machine.gpu_places(gpus, share) >= nodes or share == 1
 
 
 def test_a_share_that_leaves_a_rest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs hold two nodes of 0.6 each, and Flower would start three."""
-    monkeypatch.setattr(launch, "available_gpus", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for share in (0.6, 0.6666, 1.5):
         with pytest.raises(UserError, match=rf"asks for {share:g} GPUs, which does not go into 2 GPU\(s\)"):
-            launch.check_fits(launch.Resources(2, 1, share))
+            launch.check_fits(launch.Resources(2, 1, share), 2)
     for share in (0.5, 0.25, 1 / 3, 1, 2):
-        launch.check_fits(launch.Resources(2, 1, share))
+        launch.check_fits(launch.Resources(2, 1, share), 2)
 
 
 def test_nodes_on_several_machines_take_no_streams_to_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
