@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,8 +79,8 @@ class Cohort:
         Keep no activations between a step's forward and its backward, which makes the forward again.
     stacked : bool
         Compute all clients with batches of the same size at once, by `torch.func.vmap`. Where the segment does not
-        allow it (dropout, say: each client's comes from its own seed), with ``recompute``, which is one client at a
-        time by its nature, and in local training the clients are computed one after the other all the same.
+        allow it (dropout, say: each client's comes from its own seed), and with ``recompute``, which is one client at
+        a time by its nature, the clients are computed one after the other all the same.
     """
 
     def __init__(
@@ -239,17 +239,26 @@ class Cohort:
     def _forward_together(
         self, stack: Stack, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """`forward`, all clients with batches of the same size at once: their smashed data and labels."""
-        batches = {client: self._taken(plan, client, step) for client in present}
+        """`forward`, all clients at once: their smashed data and labels."""
         outputs: dict[int, Tensor] = {}
-        for size in sorted({len(batch) for batch in batches.values()}):
-            clients = [client for client, batch in batches.items() if len(batch) == size]
-            images = torch.cat([batches[client].images for client in clients]).to(self.device)
-            inputs = to_input(images, self.dtype).unflatten(0, (len(clients), size))
-            done = stack.forward(clients, inputs, keep_buffers=again)
+        labels: dict[int, Tensor] = {}
+        for done, targets in self._groups(stack, plan, step, again=again):
             self._stacked_passes.append(done)
-            outputs.update(zip(clients, done.output.detach(), strict=True))
-        return [outputs[client] for client in present], [batch.labels for batch in batches.values()]
+            outputs.update(zip(done.clients, done.output.detach(), strict=True))
+            labels.update(zip(done.clients, targets, strict=True))
+        return [outputs[client] for client in present], [labels[client] for client in present]
+
+    def _groups(
+        self, stack: Stack, plan: RoundPlan, step: int, *, again: bool = False
+    ) -> Iterator[tuple[StackedPass, Tensor]]:
+        """The forward of a step for each size of batches, and its labels int64 (k, b)."""
+        batches = {client: self._taken(plan, client, step) for client, own in self._batches.items() if step < len(own)}
+        for size in sorted({len(batch) for batch in batches.values()}):
+            group = {client: batch for client, batch in batches.items() if len(batch) == size}
+            images = torch.cat([batch.images for batch in group.values()]).to(self.device)
+            inputs = to_input(images, self.dtype).unflatten(0, (len(group), size))
+            labels = torch.stack([batch.labels for batch in group.values()])
+            yield stack.forward(tuple(group), inputs, keep_buffers=again), labels
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
         """One step of local training, where the client segment is the whole network; no exchange.
@@ -259,6 +268,8 @@ class Cohort:
         float, int
             The loss summed over the samples of all clients here, and their number; 0 when all batches are used up.
         """
+        if self._stack is not None:
+            return self._local_step_together(self._stack, plan, step)
         total, samples = 0.0, 0
         for client, batches in self._batches.items():
             if step >= len(batches):
@@ -270,6 +281,18 @@ class Cohort:
             optimizer.step()
             optimizer.zero_grad()
             total, samples = total + loss.item() * len(labels), samples + len(labels)
+        return total, samples
+
+    def _local_step_together(self, stack: Stack, plan: RoundPlan, step: int) -> tuple[float, int]:
+        """`local_step`, all clients at once."""
+        total, samples = 0.0, 0
+        for done, labels in self._groups(stack, plan, step):
+            output = done.output.detach().requires_grad_()
+            loss = mean_loss(plan.loss, output.flatten(0, 1), labels.flatten().to(self.device))
+            (loss * len(done.clients)).backward()  # each client's is the mean over its own batch, and these are equal
+            assert output.grad is not None
+            stack.backward(done, output.grad)
+            total, samples = total + loss.item() * labels.numel(), samples + labels.numel()
         return total, samples
 
     def _forward(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from integration.runs import final_weights, largest_difference
+from reference import plain_loop
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sglr_flower import assembly
+from sglr_flower import assembly, inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.split import optimizers, rounds, stacked
@@ -127,6 +130,41 @@ def test_batches_of_a_size_are_computed_together(optimizer: str, together: list[
 
     assert together[:5] == [1, 3, 1, 1, 2]  # batches of 2, 4; then of 2, 3, 4
     assert_same(stack, loop)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy"])
+def test_local_training_together_is_that_of_a_loop(loss: str, together: list[int]) -> None:
+    plan = replace(PLAN, loss=loss, server_update="none", local_epochs=2)
+    ends = []
+    for form in (False, True):
+        trained = cohort(RAGGED, build=model().whole, stacked=form)
+        ends.append((rounds.train_locally(trained, plan), weights(trained)))
+    (loop, theirs), (stack, ours) = ends
+
+    assert together[:5] == [1, 3, 1, 1, 2]
+    assert_same(ours, theirs)
+    assert (stack.steps, stack.samples) == (loop.steps, loop.samples) == (6, 46)
+    assert stack.loss == pytest.approx(loop.loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["sglr", "sfl-v1", "fedavg"])
+def test_a_run_with_stacked_cohorts_has_the_weights_of_a_plain_loop(method: str, tmp_path: Path) -> None:
+    config = RunConfig.parse(
+        {
+            "method": method,
+            "cohort": "stacked",
+            "num-clients": 5,
+            "samples-per-client": 20,  # two batches of 8 and one of 4
+            "fraction-train": 0.6,
+            "num-server-rounds": 3,
+            "evaluate-samples": 10,
+            "dtype": "float64",
+            "run-dir": str(tmp_path / "run"),
+        }
+    )
+    inprocess.run(config, num_nodes=2)
+
+    assert largest_difference(final_weights(tmp_path / "run"), plain_loop(config)) < 1e-9
 
 
 def test_states_are_saved_and_loaded_as_without_a_stack() -> None:
