@@ -91,7 +91,9 @@ def measure(form: str, config: RunConfig, place: torch.device) -> tuple[float, f
         loop.round(1)
         steps = loop.step_seconds
     else:
-        steps = step_seconds(*sides(config, data, place, stacked=form == "stacked"), assembly.plan(config, 1))
+        cohort, server = sides(config, data, place, stacked=form == "stacked")
+        steps = step_seconds(cohort, server, assembly.plan(config, 1))
+        assert cohort.stacked == (form == "stacked")  # else it would be a loop's time by a wrong name
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     return statistics.median(steps[WARM_UP:-1]), peak  # the last one has no further forward
 

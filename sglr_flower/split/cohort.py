@@ -120,6 +120,11 @@ class Cohort:
         """Client -> its segment, of all clients."""
         return {client: self._member(client).segment for client in self.clients}
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the clients of the round laid out by `begin` are computed all at once."""
+        return self._stack is not None
+
     def _member(self, client: int) -> _Member:
         if client not in self._members:
             segment = self._build(client).to(self.device)
@@ -244,7 +249,8 @@ class Cohort:
         labels: dict[int, Tensor] = {}
         for done, targets in self._groups(stack, plan, step, again=again):
             self._stacked_passes.append(done)
-            outputs.update(zip(done.clients, done.output.detach(), strict=True))
+            # vmap leaves them interleaved, and of such parts torch joins one after the other.
+            outputs.update(zip(done.clients, done.output.detach().contiguous(), strict=True))
             labels.update(zip(done.clients, targets, strict=True))
         return [outputs[client] for client in present], [labels[client] for client in present]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 
 from sglr_flower.split import optimizers
 from sglr_flower.split.optimizers import Optimizer, Slots
@@ -40,7 +40,7 @@ class StackedPass:
 
     clients: tuple[int, ...]
     output: Tensor
-    rows: slice | Tensor
+    rows: _Rows
     weights: list[Tensor]
 
 
@@ -57,7 +57,7 @@ class Stack:
     optimizer : str
         ``adam`` or ``sgd``, which theirs are.
     lr : float
-        The learning rate.
+        The learning rate; an attribute, as an optimizer's.
     """
 
     def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: str, lr: float) -> None:
@@ -158,9 +158,10 @@ def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
         A batch, (b, channels, h, w).
     """
     segments = (first, second)
-    weights, buffers = stack_module_state([*segments])
-    before = {name: stacked.clone() for name, stacked in buffers.items()}
     with torch.no_grad():
+        weights = _stacked([dict(segment.named_parameters()) for segment in segments])
+        before = _stacked([dict(segment.named_buffers()) for segment in segments])
+        buffers = {name: stacked.clone() for name, stacked in before.items()}
         after = [{name: buffer.clone() for name, buffer in segment.named_buffers()} for segment in segments]
         alone = [functional_call(segment, moved, (images,)) for segment, moved in zip(segments, after, strict=True)]
         try:
@@ -169,9 +170,8 @@ def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
             return str(error).strip().partition("\n")[0]
         if _differ(together, torch.stack(alone)):
             return "its output is another one than each client's alone"
-        for name, start in before.items():
-            expected = torch.stack([moved[name] for moved in after])
-            if _differ(buffers[name], expected, start):
+        for name, expected in _stacked(after).items():
+            if _differ(buffers[name], expected, before[name]):
                 return f"its buffer {name} moves otherwise than each client's alone"
     return ""
 
@@ -187,10 +187,14 @@ def _together(
     return output
 
 
+def _stacked(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
 @torch.no_grad()
 def _gathered(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack tensors by name, and make each of them a row of the stack."""
-    stacks = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    stacks = _stacked(states)
     for row, state in enumerate(states):
         for name, tensor in state.items():
             tensor.data = stacks[name][row]

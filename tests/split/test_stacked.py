@@ -217,6 +217,26 @@ def test_a_forward_for_its_graph_only_moves_no_statistics() -> None:
     assert_close(weights(interrupted), weights(straight), rtol=0, atol=0)
 
 
+def test_a_new_cohort_for_every_step_goes_on_from_the_states() -> None:
+    """As over Flower's messages, where any process may get a node's next one."""
+    plan = replace(PLAN, clients=(0, 1, 3), local_epochs=2)
+    loop = train(cohort(RAGGED), server(), [plan])
+
+    trained, upper = cohort(RAGGED, stacked=True), server()
+    upload = TrainSession(trained, plan).start()
+    while upload is not None:
+        downloads, _ = upper.step(plan, {0: upload})
+        kept = {
+            i: {name: tensor.detach().clone() for name, tensor in own.items()} for i, own in trained.states().items()
+        }
+        trained = cohort(RAGGED, stacked=True, states=kept)
+        session = TrainSession(trained, plan)
+        session.restore(upload.step)
+        upload = session.advance(downloads[0])
+
+    assert_same(weights(trained), loop)
+
+
 def test_of_a_stack_no_more_is_kept_than_who_is_in_it() -> None:
     trained = cohort(EQUAL, stacked=True)
     for k, clients in enumerate([(0, 1, 2, 3), (0, 1), (2, 3)], start=1):
