@@ -137,13 +137,15 @@ def table(cells: list[dict[str, Any]], device: str) -> Table:
     found = Table("clients", title=f"A step in one process on {device}")
     for heading in (*(f"{form} (ms)" for form in FORMS), *(f"stacked / {form}" for form in FORMS[:-1])):
         found.add_column(heading, justify="right")
-    found.add_column(f"peak: {', '.join(FORMS)} (GiB)", justify="right")
+    peaks = any(peak["median"] for cell in cells for peak in cell["peak_bytes"].values())  # a CPU's are not counted
+    if peaks:
+        found.add_column(f"peak: {', '.join(FORMS)} (GiB)", justify="right")
     for cell in cells:
         found.add_row(
             f"{cell['clients']:,}",
             *(machine.milliseconds(cell["seconds"][form]) for form in FORMS),
             *(machine.ratio(cell["ratio"][form]) for form in FORMS[:-1]),
-            ", ".join(f"{cell['peak_bytes'][form]['median'] / GIB:.2f}" for form in FORMS),
+            *([", ".join(f"{cell['peak_bytes'][form]['median'] / GIB:.2f}" for form in FORMS)] if peaks else []),
         )
     return found
 
