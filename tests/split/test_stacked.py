@@ -202,8 +202,9 @@ def test_a_shared_segment_is_loaded_and_averaged(form: str) -> None:
     assert_same(train(trained, server(), [replace(PLAN, server_round=2)]), end)
 
 
-def test_a_forward_for_its_graph_only_moves_no_statistics() -> None:
-    straight, interrupted = cohort(RAGGED, stacked=True), cohort(RAGGED, stacked=True)
+@pytest.mark.parametrize("sizes", [EQUAL, RAGGED])
+def test_a_forward_for_its_graph_only_moves_no_statistics(sizes: dict[int, int]) -> None:
+    straight, interrupted = cohort(sizes, stacked=True), cohort(sizes, stacked=True)
     session, upper = TrainSession(straight, PLAN), server()
     upload = session.start()
     downloads, _ = upper.step(PLAN, {0: upload})
