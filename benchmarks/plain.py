@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig, read_toml
-from sglr_flower.data.datasets import to_input
+from sglr_flower.data.datasets import Share, to_input
 from sglr_flower.seeds import generator
 from sglr_flower.splitavg import draw_active
 
@@ -33,6 +33,8 @@ class PlainLoop:
         Of the run to be compared with.
     device : torch.device | None
         Where everything lies and computes; default: the CPU.
+    data : Mapping[int, Share] | None
+        Client -> its images; default: the run's.
 
     Attributes
     ----------
@@ -42,15 +44,17 @@ class PlainLoop:
         Wall time of every step so far.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device | None = None, data: Mapping[int, Share] | None = None
+    ) -> None:
         assert (config.method, config.optimizer, config.loss) == ("sglr", "adam", "cross-entropy")
         self._config, self._device = config, device or torch.device("cpu")
         model = assembly.model(config)
-        shares = assembly.client_data(config, range(config.num_clients))
-        data = {i: own.take(torch.arange(len(own))) for i, own in shares.items()}
-        self._images = {i: to_input(own.images.to(self._device), assembly.dtype(config)) for i, own in data.items()}
-        self._labels = {i: own.labels.to(self._device) for i, own in data.items()}
-        self.clients = {i: model.client_segment(i).to(self._device) for i in data}
+        shares = data or assembly.client_data(config, range(config.num_clients))
+        images = {i: own.take(torch.arange(len(own))) for i, own in shares.items()}
+        self._images = {i: to_input(own.images.to(self._device), assembly.dtype(config)) for i, own in images.items()}
+        self._labels = {i: own.labels.to(self._device) for i, own in images.items()}
+        self.clients = {i: model.client_segment(i).to(self._device) for i in shares}
         self.server = model.server_segment().to(self._device)
         self._client_optimizers = {
             i: torch.optim.Adam(c.parameters(), config.client_lr) for i, c in self.clients.items()

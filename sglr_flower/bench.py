@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from sglr_flower.errors import UserError
+from sglr_flower.machine import available_gpus
 
-NAMES = ("step", "exchange", "scale")
+NAMES = ("step", "exchange", "scale", "gpu")
 """Modules of ``benchmarks`` that measure ratios, in the order in which all are run."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +31,9 @@ def bench_command(
         raise UserError(f"sglr bench needs a checkout of the project: there is no {CHECKOUT / 'benchmarks'}")
     folder = (out or CHECKOUT / "benchmarks" / "results").expanduser().absolute()
     for chosen in (name,) if name else NAMES:
+        if chosen == "gpu" and not name and not available_gpus():
+            typer.echo("benchmark gpu is passed over: torch sees no GPU on this machine")
+            continue
         command = [sys.executable, "-m", f"benchmarks.{chosen}", "--out", str(folder / f"{chosen}.json")]
         done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=CHECKOUT, check=False)
         if done.returncode:

@@ -1,13 +1,15 @@
 """The cohort: all clients of one node, computed together.
 
-Callers see `Cohort.forward` and `Cohort.backward` for all clients at once and never a single client's loop, so the loop
-in here can become ``torch.func.vmap`` over stacked segments without a change outside.
+Callers see `Cohort.forward` and `Cohort.backward` for all clients at once and never a single client's. In here that is
+a loop over the clients, or where it is asked for and the segment allows it, all of them at once (`stacked`): the same
+numbers, on the same weights in memory.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +24,10 @@ from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.stacked import Stack, StackedPass, refusal
+
+# Below Flower's logger, so that what a node says goes where Flower's log goes.
+log = logging.getLogger("flwr.sglr")
 
 
 class _Member(NamedTuple):
@@ -39,14 +45,11 @@ class _Pass:
     ----------
     client : int
         Whose.
-    size : int
-        Samples of its batch.
     output : Callable[[], Tensor]
-        Gives the smashed data with their graph, (size, *cut shape).
+        Gives the smashed data with their graph, (b, *cut shape).
     """
 
     client: int
-    size: int
     output: Callable[[], Tensor]
 
 
@@ -74,6 +77,10 @@ class Cohort:
         Client -> the state that it goes on from (`Cohort.state`); the others start from their initial segments.
     recompute : bool
         Keep no activations between a step's forward and its backward, which makes the forward again.
+    stacked : bool
+        Compute all clients with batches of the same size at once, by `torch.func.vmap`. Where the segment does not
+        allow it (dropout, say: each client's comes from its own seed), and with ``recompute``, which is one client at
+        a time by its nature, the clients are computed one after the other all the same.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class Cohort:
         memory_format: torch.memory_format = torch.contiguous_format,
         states: Mapping[int, Mapping[str, Tensor]] | None = None,
         recompute: bool = False,
+        stacked: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.dtype, self.memory_format = dtype, memory_format
@@ -96,6 +104,11 @@ class Cohort:
         self._members: dict[int, _Member] = {}
         self._batches: dict[int, tuple[Tensor, ...]] = {}
         self._passes: list[_Pass] = []
+        self._sizes: dict[int, int] = {}  # of the batches of the last forward, in the order of its upload
+        self._stackable = stacked and not recompute
+        self._refusal: str | None = None  # None: not tried yet
+        self._stack: Stack | None = None
+        self._stacked_passes: list[StackedPass] = []
 
     @property
     def clients(self) -> tuple[int, ...]:
@@ -110,6 +123,11 @@ class Cohort:
             client: self._member(client).segment if client in touched else self._build(client).to(self.device)
             for client in self.clients
         }
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the clients of the round laid out by `begin` are computed all at once."""
+        return self._stack is not None
 
     def _member(self, client: int) -> _Member:
         if client not in self._members:
@@ -130,6 +148,8 @@ class Cohort:
             segment, optimizer = self._member(client)
             segment.train()
             optimizer.lr = plan.client_lr
+        if self._stackable:
+            self._arrange(plan)
 
     def forward(self, plan: RoundPlan, step: int, *, again: bool = False) -> Upload:
         """Forward every client's batch of this step up to the cut.
@@ -144,46 +164,111 @@ class Cohort:
             The same forward once more, for its graph only (an exchange that keeps no graph between messages).
         """
         present = tuple(client for client, batches in self._batches.items() if step < len(batches))
-        self._passes, outputs, labels = [], [], []
+        self._passes, self._stacked_passes = [], []
+        if self._stack is None:
+            outputs, labels = self._forward_each(plan, present, step, again=again)
+        else:
+            outputs, labels = self._forward_together(self._stack, plan, present, step, again=again)
+        self._sizes = {client: len(output) for client, output in zip(present, outputs, strict=True)}
+        return Upload(
+            server_round=plan.server_round,
+            step=step,
+            split="train",
+            clients=present,
+            sizes=tuple(self._sizes.values()),
+            smashed=torch.cat(outputs),
+            labels=torch.cat(labels),
+            last=all(step + 1 >= len(batches) for batches in self._batches.values()),
+        )
+
+    def _forward_each(
+        self, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`forward`, one client after the other: their smashed data and labels."""
+        outputs, labels = [], []
         for client in present:
             # What this forward reads and moves; `again` it may move copies only.
             buffers = _copies(dict(self._members[client].segment.named_buffers())) if self._recompute or again else {}
             with torch.set_grad_enabled(not self._recompute):
                 output, targets = self._forward(plan, client, step, _copies(buffers) if again else None)
             once_more = functools.partial(self._recomputed, plan, client, step, buffers)
-            self._passes.append(_Pass(client, len(output), once_more if self._recompute else _value(output)))
+            self._passes.append(_Pass(client, once_more if self._recompute else _value(output)))
             outputs.append(output.detach())
             labels.append(targets)
-        return Upload(
-            server_round=plan.server_round,
-            step=step,
-            split="train",
-            clients=present,
-            sizes=tuple(len(output) for output in outputs),
-            smashed=torch.cat(outputs),
-            labels=torch.cat(labels),
-            last=all(step + 1 >= len(batches) for batches in self._batches.values()),
-        )
+        return outputs, labels
 
     def backward(self, download: Download) -> None:
         """Finish the backward pass of the last `forward` with the gradients received, and step at eta_c."""
+        gradients = self._received(download)
+        for one in self._passes:
+            optimizer = self._members[one.client].optimizer
+            one.output().backward(gradients[one.client])
+            optimizer.step()
+            optimizer.zero_grad()  # now, not before the next step: a thousand clients' gradients are many
+        for group in self._stacked_passes:
+            assert self._stack is not None
+            self._stack.backward(group, torch.stack([gradients[client] for client in group.clients]))
+        self._passes, self._stacked_passes = [], []
+
+    def _received(self, download: Download) -> dict[int, Tensor]:
+        """Client -> its cut gradient (b, *cut shape) in the answer to the last `forward`."""
         active = frozenset(download.active)
-        sizes = [one.size for one in self._passes if one.client not in active]
+        sizes = [size for client, size in self._sizes.items() if client not in active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))
         average = None
         if download.average is not None:
             average = laid_out(download.average.to(self.device), self.memory_format)
-        for one in self._passes:
-            if one.client in active:
+        gradients = {}
+        for client, size in self._sizes.items():
+            if client in active:
                 assert average is not None
-                gradient = splitavg.received(average, one.size)
+                gradients[client] = splitavg.received(average, size)
             else:
-                gradient = next(own)
-            optimizer = self._members[one.client].optimizer
-            one.output().backward(gradient)
-            optimizer.step()
-            optimizer.zero_grad()  # now, not before the next step: a thousand clients' gradients are many
-        self._passes = []
+                gradients[client] = next(own)
+        return gradients
+
+    def _arrange(self, plan: RoundPlan) -> None:
+        """Stack the segments of those that take part, if they are several; whether they can be is tried once."""
+        members = {client: self._members[client] for client in self._batches}
+        if self._stack is not None and self._stack.clients == tuple(members):
+            self._stack.lr = plan.client_lr
+            return
+        if self._refusal is None and len(members) > 1:
+            client, other = tuple(members)[:2]
+            images, _ = self._batch(plan, client, 0)
+            self._refusal = refusal(members[client].segment, members[other].segment, images)
+            if self._refusal:
+                log.info("clients are computed one after the other, not stacked: %s", self._refusal)
+        before, self._stack = self._stack, None
+        if self._refusal == "" and len(members) > 1:
+            self._stack = Stack(members, self._optimizer, plan.client_lr)
+        if before is not None:  # else a client that is in no round for long would keep all of its last stack
+            before.release([client for client in before.clients if self._stack is None or client not in members])
+
+    def _forward_together(
+        self, stack: Stack, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`forward`, all clients at once: their smashed data and labels."""
+        outputs: dict[int, Tensor] = {}
+        labels: dict[int, Tensor] = {}
+        for done, targets in self._groups(stack, plan, step, again=again):
+            self._stacked_passes.append(done)
+            # vmap leaves them interleaved, and of such parts torch joins one after the other.
+            outputs.update(zip(done.clients, done.output.detach().contiguous(), strict=True))
+            labels.update(zip(done.clients, targets, strict=True))
+        return [outputs[client] for client in present], [labels[client] for client in present]
+
+    def _groups(
+        self, stack: Stack, plan: RoundPlan, step: int, *, again: bool = False
+    ) -> Iterator[tuple[StackedPass, Tensor]]:
+        """The forward of a step for each size of batches, and its labels int64 (k, b)."""
+        batches = {client: self._taken(plan, client, step) for client, own in self._batches.items() if step < len(own)}
+        for size in sorted({len(batch) for batch in batches.values()}):
+            group = {client: batch for client, batch in batches.items() if len(batch) == size}
+            images = torch.cat([batch.images for batch in group.values()]).to(self.device)
+            inputs = to_input(images, self.dtype).unflatten(0, (len(group), size))
+            labels = torch.stack([batch.labels for batch in group.values()])
+            yield stack.forward(tuple(group), inputs, keep_buffers=again), labels
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
         """One step of local training, where the client segment is the whole network; no exchange.
@@ -193,6 +278,8 @@ class Cohort:
         float, int
             The loss summed over the samples of all clients here, and their number; 0 when all batches are used up.
         """
+        if self._stack is not None:
+            return self._local_step_together(self._stack, plan, step)
         total, samples = 0.0, 0
         for client, batches in self._batches.items():
             if step >= len(batches):
@@ -204,6 +291,18 @@ class Cohort:
             optimizer.step()
             optimizer.zero_grad()
             total, samples = total + loss.item() * len(labels), samples + len(labels)
+        return total, samples
+
+    def _local_step_together(self, stack: Stack, plan: RoundPlan, step: int) -> tuple[float, int]:
+        """`local_step`, all clients at once."""
+        total, samples = 0.0, 0
+        for done, labels in self._groups(stack, plan, step):
+            output = done.output.detach().requires_grad_()
+            loss = mean_loss(plan.loss, output.flatten(0, 1), labels.flatten().to(self.device))
+            (loss * len(done.clients)).backward()  # each client's is the mean over its own batch, and these are equal
+            assert output.grad is not None
+            stack.backward(done, output.grad)
+            total, samples = total + loss.item() * labels.numel(), samples + labels.numel()
         return total, samples
 
     def _forward(
@@ -225,12 +324,17 @@ class Cohort:
 
     def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
         """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
-        batch = self.data[client].take(self._batches[client][step])
-        images = batch.images
-        if plan.augment is not None:
-            images = plan.augment(images, generator(plan.seed, "augment", client, plan.server_round, step))
+        batch = self._taken(plan, client, step)
         seed_torch(self.device, plan.seed, "client", client, plan.server_round, step)
-        return laid_out(to_input(images.to(self.device), self.dtype), self.memory_format), batch.labels
+        return laid_out(to_input(batch.images.to(self.device), self.dtype), self.memory_format), batch.labels
+
+    def _taken(self, plan: RoundPlan, client: int, step: int) -> ImageSet:
+        """A client's images of a step, augmented, and labels, on the CPU."""
+        batch = self.data[client].take(self._batches[client][step])
+        if plan.augment is None:
+            return batch
+        draw = generator(plan.seed, "augment", client, plan.server_round, step)
+        return ImageSet(plan.augment(batch.images, draw), batch.labels)
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""

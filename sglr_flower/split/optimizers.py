@@ -22,8 +22,8 @@ class Optimizer(ABC):
 
     Parameters
     ----------
-    parameters : Iterable[nn.Parameter]
-        What it updates; may be empty, as the server segment of FedAvg is.
+    parameters : Iterable[Tensor]
+        What it updates, leaves of autograd; may be empty, as the server segment of FedAvg is.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Optimizer(ABC):
         The learning rate.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.lr = 0.0
         self._parameters = list(parameters)
         self._slots: dict[int, Slots] = {}
@@ -64,12 +64,16 @@ class Optimizer(ABC):
             for index, slots in state.items()
         }
 
+    def adopt(self, state: Mapping[int, Slots]) -> None:
+        """Go on with these very tensors as the state; `load_state` takes copies."""
+        self._slots = {index: dict(slots) for index, slots in state.items()}
+
     @abstractmethod
     def _new_slots(self, parameter: Tensor) -> Slots:
         """A parameter's state before its first update."""
 
     @abstractmethod
-    def _update(self, parameters: list[nn.Parameter], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
         """The rule."""
 
 
@@ -83,9 +87,9 @@ class Adam(Optimizer):
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
-    def _update(self, parameters: list[nn.Parameter], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
         adam(
-            list(parameters),
+            parameters,
             gradients,
             [own["exp_avg"] for own in slots],
             [own["exp_avg_sq"] for own in slots],
@@ -103,15 +107,38 @@ class Adam(Optimizer):
         )
 
 
+class StackedAdam(Adam):
+    """Adam for many clients at once: parameters (clients, *shape), and every client at a step of its own.
+
+    Torch's rule has one step for all of a tensor, and clients that miss rounds have made fewer.
+    """
+
+    def _new_slots(self, parameter: Tensor) -> Slots:
+        steps = torch.zeros(len(parameter), dtype=torch.float32, device=parameter.device)
+        return {**super()._new_slots(parameter), "step": steps}
+
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+        for own in slots:
+            own["step"] += 1
+        steps = torch.stack([own["step"] for own in slots]).double()  # as torch's kernel: 0.999^t is close to 1
+        rates, roots = self.lr / (1 - 0.9**steps), (1 - 0.999**steps).sqrt()
+        for k, (parameter, gradient, own) in enumerate(zip(parameters, gradients, slots, strict=True)):
+            rate, root = (of[k].to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1)) for of in (rates, roots))
+            own["exp_avg"].lerp_(gradient, 1 - 0.9)
+            own["exp_avg_sq"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+            denominator = own["exp_avg_sq"].sqrt().div_(root).add_(1e-8)
+            parameter.sub_((own["exp_avg"] / denominator).mul_(rate))
+
+
 class Sgd(Optimizer):
     """Without momentum."""
 
     def _new_slots(self, parameter: Tensor) -> Slots:
         return {}
 
-    def _update(self, parameters: list[nn.Parameter], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
         sgd(
-            list(parameters),
+            parameters,
             gradients,
             [None] * len(parameters),
             foreach=False,
@@ -125,9 +152,14 @@ class Sgd(Optimizer):
         )
 
 
-def build(name: str, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build(name: str, parameters: Iterable[Tensor]) -> Optimizer:
     """The optimizer of the run-config key ``optimizer``: ``adam`` or ``sgd``."""
     return {"adam": Adam, "sgd": Sgd}[name](parameters)
+
+
+def build_stacked(name: str, parameters: Iterable[Tensor]) -> Optimizer:
+    """The same for parameters of many clients, each (clients, *shape): every row moves as `build`'s would move it."""
+    return {"adam": StackedAdam, "sgd": Sgd}[name](parameters)
 
 
 def flat_state(segment: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -161,7 +193,7 @@ def load_flat_state(segment: nn.Module, optimizer: Optimizer, state: Mapping[str
     optimizer.load_state(slots)
 
 
-def _like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A copy on the parameter's device, and as it lies in memory there."""
     if tensor.shape != parameter.shape:
         return tensor.to(parameter.device).clone()
