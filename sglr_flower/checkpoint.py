@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
@@ -105,20 +106,6 @@ class Checkpoint:
         """Client -> the round that its state in this checkpoint is from; 0: it has not trained yet."""
         newest = {client: self.versions.get(client, self.server_round) for client in clients}
         return {client: self.carried.get(client, version) for client, version in newest.items()}
-
-
-def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file so that it is either the old or the new one, whenever the process dies.
-
-    ``durable``: also when the machine dies. That waits for the disk, so it is off for what is written all the time.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

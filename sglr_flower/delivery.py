@@ -163,7 +163,7 @@ class Pending:
                 self._nodes.clear()
             if self._nodes:
                 time.sleep(pause)
-                pause = min(0.5, 1.1 * pause)
+                pause = min(0.25, 1.1 * pause)
 
 
 class Courier:

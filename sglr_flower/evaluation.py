@@ -19,11 +19,11 @@ from rich.progress import track
 from rich.table import Table
 
 from sglr_flower import assembly, imagefiles, trained
-from sglr_flower.checkpoint import write_atomic
 from sglr_flower.confusion import confusion_csv, save_confusion
 from sglr_flower.data import datasets
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.trained import Trained
 
 SPLITS = ("test", "validation")

@@ -21,6 +21,7 @@ from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.wire import ExchangeError
+from sglr_flower.files import write_atomic
 
 log = logging.getLogger("flwr.sglr")
 
@@ -100,7 +101,7 @@ class NodeStates:
             if file.exists() and int(file.read_text(encoding="utf-8")) > session:
                 raise ExchangeError("the assignment is of an earlier session of this run")
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            checkpoint.write_atomic(file, str(session).encode())
+            write_atomic(file, str(session).encode())
         except OSError as error:
             raise self._unwritable(error) from None
 

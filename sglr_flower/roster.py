@@ -219,7 +219,7 @@ class Roster:
             if waited > SETUP_SECONDS:
                 raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
             time.sleep(pause)
-            pause = min(1.0, 1.2 * pause)
+            pause = min(0.25, 1.2 * pause)
         return dict(sorted(answers.items(), key=lambda item: (integer(item[1], "partition-id"), item[0])))
 
     def _places(self, answers: Mapping[int, ConfigRecord]) -> int:

@@ -127,6 +127,8 @@ class SplitStrategy(Strategy):
         classes = len(datasets.classes(self.config.dataset, self.config.data_dir))
         self._segments = SegmentCheck(model.client_segment(0).state_dict())
         self._frame = model.smashed_shape(), assembly.dtype(self.config), classes
+        if self.config.evaluate == "server":
+            assembly.splits(self.config)  # read now, while the nodes are being started, and kept
         with ExitStack() as stack:
             if self.config.exchange != "grid" and not self._method.whole:
                 self._streams = self._open_port()
