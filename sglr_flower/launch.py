@@ -210,6 +210,14 @@ class _SuperLink:
         return {}
 
 
+def _huge_pages() -> dict[str, str]:
+    """Have glibc ask for huge pages: with many clients a step goes through gigabytes, which are few pages then."""
+    own = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in own:
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, [own, "glibc.malloc.hugetlb=1"]))}
+
+
 @contextlib.contextmanager
 def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
@@ -217,7 +225,7 @@ def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
         port = free_port()
-        env = environment(home, code_dir)
+        env = environment(home, code_dir) | _huge_pages()
         (Path(home) / "config.toml").write_text(
             f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
