@@ -1,7 +1,7 @@
 """Step time over the stream, plain and with TLS, beside the same steps over Flower messages.
 
 ``sglr bench exchange`` or ``python -m benchmarks.exchange``, 35 minutes on two cores; with ``--quick`` a few. It
-prints three tables (the stream by itself, a simulation, a deployment) and writes ``benchmarks/results/exchange.json``
+prints four tables (the stream by itself, the parts of a step, a simulation, a deployment) and writes ``benchmarks/results/exchange.json``
 and a picture. All repetitions are interleaved, so that a machine that gets slower or faster meanwhile does so for all.
 """
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks import machine, picture
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
+from benchmarks.parts import step_parts
 from benchmarks.simulation import simulate
 from benchmarks.wire import NODES, wire
 from sglr_flower.rundir import read_json
@@ -35,19 +36,22 @@ RUN = {
 }
 STEPS_PER_EPOCH = 3
 MODELS = {"narrow": NARROW, "resnet16": "resnet16"}
+TRANSPORTS = ("memory", "plain", "tls")
+"""How the stream's tensors go: in shared memory as between a simulation's processes, or over the wire."""
 WAYS = (("stream", "plain"), ("stream", "tls"), ("grid", "tls"))
 """Exchange and transport; Flower messages go over a federation with TLS, as they would between machines."""
 
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer payloads, steps and repetitions.")] = False,
-    only: Annotated[str, typer.Option(help="One part: wire, simulation or deployment.")] = "",
+    only: Annotated[str, typer.Option(help="One part: wire, parts, simulation or deployment.")] = "",
     out: Annotated[Path, typer.Option(help="The JSON file to write; a part replaces itself in it.")] = machine.RESULTS
     / "exchange.json",
 ) -> None:
     """Measure what a step's exchange costs."""
     parts = {
         "wire": (measure_wire, wire_table),
+        "parts": (measure_parts, parts_table),
         "simulation": (measure_simulation, simulation_table),
         "deployment": (measure_deployment, deployment_table),
     }
@@ -72,9 +76,9 @@ def measure_wire(quick: bool) -> list[dict[str, Any]]:
     repetitions, steps = (3, 100) if quick else (7, 300)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     with wire() as pair:
-        for transport in ("plain", "tls"):
+        for transport in TRANSPORTS:
             pair.step_seconds(transport, PAYLOADS["16 KiB"], 20)  # imports, first connections
-        for _, (name, size), transport in itertools.product(range(repetitions), payloads.items(), ("plain", "tls")):
+        for _, (name, size), transport in itertools.product(range(repetitions), payloads.items(), TRANSPORTS):
             # The largest get fewer steps, as they are as long as many small ones.
             count = max(30, min(steps, steps * 2**20 // size))
             seconds[name, transport].append(pair.step_seconds(transport, size, count))
@@ -92,6 +96,14 @@ def measure_simulation(quick: bool) -> dict[str, Any]:
         seconds[exchange].append(float(row["step_seconds_median"]))
     ratios = machine.ratios(seconds["stream"], seconds["grid"])
     return {name: machine.spread(of) for name, of in [*seconds.items(), ("ratio", ratios)]}
+
+
+def measure_parts(quick: bool) -> dict[str, Any]:
+    """The parts of a step of 20 clients, in seconds, and the share of it that is neither a node's nor the server's."""
+    clients = 20
+    found = [step_parts(clients, 10 if quick else 20) for _ in range(1 if quick else 5)]
+    cell = {name: machine.spread([parts[name] for parts in found]) for name in ("nodes", "server", "step", "share")}
+    return {"clients": clients, **cell}
 
 
 def measure_deployment(quick: bool) -> list[dict[str, Any]]:
@@ -127,14 +139,25 @@ def _round(running: Federation, model: str, exchange: str, epochs: int) -> dict[
 
 
 def wire_table(cells: list[dict[str, Any]]) -> Table:
-    """Milliseconds per step by payload: plain, TLS, and their ratio."""
+    """Milliseconds per step by payload: in shared memory, plain, TLS, and ratios to plain."""
     table = Table("payload", title=f"The stream by itself, {NODES} nodes on loopback, payload per node and way")
-    for heading in ("plain (ms)", "TLS (ms)", "TLS / plain"):
+    for heading in ("shared memory (ms)", "plain (ms)", "TLS (ms)", "memory / plain", "TLS / plain"):
         table.add_column(heading, justify="right")
     for name in dict.fromkeys(cell["payload"] for cell in cells):
         times = {cell["transport"]: cell["step_seconds"] for cell in cells if cell["payload"] == name}
-        ratio = times["tls"]["median"] / times["plain"]["median"]
-        table.add_row(name, machine.milliseconds(times["plain"]), machine.milliseconds(times["tls"]), f"{ratio:.2f}")
+        ratios = [times[transport]["median"] / times["plain"]["median"] for transport in ("memory", "tls")]
+        shown = [machine.milliseconds(times[transport]) for transport in TRANSPORTS]
+        table.add_row(name, *shown, *(f"{ratio:.2f}" for ratio in ratios))
+    return table
+
+
+def parts_table(parts: dict[str, Any]) -> Table:
+    """Milliseconds of a step's parts, and the exchange's share."""
+    table = Table(title=f"The parts of a step, {parts['clients']} clients of ResNet16, {NODES} nodes, without Flower")
+    for heading in ("nodes (ms)", "server (ms)", "whole step (ms)", "exchange's share"):
+        table.add_column(heading, justify="right")
+    shown = [machine.milliseconds(parts[name]) for name in ("nodes", "server", "step")]
+    table.add_row(*shown, f"{100 * parts['share']['median']:.1f} %")
     return table
 
 

@@ -39,6 +39,8 @@ class Job:
         Floats per sample of the frame.
     steps : int
         Frames to send.
+    memory : bool
+        Whether the tensors lie in shared memory, as those of a simulation's nodes.
     """
 
     address: str
@@ -46,6 +48,7 @@ class Job:
     ca: bytes | None
     columns: int
     steps: int
+    memory: bool
 
 
 class _Pump:
@@ -70,7 +73,8 @@ class _Pump:
 def _node(orders: Connection) -> None:
     torch.set_num_threads(1)
     while (job := orders.recv()) is not None:
-        run_session(_Pump(job.columns, job.steps), job.address, job.secret, TIMEOUT, job.ca)
+        pump = _Pump(job.columns, job.steps)
+        run_session(pump, job.address, job.secret, TIMEOUT, job.ca, shares_memory=job.memory)
 
 
 class Wire:
@@ -85,20 +89,27 @@ class Wire:
         Parameters
         ----------
         transport : str
-            ``plain`` or ``tls``.
+            ``memory``, ``plain`` or ``tls``.
         payload : int
             Bytes of a frame's floats, each way and for each node.
         steps : int
             Steps of the round; the first, which holds the opening of the streams, is not counted.
         """
         columns = payload // (4 * ROWS)
-        answer, server = torch.randn(ROWS, columns), self._servers[transport]
+        answer, server = torch.randn(ROWS, columns), self._servers["tls" if transport == "tls" else "plain"]
         checks = dict.fromkeys(range(NODES), _accept)
         stamps = []
-        with server.open(checks, timeout=TIMEOUT, start_timeout=TIMEOUT, on_drop=_fail, failures=lambda: {}) as link:
+        with server.open(
+            checks,
+            timeout=TIMEOUT,
+            start_timeout=TIMEOUT,
+            on_drop=fail,
+            failures=lambda: {},
+            sharing_memory=checks if transport == "memory" else (),
+        ) as link:
             ca = self._ca if transport == "tls" else None
             for node, orders in enumerate(self._orders):
-                orders.send(Job(server.address, link.secrets[node], ca, columns, steps))
+                orders.send(Job(server.address, link.secrets[node], ca, columns, steps, transport == "memory"))
             while uploads := link.receive():
                 link.send({node: _answer(upload, answer) for node, upload in uploads.items()})
                 stamps.append(time.perf_counter())
@@ -139,5 +150,6 @@ def _answer(upload: Upload, gradient: Tensor) -> Download:
     return Download(upload.server_round, upload.step, own=gradient)
 
 
-def _fail(node: int, reason: str) -> Any:
+def fail(node: int, reason: str) -> Any:
+    """End the measurement: no node may leave it."""
     raise ExchangeError(f"node {node}: {reason}")
