@@ -1,8 +1,9 @@
 """Step time over the stream, plain and with TLS, beside the same steps over Flower messages.
 
-``sglr bench exchange`` or ``python -m benchmarks.exchange``, 35 minutes on two cores; with ``--quick`` a few. It
-prints four tables (the stream by itself, the parts of a step, a simulation, a deployment) and writes ``benchmarks/results/exchange.json``
-and a picture. All repetitions are interleaved, so that a machine that gets slower or faster meanwhile does so for all.
+``sglr bench exchange`` or ``python -m benchmarks.exchange``, 40 minutes on two cores; with ``--quick`` a few. It
+prints four tables (the stream by itself, the parts of a step, a simulation, a deployment) and writes
+``benchmarks/results/exchange.json`` and a picture. All repetitions are interleaved, so that a machine that gets slower
+or faster meanwhile does so for all.
 """
 
 from __future__ import annotations

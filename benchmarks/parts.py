@@ -1,10 +1,11 @@
-"""A training step by stopwatch: what two node processes and the server compute of it, and what is left for the exchange.
+"""A training step by stopwatch: what two node processes and the server compute, and what the exchange takes.
 
 The processes of a simulation without Flower: the same sessions over the same stream, tensors in shared memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -101,9 +102,9 @@ def step_parts(clients: int, epochs: int) -> dict[str, float]:
     for process in processes:
         process.join()
     # Between two answers of the server lie the nodes' step after the first one, and the server's own second.
-    steps = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(stamps)]
     counted = slice(_FIRST, None)
-    triples = list(zip(steps, nodes, computed[1:], strict=False))[counted]
+    triples = list(zip(steps, nodes[: len(steps)], computed[1:], strict=True))[counted]
     return {
         "step": statistics.median(step for step, _, _ in triples),
         "nodes": statistics.median(node for _, node, _ in triples),

@@ -125,8 +125,8 @@ def client_file(folder: Path, client: int) -> Path:
 def save_sealed(path: Path, state: Mapping[str, Tensor], *, durable: bool = True) -> None:
     """Write a client's state with the SHA-256 of its tensors in it, so that a damaged file is known by itself.
 
-    ``durable`` as in `write_atomic`; without it there is no seal either: what a machine's crash would damage is not
-    read after one.
+    ``durable`` as in `write_atomic`; without it there is no seal either: it is for what is not read after a machine's
+    crash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, _pack(state, sealed=durable), durable=durable)
@@ -212,14 +212,14 @@ def save(
     _sync_folder(partial)
     partial.rename(folder)
     _sync_folder(checkpoints)
-    prune(checkpoints)
+    _prune(checkpoints)
     return folder
 
 
-def prune(checkpoints: Path) -> None:
+def _prune(checkpoints: Path) -> None:
     """Drop all but the newest checkpoints of a folder."""
     for old in _rounds(checkpoints)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)  # another node may keep its clients in the same folder
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def rounds(checkpoints: Path) -> list[int]:

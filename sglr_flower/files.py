@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -11,7 +12,8 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
 
     ``durable``: also when the machine dies. That waits for the disk, so it is off for what is written all the time.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of its own for each writer: two of one file may not mix their halves.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     with partial.open("wb") as file:
         file.write(content)
         if durable:

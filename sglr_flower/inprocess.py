@@ -29,6 +29,8 @@ class InProcessNodes:
         The clients of each node.
     states : Mapping[int, Mapping[str, Tensor]]
         Client -> the state to start from; those left out start from their initial segments.
+    versions : Mapping[int, int]
+        Client -> the round that this state is from.
     """
 
     exchange = "in-process"
@@ -38,8 +40,10 @@ class InProcessNodes:
         config: RunConfig,
         hosted: Sequence[Sequence[int]],
         states: Mapping[int, Mapping[str, Tensor]] | None = None,
+        versions: Mapping[int, int] | None = None,
     ) -> None:
         self._config = config
+        self._versions = {client: 0 for clients in hosted for client in clients} | dict(versions or {})
         self.cohorts = {
             node: assembly.cohort(config, clients, states) for node, clients in enumerate(hosted) if clients
         }
@@ -49,13 +53,14 @@ class InProcessNodes:
     absent = frozenset[int]()
 
     def versions(self, server_round: int) -> dict[int, int]:
-        """No client misses a round."""
-        return {}
+        """Client -> the last round that it has trained in, 0 if none, of those that did not in ``server_round``."""
+        return {client: version for client, version in self._versions.items() if version != server_round}
 
     @contextmanager
     def attempt(self, plan: RoundPlan, number: int) -> Iterator[Attended]:
         """All are there."""
         yield Attended(plan, nodes=self.count)
+        self._versions |= dict.fromkeys(plan.clients, plan.server_round)
 
     @contextmanager
     def train(self, plan: RoundPlan, shared: Weights | None) -> Iterator[OpenRound]:
@@ -110,7 +115,8 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
         restored = directory.latest_checkpoint() if config.resume else None
         clients = assembly.clients(config)
         states = restored.client_states(clients) if restored else {}
-        nodes = InProcessNodes(config, spread(len(clients), num_nodes), states)
+        versions = restored.state_versions(clients) if restored else {}
+        nodes = InProcessNodes(config, spread(len(clients), num_nodes), states, versions)
         return training.train(config, nodes, directory, restored)
 
 

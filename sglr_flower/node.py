@@ -2,10 +2,10 @@
 
 A run is, for every node: ``query.hello`` (what are you), ``query.assign`` (these are your clients), then per round one
 message of type ``train.stream``, or with the grid exchange ``train.grid`` for every step, or ``train.local`` where the
-server has no segment; ``evaluate.stream`` and ``evaluate.grid`` alike; and ``query.collect`` where the server wants
-segments or a checkpoint. With methods that average or hand on segments the first message of a round brings the shared
-one and the last reply takes the node's average. Between messages clients' states lie in files (`NodeStates`), because
-any process may get the node's next message.
+server has no segment; ``evaluate.stream`` and ``evaluate.grid`` alike; and ``query.collect`` where the server wants a
+device's segments or a checkpoint of them. With methods that average or hand on segments the first message of a round
+brings the shared one and the last reply takes the node's average. Between messages clients' states lie in files
+(`NodeStates`), because any process may get the node's next message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     for client, state in unpack_states(message.content).items() if STATES in message.content else ():
         sent = dict(zip(clients, integers(order["sent"]), strict=True))[client]
         if found[client] < sent:  # what it has itself may be newer than what the server was ever sent
-            kept.commit(sent, {client: state}, sent, integers(order["checkpoints"]))
+            kept.commit(sent, {client: state}, {client: found[client]}, integers(order["checkpoints"]))
             found[client] = sent
     answer: dict[str, list[int] | list[str]] = {"versions": list(found.values())}
     data = assembly.client_data(config, clients)
@@ -206,16 +206,21 @@ def evaluate_stream(order: ConfigRecord, message: Message, context: Context) -> 
 @replies
 def evaluate_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
     """Send one chunk of a client-side evaluation."""
-    return _step(_evaluation(order, message, context)[1], message)
+    content = _step(_evaluation(order, message, context)[1], message)
+    if grid.FRAME not in content.config_records:
+        context.state.pop(ARRAYS, None)
+    elif ARRAYS in message.content.array_records:
+        context.state[ARRAYS] = message.content.array_records[ARRAYS]  # only the first message brings it
+    return content
 
 
 @replies
 def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
-    """Hand the states of the clients that have trained to the server.
+    """Hand the states of this node's clients that have trained to the server.
 
     Only a device is asked, and only where the server may have them (``evaluate = "server"``).
     """
-    states = _states(context).at(_integer(order, "base"), _clients(context))
+    states = _states(context).at(_bases(order, context))
     content = RecordDict({ANSWER: ConfigRecord({})})
     if order["checkpoint"]:
         content[STATES] = pack_states(states)
@@ -245,26 +250,22 @@ def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[
     else:
         drop_step(context.state)
         context.state.pop(ARRAYS, None)
-        cohort = _recall(order, context, plan.clients)
+        cohort = _recall(order, context, frozenset(plan.clients))
         log.info("%s: round %d with client(s) %s", _name(context), plan.server_round, _listed(plan.clients))
-    _take_shared(cohort, plan.clients, message.content)
+    if ARRAYS in message.content.array_records:
+        cohort.load_shared(message.content.array_records[ARRAYS].to_torch_state_dict(), plan.clients)
     return cohort, plan
 
 
 def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
     config = _config(context)
-    cohort = _recall(order, context, _clients(context))
-    if ARRAYS in message.content.array_records:
-        context.state[ARRAYS] = message.content.array_records[ARRAYS]  # with the grid only the first message brings it
-    _take_shared(cohort, cohort.clients, context.state)
+    arrays = message.content.array_records or context.state.array_records
+    cohort = _recall(order, context, () if arrays else _clients(context))
+    if arrays:
+        cohort.load_shared(arrays[ARRAYS].to_torch_state_dict(), cohort.clients)
     images = assembly.evaluation_images(config)
     server_round = _integer(order, "round")
     return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format)
-
-
-def _take_shared(cohort: Cohort, clients: Sequence[int], records: RecordDict) -> None:
-    if ARRAYS in records.array_records:
-        cohort.load_shared(records.array_records[ARRAYS].to_torch_state_dict(), clients)
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
@@ -326,7 +327,7 @@ def _trained(
     taking_part = frozenset(plan.clients)
     here = [client for client in cohort.clients if client in taking_part]
     states = {client: cohort.state(client) for client in here}
-    _states(context).commit(plan.server_round, states, _integer(order, "base"), integers(order["checkpoints"]))
+    _states(context).commit(plan.server_round, states, _bases(order, context), integers(order["checkpoints"]))
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
     metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
     if local is not None:
@@ -366,12 +367,15 @@ def _clients(context: Context) -> list[int]:
     return integers(context.state.config_records[HOSTED]["clients"])
 
 
-def _recall(order: ConfigRecord, context: Context, needed: Sequence[int]) -> Cohort:
-    """The cohort, those of ``needed`` in the state that the order names (``base``) or else with initial segments."""
-    clients = _clients(context)
-    hosted = set(clients)
-    states = _states(context).at(_integer(order, "base"), [client for client in needed if client in hosted])
-    return assembly.cohort(_config(context), clients, states)
+def _bases(order: ConfigRecord, context: Context) -> dict[int, int]:
+    """Client -> the version of its state that the order names, of all that this node hosts."""
+    return dict(zip(_clients(context), integers(order["versions"]), strict=True))
+
+
+def _recall(order: ConfigRecord, context: Context, needed: Collection[int]) -> Cohort:
+    """The cohort, those of ``needed`` in the state that the order names or else with their initial segments."""
+    bases = {client: base for client, base in _bases(order, context).items() if client in needed}
+    return assembly.cohort(_config(context), _clients(context), _states(context).at(bases))
 
 
 def _name(context: Context) -> str:

@@ -3,15 +3,15 @@
 Any process may get a node's next message, so nothing can be kept in memory. A node keeps its clients' states in files:
 a device on its own disk, where they outlive its SuperNode and the device's restart, a simulated node in the run's
 folder, where only the clients of a round are read and written. Version ``R`` of a client is its segment and optimizer
-after round ``R``. The server names the version that a round starts from (*base*); newer ones are of rounds that it does
-not count.
+after round ``R``. The server names the version that each client starts from (its *base*): the last round that it has
+trained in, as the server counts. Versions after it are of rounds that do not count.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -35,20 +35,22 @@ class NodeStates:
     ----------
     folder : Path
         ``client-NNNNN/round-RRRR.safetensors`` is client NNNNN after round RRRR.
+    key : str
+        What a user sets to have them elsewhere, for the sentence that says that they cannot be written.
     durable : bool
         Whether they outlive a machine that loses its power: a device's do, and those that are a run's only checkpoint.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        self._folder, self._durable = folder, durable
+    def __init__(self, folder: Path, *, key: str = "node-config key state-dir", durable: bool = True) -> None:
+        self._folder, self._key, self._durable = folder, key, durable
 
-    def at(self, base: int, clients: Iterable[int]) -> dict[int, dict[str, Tensor]]:
-        """Client -> its newest state that is not newer than round ``base``; without clients that have none.
+    def at(self, bases: Mapping[int, int]) -> dict[int, dict[str, Tensor]]:
+        """Client -> its newest state that is not newer than its base; without clients that have none.
 
         A file that is not what was written is named in the log, and the version before is used.
         """
         found = {}
-        for client in clients:
+        for client, base in bases.items():
             for version in (version for version in self.versions(client) if version <= base):
                 try:
                     found[client] = checkpoint.load_state(self._file(version, client))
@@ -63,18 +65,28 @@ class NodeStates:
         here = [client for client, base in bases.items() if any(version <= base for version in self.versions(client))]
 
         def load(client: int) -> dict[str, Tensor]:
-            found = self.at(bases[client], [client])
+            found = self.at({client: bases[client]})
             if client not in found:
                 raise UserError(f"{self._folder / _name(client)} has no state that can be read")
             return found[client]
 
         return LazyStates(here, load)
 
-    def commit(self, server_round: int, states: Mapping[int, State], base: int, checkpoints: Sequence[int]) -> None:
+    def commit(
+        self, server_round: int, states: Mapping[int, State], bases: Mapping[int, int], checkpoints: Sequence[int]
+    ) -> None:
         """Keep the states after a round; each file is written whole or not at all.
 
-        ``base`` is the version that the round began with, which stays as the round may be trained again; so do the
-        versions of the rounds ``checkpoints``, of which the server has checkpoints.
+        Parameters
+        ----------
+        server_round : int
+            The round.
+        states : Mapping[int, State]
+            Client -> its state after it.
+        bases : Mapping[int, int]
+            Client -> the version that the round began with, which stays as the round may be trained again.
+        checkpoints : Sequence[int]
+            The rounds of which the server has checkpoints without these states; what was newest then stays too.
 
         Raises
         ------
@@ -84,7 +96,7 @@ class NodeStates:
         try:
             for client, state in states.items():
                 checkpoint.save_sealed(self._file(server_round, client), state, durable=self._durable)
-                self._prune(client, [base, *checkpoints])
+                self._prune(client, server_round, bases[client], checkpoints)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -110,7 +122,7 @@ class NodeStates:
         for client, newest in versions.items():
             for version in self.versions(client):
                 if version > newest:
-                    self._file(version, client).unlink()
+                    self._file(version, client).unlink(missing_ok=True)
         return {client: max(self.versions(client), default=0) for client in versions}
 
     def remove(self) -> None:
@@ -123,20 +135,19 @@ class NodeStates:
         names = (file.stem.removeprefix("round-") for file in files)
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
-    def _prune(self, client: int, points: Collection[int]) -> None:
-        """Keep the newest version, and those that were the newest after the rounds ``points``."""
-        versions = self.versions(client)
-        needed = set(versions[:1]) | {max((v for v in versions if v <= point), default=0) for point in points}
-        for version in versions:
+    def _prune(self, client: int, newest: int, base: int, checkpoints: Sequence[int]) -> None:
+        """Keep the newest version, its base, and what was newest at each checkpoint; of versions that count."""
+        counted = [version for version in self.versions(client) if version <= base]
+        needed = {newest} | {max((v for v in counted if v <= point), default=0) for point in (base, *checkpoints)}
+        for version in self.versions(client):
             if version not in needed:
-                self._file(version, client).unlink()
+                self._file(version, client).unlink(missing_ok=True)
 
     def _file(self, server_round: int, client: int) -> Path:
         return self._folder / _name(client) / f"round-{server_round:04d}.safetensors"
 
     def _unwritable(self, error: OSError) -> UserError:
-        key = "node-config key state-dir" if self._durable else "run-config key run-dir"
-        return UserError(f"{key}: {self._folder} cannot be written: {error.strerror or error}")
+        return UserError(f"{self._key}: {self._folder} cannot be written: {error.strerror or error}")
 
 
 def simulated_states(config: RunConfig) -> NodeStates:
@@ -144,7 +155,8 @@ def simulated_states(config: RunConfig) -> NodeStates:
 
     With client-side evaluation they are the run's only checkpoint of its clients.
     """
-    return NodeStates(Path(config.run_dir) / "nodes", durable=config.evaluate == "client")
+    folder = Path(config.run_dir) / "nodes"
+    return NodeStates(folder, key="run-config key run-dir", durable=config.evaluate == "client")
 
 
 def _name(client: int) -> str:

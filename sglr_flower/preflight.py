@@ -109,6 +109,8 @@ def look_apart(config: RunConfig, *, own_data: bool) -> Findings:
         raise UserError(f"the run could not be checked: the process that makes its model was ended by {name}")
     if child.returncode > 0:
         sys.exit(child.returncode)  # a mistake of ours, whose traceback has been shown
+    if not said:  # a module of the user's own has ended it
+        raise UserError("the run could not be checked: the process that makes its model ended without an answer")
     reply = _Answer.model_validate_json(said)
     if reply.findings is None:
         raise UserError(reply.mistake)

@@ -158,9 +158,12 @@ class Roster:
             simulated_states(self._config).remove()
 
     def stored(self) -> LazyStates:
-        """The states of the simulated nodes that are there, out of the run's folder."""
-        bases = {client: member.base for member in self.present() for client in member.clients}
-        return simulated_states(self._config).later(bases)
+        """The states of simulated nodes' clients, out of the run's folder; those of nodes that are away too."""
+        return simulated_states(self._config).later(self._versions)
+
+    def versions_of(self, member: Member) -> list[int]:
+        """The last round that each of its clients has trained in, 0 if none; in their order."""
+        return [self._versions[client] for client in member.clients]
 
     # ---- the beginning of a run
 
@@ -228,7 +231,7 @@ class Roster:
         Devices keep their clients' states, so a client must not move when a federation has grown.
         """
         told = max([1, *(integer(answer, "num-partitions") for answer in answers.values())])
-        simulated = any(integer(answer, "capacity") for answer in answers.values())
+        simulated = all(integer(answer, "capacity") for answer in answers.values())
         return (self._directory.places() or told) if self._restored and not simulated else told
 
     def _seat(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
@@ -252,7 +255,7 @@ class Roster:
             self.members.append(member)
         self._versions = dict.fromkeys((c for m in self.members for c in m.clients), base)
         self._versions |= restored.versions if restored else {}
-        self.simulated = any(integer(answer, "capacity") > 0 for answer in answers.values())
+        self.simulated = all(integer(answer, "capacity") > 0 for answer in answers.values())
         # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
         self.threads = min(available_cpus(), max(integer(answer, "threads") for answer in answers.values()))
         self._choose_exchange(answers)
@@ -433,8 +436,7 @@ class Roster:
             "clients": list(member.clients),
             "run-id": self._directory.run_id,
             "session": self._session,
-            "base": member.base,
-            "versions": [self._versions[client] for client in member.clients],
+            "versions": self.versions_of(member),
             "checkpoints": self.kept_rounds(),
         }
         # A simulated node finds them in the run's folder.
@@ -459,11 +461,11 @@ class Roster:
         """Give simulated nodes the states of a checkpoint that has them, where their own files are older or gone."""
         if self._config.evaluate == "client":
             return  # their files are the checkpoint
-        kept = simulated_states(self._config)
-        for client, version in restored.state_versions(self._versions).items():
-            found = restored.client_states([client])
-            if client in found and kept.go_back({client: version})[client] < version:
-                kept.commit(version, {client: found[client]}, version, [])
+        kept, sent = simulated_states(self._config), restored.state_versions(self._versions)
+        found = kept.go_back(self._versions)
+        for client, state in restored.client_states(self._versions).items():
+            if found[client] <= sent[client]:  # of the same version the checkpoint's is verified, and the file is not
+                kept.commit(sent[client], {client: state}, {client: 0}, [])
 
     def _seated(self, member: Member, answer: ConfigRecord) -> None:
         """Take what a node says of its clients.

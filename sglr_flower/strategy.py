@@ -282,9 +282,10 @@ class SplitStrategy(Strategy):
         self._roster.wait_for_anybody()
         if self._roster.simulated:
             return self._roster.stored()
-        order = {"checkpoint": checkpoint, "round": server_round}
         messages = [
-            self._roster.query("collect", member.node, {**order, "base": member.base})
+            self._roster.query(
+                "collect", member.node, {"checkpoint": checkpoint, "versions": self._roster.versions_of(member)}
+            )
             for member in self._roster.present()
         ]
         states: dict[int, dict[str, Tensor]] = {}
@@ -369,7 +370,7 @@ class SplitStrategy(Strategy):
     ) -> Message:
         """The message that opens a round on a node; its type says which handler answers."""
         common: dict[str, Any] = {
-            "base": member.base,
+            "versions": self._roster.versions_of(member),
             "checkpoints": self._roster.kept_rounds(),
             "threads": self._roster.threads,
         }

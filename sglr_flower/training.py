@@ -347,7 +347,9 @@ def _evaluate(
     if shared is not None:  # all clients are the same: scored once
         scores = _score(config, server, images, server_round, {0: shared})
         return dict.fromkeys(assembly.clients(config), scores[0]), 0
-    here = [client for client in assembly.clients(config) if client in states or client not in nodes.absent]
+    here = [client for client in assembly.clients(config) if client not in nodes.absent]
+    if not here:
+        raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
     scores = {}
     for first in range(0, len(here), CLIENTS_AT_ONCE):
         group = here[first : first + CLIENTS_AT_ONCE]

@@ -32,7 +32,7 @@ def context(state_dir: Path) -> Context:
 
 
 def order(**changes: Any) -> dict[str, Any]:
-    basis = {"clients": [0, 1], "run-id": RUN_ID, "session": 5, "base": 5, "versions": [5, 5]}
+    basis = {"clients": [0, 1], "run-id": RUN_ID, "session": 5, "versions": [5, 5]}
     return {**basis, "checkpoints": [5, 3], "threads": 0, **changes}
 
 
@@ -54,14 +54,19 @@ def states(value: float) -> dict[int, dict[str, Tensor]]:
     }
 
 
+def since(base: int) -> dict[int, int]:
+    """The version that a round began with, the same for every client."""
+    return dict.fromkeys(range(6), base)
+
+
 def values(kept: NodeStates, base: int) -> list[float]:
-    return [float(next(iter(state.values())).flatten()[0].detach()) for state in kept.at(base, [0, 1]).values()]
+    return [float(next(iter(state.values())).flatten()[0].detach()) for state in kept.at(since(base)).values()]
 
 
 def test_a_resumed_device_goes_back_to_the_checkpoint_and_keeps_what_it_is_sent(tmp_path: Path) -> None:
     kept = NodeStates(tmp_path / RUN_ID)
     for version in (6, 7):  # rounds after the checkpoint, which do not count any more
-        kept.commit(version, states(version), version - 1, [])
+        kept.commit(version, states(version), since(version - 1), [])
     answer = ask(context(tmp_path), order(sent=[5, 5]), states(5.0))
     assert answer["versions"] == [5, 5]
     assert values(kept, 9) == [5.0, 5.0]
@@ -69,7 +74,7 @@ def test_a_resumed_device_goes_back_to_the_checkpoint_and_keeps_what_it_is_sent(
 
 def test_a_device_keeps_its_own_state_where_the_servers_is_older(tmp_path: Path) -> None:
     kept = NodeStates(tmp_path / RUN_ID)
-    kept.commit(4, states(4.0), 3, [])
+    kept.commit(4, states(4.0), since(3), [])
     # The server could not reach it at its checkpoint of round 5, and has its states as after round 2.
     answer = ask(context(tmp_path), order(versions=[4, 4], sent=[2, 2]), states(2.0))
     assert answer["versions"] == [4, 4]

@@ -112,10 +112,10 @@ def test_segments_that_a_simulations_nodes_kept_are_found(run_dir: Path, tmp_pat
     with pytest.raises(UserError, match=r"does not hold the 3 clients' segments: with evaluate = 'client' they stay"):
         trained.load(moved)
     kept = NodeStates(moved / "nodes")
-    kept.commit(2, {i: states[i] for i in (0, 1)}, 1, [])
+    kept.commit(2, {i: states[i] for i in (0, 1)}, {0: 1, 1: 1, 2: 1}, [])
     with pytest.raises(UserError, match="does not hold"):  # a node's are missing
         trained.load(moved)
-    kept.commit(2, {2: states[2]}, 1, [])
+    kept.commit(2, {2: states[2]}, {0: 1, 1: 1, 2: 1}, [])
 
     weight = trained.load(moved).network(2).get_parameter("stem.0.weight")
     assert torch.equal(weight, model.network(2).get_parameter("stem.0.weight"))

@@ -400,7 +400,7 @@ class StreamRun:
         return {
             client: state
             for number, version in self.versions.items()
-            for client, state in NodeStates(self._home(number)).at(version, HOSTED[number]).items()
+            for client, state in NodeStates(self._home(number)).at(dict.fromkeys(HOSTED[number], version)).items()
         }
 
     def _order(self, server_round: int, strikes: Mapping[int, Strike]) -> None:

@@ -203,7 +203,7 @@ def node(pipe: Connection) -> None:
     """
     while (order := pipe.recv()) is not None:
         config, states = RunConfig.parse(order.settings), NodeStates(order.folder)
-        cohort = assembly.cohort(config, order.clients, states.at(order.base, order.clients))
+        cohort = assembly.cohort(config, order.clients, states.at(dict.fromkeys(order.clients, order.base)))
         session = StrickenSession(TrainSession(cohort, assembly.plan(config, order.server_round)), order.strike, pipe)
         pipe.send(("ready", None))
         place = pipe.recv()
@@ -212,9 +212,8 @@ def node(pipe: Connection) -> None:
         except (ExchangeError, grpc.RpcError) as error:
             pipe.send(("failed", f"{type(error).__name__}: {error}"))
         else:
-            states.commit(
-                order.server_round, {client: cohort.state(client) for client in cohort.clients}, order.base, []
-            )
+            bases = dict.fromkeys(order.clients, order.base)
+            states.commit(order.server_round, {client: cohort.state(client) for client in cohort.clients}, bases, [])
             pipe.send(("done", None))
 
 

@@ -14,7 +14,7 @@ def final_weights(run_dir: Path) -> Weights:
     files = {"server": last / "server.safetensors"}
     clients = {path.stem: path for path in last.glob("clients/*")}
     if not clients:
-        clients = {folder.name: max(folder.iterdir()) for folder in (run_dir / "nodes").iterdir()}
+        clients = {folder.name: max(folder.iterdir()) for folder in (run_dir / "nodes").glob("client-*")}
     files |= {f"client-{int(name.split('-')[1])}": path for name, path in sorted(clients.items())}
     return {
         part: {

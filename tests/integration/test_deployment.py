@@ -110,6 +110,9 @@ def test_a_deployed_run_has_the_weights_of_an_in_process_one(tmp_path: Path) -> 
     server = final_weights(tmp_path / "deployed")
     assert set(server) == {"server"}
     assert largest_difference(server, {"server": final_weights(tmp_path / "local")["server"]}) < 1e-9
-    kept = {path.stem: path.parts for path in (tmp_path / "federation").glob("node-*/*/round-0001/clients/*")}
+    kept = {
+        path.parent.name: path.parts
+        for path in (tmp_path / "federation").glob("node-*/*/client-*/round-0001.safetensors")
+    }
     assert set(kept) == {f"client-{i:05d}" for i in range(4)}
     assert "node-1" in kept["client-00003"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.stream import ExchangeError
+from sglr_flower.metrics import RoundMetrics
+from sglr_flower.rundir import RunDirectory
 from sglr_flower.strategy import serve
 
 SMALL = {
@@ -25,6 +29,14 @@ SMALL = {
     "evaluate-every": 0,
     "evaluate-samples": 40,
     "dtype": "float64",
+}
+SOME = {
+    **SMALL,
+    "num-clients": 5,
+    "samples-per-client": 8,
+    "fraction-train": 0.5,
+    "num-server-rounds": 6,
+    "checkpoint-every": 2,
 }
 # Partial participation of clients of different sizes, several epochs, averaging over samples, one shared order.
 ODD = {
@@ -79,6 +91,25 @@ def test_insisting_on_the_stream_there_is_an_error(few_workers: tuple[Path, dict
     assert (status["state"], status["error"]) == ("failed", outcome["stream"])
 
 
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+@contextmanager
+def stopping_after_round(last: int) -> Iterator[None]:
+    """A ServerApp that ends when this round has been trained, and before it is recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        record = RunDirectory.record
+
+        def stop(self: RunDirectory, row: RoundMetrics) -> None:
+            if row.round == last:
+                raise Stopped
+            record(self, row)
+
+        patch.setattr(RunDirectory, "record", stop)
+        yield
+
+
 def after_its_first_round(finished: Path, copy: Path) -> Path:
     """A copy of a finished run as it was after its first round."""
     shutil.copytree(finished, copy)
@@ -98,6 +129,13 @@ def enough_workers(tmp_path_factory) -> tuple[Path, dict[str, str]]:
                 serve(grid, {**values, "run-dir": str(root / f"{evaluate}-{exchange}")})
             resumed = after_its_first_round(root / f"{evaluate}-stream", root / f"{evaluate}-resumed")
             serve(grid, {**SMALL, "evaluate": evaluate, "exchange": "stream", "resume": True, "run-dir": str(resumed)})
+            # Different clients in every round, and a checkpoint after every second one: stopped after the third.
+            some = {**SOME, "evaluate": evaluate, "exchange": "stream"}
+            serve(grid, {**some, "run-dir": str(root / f"{evaluate}-some")})
+            stopped = root / f"{evaluate}-stopped"
+            with pytest.raises(Stopped), stopping_after_round(3):
+                serve(grid, {**some, "run-dir": str(stopped)})
+            serve(grid, {**some, "resume": True, "run-dir": str(stopped)})
         for exchange in ("stream", "grid"):
             serve(grid, {**ODD, "exchange": exchange, "run-dir": str(root / f"odd-{exchange}")})
         # More checkpoints than are kept, from two nodes into one folder.
@@ -147,6 +185,15 @@ def test_resumed_clients_come_from_the_server_or_from_their_nodes(enough_workers
     whole, resumed = final_weights(root / f"{evaluate}-stream"), final_weights(root / f"{evaluate}-resumed")
     assert largest_difference(resumed, whole) == 0.0
     assert summary(root / f"{evaluate}-resumed")["bytes_up"] == summary(root / f"{evaluate}-stream")["bytes_up"]
+
+
+@pytest.mark.parametrize("evaluate", ["server", "client"])
+def test_clients_that_sat_out_go_on_from_their_own_last_round(enough_workers, evaluate: str) -> None:
+    """The nodes had trained a round more than the newest checkpoint has when the run was stopped."""
+    root, _ = enough_workers
+    whole, resumed = final_weights(root / f"{evaluate}-some"), final_weights(root / f"{evaluate}-stopped")
+    assert len(whole) > 3
+    assert largest_difference(resumed, whole) == 0.0
 
 
 def test_nodes_drop_their_oldest_checkpoints(enough_workers) -> None:
