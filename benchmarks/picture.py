@@ -34,15 +34,18 @@ def lines(
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
+    values = {label: points for label, points in values.items() if points}
     for label, points in values.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     sizes = sorted({size for points in values.values() for size, _ in points})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,g}" for size in sizes])
     axes.minorticks_off()
-    axes.set(xlabel=across, ylabel=up, **({"yscale": "log"} if log_up else {"ylim": (0, None)}))
+    top = max((figure for points in values.values() for _, figure in points), default=1.0)
+    axes.set(xlabel=across, ylabel=up, **({"yscale": "log"} if log_up else {"ylim": (0, 1.1 * top)}))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if values:
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     return path
