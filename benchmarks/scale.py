@@ -4,7 +4,7 @@
 needs Fashion-MNIST (``SGLR_DATA_DIR``), as the bundled digits are too few. Up to 1,000 clients all are in every step;
 of 10,000 a hundred are in a round, and as there are not enough images for batches of eight they have four each.
 Repetitions are interleaved. Memory is the proportional set size (pages that processes share are shared out) of all
-processes of the run, sampled every half second.
+processes of the run, looked at every half second, or less often where looking takes long.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from sglr_flower.rundir import read_json
 MARK = "SGLR_BENCHMARK"
 """Environment variable by which a run's processes are known, whoever their parent is."""
 SECONDS_BETWEEN_SAMPLES = 0.5
+SHARE_OF_SAMPLES = 0.03
+"""Of a run's time at most is spent on looking: the kernel walks through all pages of a process for it."""
 KINDS = {
     "ray::ClientAppActor": "node",
     "flower-simulation": "server",
@@ -136,8 +138,9 @@ def environment() -> dict[str, str]:
 def _watch(mark: str, memory: Memory, ended: threading.Event) -> None:
     peaks: dict[str, dict[int, int]] = defaultdict(dict)
     known: dict[int, str | None] = {}
-    while not ended.wait(SECONDS_BETWEEN_SAMPLES):
-        total = 0
+    pause = SECONDS_BETWEEN_SAMPLES
+    while not ended.wait(pause):
+        total, began = 0, time.monotonic()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.pid not in known:
@@ -149,6 +152,7 @@ def _watch(mark: str, memory: Memory, ended: threading.Event) -> None:
                 peaks[kind][process.pid] = max(size, peaks[kind].get(process.pid, 0))
                 total += size
         memory.total = max(memory.total, total)
+        pause = max(SECONDS_BETWEEN_SAMPLES, (time.monotonic() - began) / SHARE_OF_SAMPLES)
     memory.of = {kind: sorted(of.values()) for kind, of in peaks.items()}
 
 

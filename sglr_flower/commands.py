@@ -46,6 +46,7 @@ _ELSEWHERE = {
     "export": "export:export_command",
     "predict": "prediction:predict_command",
     "paper": "paper.command:command",
+    "estimate": "estimate:command",
     "bench": "bench:bench_command",
     "federation": "federation.command:app",
 }

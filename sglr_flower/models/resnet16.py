@@ -58,7 +58,7 @@ def resnet16(num_classes: int, image_size: int) -> nn.Sequential:
     """
     network = nn.Sequential(
         OrderedDict(
-            stem=nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
+            stem=nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
             stage1=_stage(16, 16, blocks=2, stride=1),
             stage2=_stage(16, 32, blocks=2, stride=2),
             stage3=_stage(32, 64, blocks=3, stride=2),

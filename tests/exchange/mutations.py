@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Sequence
 from random import Random
@@ -90,6 +91,10 @@ def swap_fields(draw: Random, content: bytes, others: Sequence[bytes], kind: typ
             value = draw.choice(["", "test", "validation", "TRAIN", "train\0", "x" * 10_000])
         elif field.type == field.TYPE_BOOL:
             value = not getattr(frame, field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            own, bad = os.getpid(), draw.choice(NUMBERS)
+            value = pb.Shared(pid=draw.choice([0, 1, own]), file=draw.randrange(20), size=bad)
+            value.tensors.add(name="smashed", dtype="float32", shape=[bad], offset=draw.choice(NUMBERS))
         elif field.is_repeated:
             count = draw.choice([0, 1, 2, 3, 4, 1000])
             value = [draw.choice(NUMBERS) for _ in range(count)]
@@ -98,6 +103,8 @@ def swap_fields(draw: Random, content: bytes, others: Sequence[bytes], kind: typ
         frame.ClearField(field.name)
         if field.is_repeated:
             getattr(frame, field.name).extend(value)
+        elif field.type == field.TYPE_MESSAGE:
+            getattr(frame, field.name).CopyFrom(value)
         else:
             setattr(frame, field.name, value)
     return bytes(frame.SerializeToString())

@@ -190,8 +190,8 @@ def deployed_weights(lab: Lab, run_dir: Path) -> Weights:
     """The server's segment from the run's last checkpoint, the clients' from the nodes' own disks."""
     last = sorted((run_dir / "checkpoints").glob("round-*"))[-1]
     files = {"server": last / "server.safetensors"}
-    for path in lab.directory.glob(f"nodes/*/state/{RunDirectory(run_dir).run_id}/{last.name}/clients/*"):
-        files[f"client-{int(path.stem.split('-')[1])}"] = path
+    for path in lab.directory.glob(f"nodes/*/state/{RunDirectory(run_dir).run_id}/client-*/{last.name}.safetensors"):
+        files[f"client-{int(path.parent.name.split('-')[1])}"] = path
     return {part: segment(path) for part, path in files.items()}
 
 

@@ -1,0 +1,132 @@
+"""What training moves between clients and server: Table 6 of arXiv 2112.05929 as functions.
+
+Payload only: smashed data, cut gradients and segments; labels and what frames a message come on top of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sglr_flower.methods import Method
+
+Average = Literal["clients", "clients-and-samples", "once"]
+"""What SplitAvg broadcasts: one client's batch of gradients in each step, one sample's in each step, or, as Table 6
+counts, one sample's in the whole epoch."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What Table 6 names.
+
+    Attributes
+    ----------
+    clients : int
+        |C|.
+    samples : int
+        |D|: training samples of all clients together.
+    batch_size : int
+        Samples of a client in a step.
+    cut : float
+        S(L): bytes of one sample's smashed data, and of its cut gradient.
+    client_segment : float
+        S(w_c): bytes of a client segment's weights and buffers.
+    network : float
+        S(w): bytes of the whole network's.
+    """
+
+    clients: int
+    samples: int
+    batch_size: int
+    cut: float
+    client_segment: float
+    network: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, where all clients have equally many samples."""
+        return math.ceil(self.samples / self.clients / self.batch_size)
+
+
+@dataclass(frozen=True)
+class EpochBytes:
+    """Bytes of all clients in an epoch.
+
+    Attributes
+    ----------
+    smashed : float
+        Up.
+    own : float
+        Down: cut gradients to the clients that they belong to.
+    average : float
+        Down: averaged cut gradients, counted once for all that receive them.
+    segments_up, segments_down : float
+        Weights, once in a round of one epoch.
+    """
+
+    smashed: float = 0.0
+    own: float = 0.0
+    average: float = 0.0
+    segments_up: float = 0.0
+    segments_down: float = 0.0
+
+    @property
+    def up(self) -> float:
+        """All that clients send."""
+        return self.smashed + self.segments_up
+
+    @property
+    def down(self) -> float:
+        """All that the server sends."""
+        return self.own + self.average + self.segments_down
+
+    @property
+    def total(self) -> float:
+        """Both ways, as in Table 6."""
+        return self.up + self.down
+
+
+def epoch_bytes(method: Method, sizes: Sizes, phi: float = 0.0, average: Average = "clients") -> EpochBytes:
+    """Bytes of an epoch in which all clients take part.
+
+    Parameters
+    ----------
+    method : Method
+        Whose parts say what is moved.
+    sizes : Sizes
+        The network, the cut and the clients.
+    phi : float
+        Fraction of the clients that receive the average; of no effect where the method has none.
+    average : Average
+        What the average is.
+
+    Returns
+    -------
+    EpochBytes
+        FedAvg: 2 |C| S(w) in total. PSL: 2 |D| S(L). SFL: 2 |D| S(L) + 2 |C| S(w_c). SGLR: (2 - phi) |D| S(L) and the
+        average, which with ``once`` is Table 6's S(L). Training in one place moves nothing.
+    """
+    if method.pooled:
+        return EpochBytes()
+    if method.whole:
+        weights = sizes.clients * sizes.network
+        return EpochBytes(segments_up=weights, segments_down=weights)
+    active = phi if method.cut_gradient else 0.0
+    smashed = sizes.samples * sizes.cut
+    # Handed from client to client by way of the server (SSL), or averaged: a segment up and one down for each.
+    segments = sizes.clients * sizes.client_segment if method.shares_segment else 0.0
+    per_step = {"clients": sizes.batch_size, "clients-and-samples": 1}
+    rows = 1 if average == "once" else sizes.steps * per_step[average]
+    return EpochBytes(
+        smashed=smashed,
+        own=(1 - active) * smashed,
+        average=rows * sizes.cut if active else 0.0,
+        segments_up=segments,
+        segments_down=segments,
+    )
+
+
+def client_down(moved: EpochBytes, clients: int, phi: float) -> float:
+    """Bytes that one client receives in an epoch, on the average: an active one receives the average in full."""
+    return (moved.own + moved.segments_down) / clients + phi * moved.average
