@@ -224,3 +224,18 @@ def test_a_simulation_that_was_not_used_is_gone_at_once() -> None:
     assert time.monotonic() - began < 1
     assert not left_of({group}, 1)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", None),
+    ],
+)
+def test_huge_pages_are_asked_for_unless_the_user_has_decided(
+    own: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", own)
+    assert launch._huge_pages().get("GLIBC_TUNABLES") == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import ray
 from flwr.app import Context
@@ -14,6 +15,8 @@ from flwr.simulation import run_simulation
 
 import client_app
 from sglr_flower.launch import ray_was_late
+
+Started = TypeVar("Started")
 
 
 def simulate(body: Callable[[Grid], None], nodes: int, workers: int, app_of_nodes: ClientApp = client_app.app) -> None:
@@ -43,16 +46,21 @@ def simulate(body: Callable[[Grid], None], nodes: int, workers: int, app_of_node
 
 
 def _start_ray(cpus: int) -> None:
-    """Start Ray for Flower, as Flower itself would, but a second time if it was late: a test is not about that."""
+    """Start Ray for Flower, as Flower itself would."""
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
     def start() -> None:
         ray.init(num_cpus=cpus, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
 
+    in_time(start)
+
+
+def in_time(start: Callable[[], Started]) -> Started:
+    """Start Ray, and a second time if it was late: a busy machine may not do it in the 30 s that it gives itself."""
     try:
-        start()
+        return start()
     except Exception as error:
         if not ray_was_late(str(error)):
             raise
         ray.shutdown()
-        start()
+        return start()

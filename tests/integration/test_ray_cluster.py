@@ -13,6 +13,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 from integration.runs import final_weights, largest_difference
+from integration.simulation import in_time
 from ray.cluster_utils import Cluster
 
 from sglr_flower import commands, inprocess, launch, machine, node
@@ -34,10 +35,15 @@ PER_NODE = 0.5
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of two Ray nodes with two CPUs and a GPU each."""
-    up = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
-    up.add_node(num_cpus=2, num_gpus=1)
+    up = in_time(_two_nodes)
     yield up.address
     up.shutdown()
+
+
+def _two_nodes() -> Cluster:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    made.add_node(num_cpus=2, num_gpus=1)
+    return made
 
 
 @pytest.fixture(scope="module")
