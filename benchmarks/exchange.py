@@ -179,7 +179,7 @@ def draw(cells: list[dict[str, Any]], out: Path) -> Path:
         label: [
             (cell["bytes"] / 1024, 1000 * cell["step_seconds"]["median"]) for cell in cells if cell["transport"] == key
         ]
-        for key, label in (("plain", "plain"), ("tls", "TLS"))
+        for key, label in (("memory", "shared memory"), ("plain", "plain"), ("tls", "TLS"))
     }
     return picture.lines(out.with_suffix(".png"), lines, "KiB per node and way", "milliseconds per step", log_up=True)
 
