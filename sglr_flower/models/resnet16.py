@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
-        # In place wherever nothing else needs what was there: the same numbers, a quarter less memory.
+        # In place wherever nothing else needs what was there: the same numbers from less memory (docs/performance.md).
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
         y += self.shortcut(x)
