@@ -1,7 +1,9 @@
 """A training step through `sglr run` beside the same step of a plain PyTorch loop, ResNet16, batches of eight.
 
 ``sglr bench step`` or ``python -m benchmarks.step``; a quarter of an hour on two cores, with ``--quick`` three minutes.
-The two take turns, each in fresh processes, so that a machine that gets slower or faster meanwhile does so for both.
+The two take turns, each in fresh processes, so that a machine that gets slower or faster meanwhile does so for both; so
+does a third, which measures how fast the machine multiplies matrices, and with that what the step's operations take at
+least (`benchmarks.floor`).
 The images are the bundled digits at 32 x 32, so that nothing has to be there; a step's cost does not depend on them.
 """
 
@@ -49,13 +51,15 @@ def main(
     for _ in range(repetitions):
         for clients in counts:
             seconds[clients, "run"].append(run_step_seconds(clients))
-            seconds[clients, "plain loop"].append(plain_step_seconds(clients))
+            seconds[clients, "plain loop"].append(measured("benchmarks.plain", clients))
+            seconds[clients, "floor"].append(measured("benchmarks.floor", clients))
     cells = [
         {
             "clients": clients,
             "run_seconds": machine.spread(seconds[clients, "run"]),
             "plain_loop_seconds": machine.spread(seconds[clients, "plain loop"]),
             "ratio": machine.spread(machine.ratios(seconds[clients, "run"], seconds[clients, "plain loop"])),
+            "floor_seconds": machine.spread(seconds[clients, "floor"]),
         }
         for clients in counts
     ]
@@ -76,24 +80,26 @@ def run_step_seconds(clients: int) -> float:
     return float(row["step_seconds_median"])
 
 
-def plain_step_seconds(clients: int) -> float:
-    """Median time of the plain loop's step, in a process of its own with torch's default threads."""
+def measured(module: str, clients: int) -> float:
+    """Median seconds of a step as a module finds them, in a process of its own with torch's default threads."""
     with tempfile.TemporaryDirectory() as home:
         config, out = Path(home) / "run.toml", Path(home) / "seconds.json"
         config.write_text(tomli_w.dumps(settings(clients)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.plain", str(config), str(out)]
+        command = [sys.executable, "-m", module, str(config), str(out)]
         subprocess.run(command, cwd=machine.ROOT, env=environment(), check=True)
-        return statistics.median(json.loads(out.read_text(encoding="utf-8"))[1:])
+        seconds = json.loads(out.read_text(encoding="utf-8"))
+    return statistics.median(seconds[1:] or seconds)  # the first step is slower
 
 
 def table(cells: list[dict[str, Any]]) -> Table:
     """Milliseconds per step by clients, and the ratio."""
     found = Table("clients", title=f"A step of a run on {NODES} nodes beside the plain loop's")
-    for heading in ("plain loop (ms)", "run (ms)", "run / plain loop"):
+    for heading in ("plain loop (ms)", "run (ms)", "run / plain loop", "operations alone (ms)"):
         found.add_column(heading, justify="right")
     for cell in cells:
         times = [machine.milliseconds(cell[name]) for name in ("plain_loop_seconds", "run_seconds")]
-        found.add_row(str(cell["clients"]), *times, machine.ratio(cell["ratio"]))
+        floor = machine.milliseconds(cell["floor_seconds"])
+        found.add_row(str(cell["clients"]), *times, machine.ratio(cell["ratio"]), floor)
     return found
 
 

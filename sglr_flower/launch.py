@@ -26,6 +26,13 @@ from sglr_flower.processes import complaint, environment, free_port, keeper, sai
 _Process = subprocess.Popen[bytes]
 
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
+_KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1",
+    "glibc.malloc.arena_max=1",  # other arenas take no block of more than 64 MB, which a step of many clients has
+    "glibc.malloc.mmap_threshold=17179869184",
+    "glibc.malloc.trim_threshold=17179869184",
+    "glibc.malloc.top_pad=67108864",
+)
 
 # What Flower raises in place of the exception that matters; that one stands earlier in the log.
 _WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
@@ -210,12 +217,18 @@ class _SuperLink:
         return {}
 
 
-def _huge_pages() -> dict[str, str]:
-    """Have glibc ask for huge pages: with many clients a step goes through gigabytes, which are few pages then."""
-    own = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in own:
-        return {}
-    return {"GLIBC_TUNABLES": ":".join(filter(None, [own, "glibc.malloc.hugetlb=1"]))}
+def _steady_memory() -> dict[str, str]:
+    """Environment of a simulation's processes, which allocate and free the same memory in every step.
+
+    glibc keeps what is freed for the next step, in huge pages: else the kernel would have to clear pages in every step.
+    GNU OpenMP's idle threads wait for more work a thirtieth as long as they would, as waiting they keep a core from the
+    other processes. What the user has set goes before: of two values of a tunable the last counts.
+    """
+    own = os.environ.get("GLIBC_TUNABLES")
+    return {
+        "GLIBC_TUNABLES": ":".join([*_KEEP_MEMORY, own] if own else _KEEP_MEMORY),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+    }
 
 
 @contextlib.contextmanager
@@ -225,7 +238,7 @@ def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
         port = free_port()
-        env = environment(home, code_dir) | _huge_pages()
+        env = environment(home, code_dir) | _steady_memory()
         (Path(home) / "config.toml").write_text(
             f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )

@@ -1,6 +1,7 @@
 """Real Flower, no mocks: tiny apps run on private SuperLinks, and nothing may be left of them."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -226,16 +227,38 @@ def test_a_simulation_that_was_not_used_is_gone_at_once() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [
-        ("", "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.hugetlb=0", None),
-    ],
-)
-def test_huge_pages_are_asked_for_unless_the_user_has_decided(
-    own: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", own)
-    assert launch._huge_pages().get("GLIBC_TUNABLES") == expected
+def test_freed_memory_is_kept_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    usual = launch._steady_memory()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    own = launch._steady_memory()
+    assert usual["GOMP_SPINCOUNT"] == "10000"
+    assert own == {"GLIBC_TUNABLES": f"{usual['GLIBC_TUNABLES']}:glibc.malloc.hugetlb=0", "GOMP_SPINCOUNT": "5"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_a_block_that_is_freed_is_there_again_without_new_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    program = """
+import ctypes, resource, threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def faults(size=200_000_000):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+found = []
+thread = threading.Thread(target=lambda: found.extend(faults() for _ in range(3)))
+thread.start(); thread.join()
+print(max(found[1:]))
+"""
+    counts = {}
+    for name, settings in {"usual": {}, "kept": launch._steady_memory()}.items():
+        env = {**os.environ, **settings}
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+        counts[name] = int(done.stdout)
+    assert counts["kept"] < 20 < counts["usual"]

@@ -1,0 +1,53 @@
+"""A step's multiplications and additions at the speed of this machine's matrix product.
+
+Convolutions and linear layers are counted (`analysis.compute`) and nothing else: batch norm, activation functions,
+optimizers and whatever moves data come on top. Only an algorithm with fewer operations, such as Winograd's convolution,
+could be faster. ``python -m benchmarks.floor CONFIG.toml OUT.json`` writes the seconds of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from sglr_flower import assembly
+from sglr_flower.analysis.compute import training_flops
+from sglr_flower.config import RunConfig, read_toml
+from sglr_flower.data import datasets
+
+_SIDE = 1024
+_PRODUCTS = 60
+
+
+def step_operations(config: RunConfig) -> int:
+    """Floating-point operations of a step of all clients, forward and backward, both segments."""
+    model = assembly.model(config)
+    size = datasets.input_size(config.dataset, config.image_size)
+    return (
+        config.num_clients * config.batch_size * training_flops(model.whole(), len(model.client_segment(0)), size).whole
+    )
+
+
+def operations_per_second() -> float:
+    """Of the fastest of some float32 matrix products, with torch's default threads."""
+    left, right = torch.randn(_SIDE, _SIDE), torch.randn(_SIDE, _SIDE)
+    seconds = []
+    for _ in range(_PRODUCTS):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * _SIDE**3 / min(seconds)
+
+
+def main() -> None:
+    """Write the seconds that a step's operations take at that speed."""
+    operations = step_operations(RunConfig.parse(read_toml(Path(sys.argv[1]))))
+    Path(sys.argv[2]).write_text(json.dumps([operations / operations_per_second()]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
