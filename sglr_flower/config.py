@@ -168,6 +168,11 @@ class RunConfig(BaseModel):
         description="validation images, and as many test images, scored per client at an evaluation; 0: all",
     )
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
+    checkpoints_kept: int = Field(
+        3,
+        ge=0,
+        description="checkpoints that are kept, the newest ones; 0: all, for what `sglr analyze` shows over time",
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )

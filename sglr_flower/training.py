@@ -230,10 +230,13 @@ def train(
                 shared,
                 nodes.versions(server_round),
                 carried,
+                config.checkpoints_kept,
             )
         directory.record(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
+    from sglr_flower.analysis import client  # its counter's import is not the training's to wait for
+
     summary = {
         "method": config.method,
         "model": config.model,
@@ -244,6 +247,7 @@ def train(
         "exchange": nodes.exchange,
         **history.summary(),
         **departures(directory.nodes()),
+        "client": client.bore(config, nodes.sizes, directory.nodes()),
         "seed": config.seed,
     }
     directory.finish(summary)
