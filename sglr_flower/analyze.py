@@ -15,7 +15,7 @@ from rich.progress import track
 
 from sglr_flower import assembly, checkpoint, methods, trained
 from sglr_flower.analysis.convergence import measure, spread
-from sglr_flower.analysis.figures import Row, save, table
+from sglr_flower.analysis.figures import Row, save, tables
 from sglr_flower.analysis.point import Batches, Point, Side
 from sglr_flower.checkpoint import Checkpoint
 from sglr_flower.config import RunConfig
@@ -26,6 +26,7 @@ from sglr_flower.seeds import generator
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.plan import RoundPlan
 
+_FILE_WIDTH = 160
 IMAGES = 256
 """Images at most on which the clients' smashed data are compared."""
 
@@ -222,8 +223,11 @@ def command(
     console = Console()
     work = [(run, at, name) for run, name in zip(runs, names(runs, phi), strict=True) for at in run.checkpoints]
     # A bar for people; a file or pipe would fill with its frames.
-    shown = track(work, "analyzing", console=console, transient=True, disable=not console.is_terminal)
-    rows = [analyze(run, at, name, batches, phi) for run, at, name in shown]
+    tracked = track(work, "analyzing", console=console, transient=True, disable=not console.is_terminal)
+    rows = [analyze(run, at, name, batches, phi) for run, at, name in tracked]
     save(folder, rows, batches)
-    console.print(table(rows, batches))
+    if not console.is_terminal:  # a file has no width at which a table must break
+        console = Console(width=_FILE_WIDTH)
+    for shown in tables(rows, batches):
+        console.print(shown)
     console.print(f"written: {folder}", highlight=False, soft_wrap=True)

@@ -43,9 +43,7 @@ class _Counter(TorchDispatchMode):
     Which imports torch's compiler when it is first used: a second, and 150 MB, in the server's process of a run.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
+    flops: int = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -73,7 +71,8 @@ def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
     segment = copy.deepcopy(segment).train()
     images = _images(segment, image_size)
     with torch.random.fork_rng(devices=[]):
-        with _Counter() as counter, torch.no_grad():
+        counter = _Counter()
+        with counter, torch.no_grad():
             segment(images)
         forward = counter.flops // _BATCH
         return forward, _client_flops(segment, images) - forward
@@ -107,13 +106,15 @@ def _images(network: nn.Module, image_size: int) -> torch.Tensor:
 
 
 def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         smashed = segment(images)
         smashed.backward(torch.ones_like(smashed))  # any cut gradient
     return counter.flops // _BATCH
 
 
 def _whole_flops(network: nn.Sequential, images: torch.Tensor) -> int:
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         F.cross_entropy(network(images), torch.zeros(_BATCH, dtype=torch.int64, device=images.device)).backward()
     return counter.flops // _BATCH

@@ -110,34 +110,46 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(rows: Iterable[Row], batches: int) -> Table:
-    """The figures for the terminal; docs/convergence.md says what they are."""
-    shown = Table(
-        title=f"Each figure from {batches} steps of the clients' training data",
-        caption="in brackets: expected of clients whose gradients say nothing about each other's; "
-        "of ‖∇F‖², σ² and ‖b‖², in the metric of the bound, a value below 0 is noise around 0",
+def tables(rows: Iterable[Row], batches: int) -> list[Table]:
+    """The figures for the terminal, of the cut and of the bound; docs/convergence.md says what they are."""
+    cut = Table(
+        title=f"SplitAvg and the client segments, each figure from {batches} steps",
+        caption="in brackets: where clients' cut gradients say nothing about each other's",
     )
-    shown.add_column("run")
-    for heading in ("round", "cosine", "‖avg‖/‖own‖", "kept", "‖∇F‖²", "σ² (own)", "‖b‖²", "spread w, f", "L", "η_c L"):
-        shown.add_column(heading, justify="right")
+    bound = Table(
+        title="In the metric of the bound",
+        caption="σ² in brackets: with own cut gradients alone; below 0 is noise around 0; L is Euclidean",
+    )
+    for shown, headings in (
+        (cut, ("round", "cosine", "‖average‖ / ‖own‖", "kept", "spread of weights", "of functions")),
+        (bound, ("round", "‖∇F‖²", "σ²", "‖b‖²", "L along the step", "η_c L, metric")),
+    ):
+        shown.add_column("run")
+        for heading in headings:
+            shown.add_column(heading, justify="right")
     for row in rows:
-        cut = ["-", "-"]
+        compared = ["-", "-"]
         if row.cosine is not None and row.own_norm and row.average_norm is not None:
             expected = f"({row.cosine_expected:.2f})"
-            cut = [f"{row.cosine:.2f} {expected}", f"{row.average_norm / row.own_norm:.2f} {expected}"]
-        shown.add_row(
+            compared = [f"{row.cosine:.2f} {expected}", f"{row.average_norm / row.own_norm:.2f} {expected}"]
+        cut.add_row(
             row.name,
             str(row.round),
-            *cut,
+            *compared,
             f"{row.kept:.2f} ± {row.kept_error:.2f} ({row.kept_expected:.2f})",
+            f"{row.weights_spread:.3f}",
+            f"{row.function_spread:.3f}",
+        )
+        bound.add_row(
+            row.name,
+            str(row.round),
             f"{row.gradient_norm2:.3g}",
             f"{row.variance:.3g} ({row.own_variance:.3g})",
-            f"{row.bias2:.3g}",
-            f"{row.weights_spread:.3f}, {row.function_spread:.3f}",
+            f"{row.bias2:.2g}",
             f"{row.smoothness:.3g}",
             f"{row.rate_smoothness:.3g}",
         )
-    return shown
+    return [cut, bound]
 
 
 Figure = Callable[[Row], float | None]
