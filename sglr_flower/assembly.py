@@ -27,7 +27,6 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
     """The method's round ``server_round`` (from 1) as a value: who takes part, at which rates, what is averaged."""
     method = methods.get(config.method)
     acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
-    factor = splitlr.schedule_factor(config.lr_schedule, server_round, config.num_server_rounds)
     return RoundPlan(
         seed=config.seed,
         server_round=server_round,
@@ -35,7 +34,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,
         reshuffle=config.sample_order == "every-epoch",
-        client_lr=config.client_lr * factor,
+        client_lr=config.client_lr,
         alpha=config.splitlr_alpha if method.server_lr else 0.0,
         phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
         average_over=config.splitavg_over,
@@ -47,6 +46,8 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         server_lr=method.server_lr or splitlr.server_lr,
         cut_gradient=method.cut_gradient or splitavg.average,
         augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
+        client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
+        server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
     )
 
 

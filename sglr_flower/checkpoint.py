@@ -30,7 +30,7 @@ from sglr_flower.files import write_atomic
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
 KEPT = 3
-"""Checkpoints kept: the last one and two before it, in case the last is damaged."""
+"""Checkpoints kept, if not said otherwise: the last one and two before it, in case the last is damaged."""
 
 
 class LazyStates(Mapping[int, dict[str, Tensor]]):
@@ -174,12 +174,13 @@ def save(
     shared: Mapping[str, Tensor] | None = None,
     versions: Mapping[int, int] | None = None,
     carried: Mapping[int, int] | None = None,
+    kept: int = KEPT,
 ) -> Path:
     """Write a whole checkpoint into a hidden folder, make it one by a rename, and drop the oldest.
 
     ``client_states`` has those that have trained, and is empty where the nodes keep their clients' states themselves;
     ``shared`` is the client segment of all clients, where they have the same; ``versions`` and ``carried`` as in
-    `Checkpoint`.
+    `Checkpoint`; so many checkpoints are ``kept``, all if 0.
     """
     partial = checkpoints / f".round-{server_round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -212,14 +213,9 @@ def save(
     _sync_folder(partial)
     partial.rename(folder)
     _sync_folder(checkpoints)
-    _prune(checkpoints)
-    return folder
-
-
-def _prune(checkpoints: Path) -> None:
-    """Drop all but the newest checkpoints of a folder."""
-    for old in _rounds(checkpoints)[KEPT:]:
+    for old in _rounds(checkpoints)[kept:] if kept else []:
         shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def rounds(checkpoints: Path) -> list[int]:
@@ -251,6 +247,17 @@ def latest(checkpoints: Path) -> Checkpoint | None:
     if folders:
         raise UserError(f"no checkpoint to resume from: {damage}, and no whole one is before it")
     return None
+
+
+def whole(checkpoints: Path) -> list[Checkpoint]:
+    """All checkpoints of a folder that are whole, oldest first; damaged ones are named in the log and left out."""
+    found = []
+    for folder in reversed(_rounds(checkpoints)):
+        try:
+            found.append(_verify(folder))
+        except (OSError, ValueError) as error:
+            log.warning("checkpoint %s is damaged (%s) and left out", folder, error)
+    return found
 
 
 def _verify(folder: Path) -> Checkpoint:

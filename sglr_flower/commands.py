@@ -47,6 +47,7 @@ _ELSEWHERE = {
     "predict": "prediction:predict_command",
     "paper": "paper.command:command",
     "estimate": "estimate:command",
+    "analyze": "analyze:command",
     "bench": "bench:bench_command",
     "federation": "federation.command:app",
 }

@@ -87,7 +87,12 @@ class RunConfig(BaseModel):
     )
     lr_schedule: str = Field(
         "constant",
-        description="constant, cosine, or step (x0.1 once 80 % of the rounds are done); scales both sides' rates alike",
+        description="factor on the learning rates: constant, cosine, step (x0.1 once 80 % of the rounds are done), or "
+        "with every step cyclic:low=L,high=H,period=P,phase=F (P in rounds, F in [0, 1) of it, 0 if left out) or "
+        "one-cycle:low=L,high=H,length=N,start=S (N and S in fractions of the rounds, 0.9 and 0 if left out)",
+    )
+    server_lr_schedule: str = Field(
+        "", description="the same for the server's rate alone, lr-schedule is then the clients'; empty: lr-schedule"
     )
     splitavg_phi: float = Field(
         0.5,
@@ -163,6 +168,11 @@ class RunConfig(BaseModel):
         description="validation images, and as many test images, scored per client at an evaluation; 0: all",
     )
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
+    checkpoints_kept: int = Field(
+        3,
+        ge=0,
+        description="checkpoints that are kept, the newest ones; 0: all, for what `sglr analyze` shows over time",
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )
@@ -218,10 +228,11 @@ class RunConfig(BaseModel):
             raise ValueError("it must be cpu, cuda, cuda:N, or empty")
         return value
 
-    @field_validator("lr_schedule")
+    @field_validator("lr_schedule", "server_lr_schedule")
     @classmethod
-    def _known_schedule(cls, value: str) -> str:
-        splitlr.schedule_factor(value, 1, 1)
+    def _known_schedule(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name == "lr_schedule":
+            splitlr.schedule(value, 1)
         return value
 
     @field_validator("splitavg_phase")

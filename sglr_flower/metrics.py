@@ -22,7 +22,7 @@ class RoundMetrics:
     train_loss : float
         Mean loss per training sample.
     client_lr, server_lr : float
-        eta_c, and eta_s of a step in which all participants are present (0 without a server segment).
+        eta_c of the round's first step, and eta_s of it if all participants are present (0 without a server segment).
     validation_accuracy_mean, validation_accuracy_std, validation_loss_mean : float | None
         Over the clients; the standard deviation is the population's.
     test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None

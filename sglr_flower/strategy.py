@@ -97,7 +97,8 @@ class SplitStrategy(Strategy):
         log.info("SplitStrategy: %s with %s on %s", c.method, c.model, c.dataset)
         log.info("\t├──> clients: %d of %d samples, batch %d", c.num_clients, c.samples_per_client, c.batch_size)
         log.info("\t├──> rounds: %d of %d local epoch(s)", c.num_server_rounds, c.local_epochs)
-        log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, plan.alpha, c.lr_schedule)
+        schedules = " and ".join(dict.fromkeys((c.lr_schedule, c.server_lr_schedule or c.lr_schedule)))
+        log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, plan.alpha, schedules)
         phi = c.splitavg_phi if methods.get(c.method).cut_gradient else 0.0
         log.info("\t├──> SplitAvg: phi %g over %s, %s", phi, c.splitavg_over, c.splitavg_phase)
         log.info("\t├──> server segment: %s, client segments shared: %s", plan.server_update, plan.shares_segment)

@@ -155,13 +155,13 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
     """
     directory = RunDirectory(run_dir.expanduser().absolute())
-    config = _with_data_dir(directory.read_config(), data_dir)
+    config = with_data_dir(directory.read_config(), data_dir)
     newest = directory.latest_checkpoint()
     if newest is None:
         raise UserError(f"the run in {directory.path} has no checkpoint: train at least checkpoint-every rounds first")
     clients = tuple(assembly.clients(config))
     shared = newest.shared_weights()
-    states = _client_states(directory.path, newest, config) if shared is None else {}
+    states = client_states(directory.path, newest, config) if shared is None else {}
     classes = _classes(directory.path, config)
     model = assembly.model(config, len(classes))
     server_segment = model.server_segment()
@@ -184,7 +184,8 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
     )
 
 
-def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
+def with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
+    """A run's settings with the ``data-dir`` of now: the one given, or the run's if it is still there."""
     if data_dir is not None:
         return config.replace(data_dir=str(data_dir.expanduser().absolute()))
     if config.data_dir and not Path(config.data_dir).is_dir():  # the run came from another machine
@@ -198,8 +199,14 @@ def _classes(run_dir: Path, config: RunConfig) -> tuple[str, ...]:
     return tuple(names) if names else datasets.classes(config.dataset, config.data_dir)
 
 
-def _client_states(run_dir: Path, newest: checkpoint.Checkpoint, config: RunConfig) -> Mapping[int, dict[str, Tensor]]:
-    """The states of the clients that have trained: the checkpoint's own, or those that a simulation's nodes kept."""
+def client_states(run_dir: Path, newest: checkpoint.Checkpoint, config: RunConfig) -> Mapping[int, dict[str, Tensor]]:
+    """The states of the clients that have trained: the checkpoint's own, or those that a simulation's nodes kept.
+
+    Raises
+    ------
+    UserError
+        If they are on their nodes.
+    """
     clients = assembly.clients(config)
     own = newest.client_states(clients)
     if own or config.evaluate == "server":

@@ -206,7 +206,7 @@ def train(
             steps=done.result.steps,
             clients=len(plan.clients) - done.attended.dropped_clients,
             train_loss=done.result.loss,
-            client_lr=plan.client_lr,
+            client_lr=plan.client_rate(),
             server_lr=plan.step_lr,
             **evaluation_columns(scores),
             evaluated_images=max((score.test.images for score in scores.values()), default=0),
@@ -230,10 +230,13 @@ def train(
                 shared,
                 nodes.versions(server_round),
                 carried,
+                config.checkpoints_kept,
             )
         directory.record(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
+    from sglr_flower.analysis import client  # its counter's import is not the training's to wait for
+
     summary = {
         "method": config.method,
         "model": config.model,
@@ -244,6 +247,7 @@ def train(
         "exchange": nodes.exchange,
         **history.summary(),
         **departures(directory.nodes()),
+        "client": client.bore(config, nodes.sizes, directory.nodes()),
         "seed": config.seed,
     }
     directory.finish(summary)
@@ -290,11 +294,12 @@ def _train_round(
     server: ServerSegment, attended: Attended, nodes: Nodes, directory: RunDirectory, shared: Weights | None
 ) -> _Trained:
     turns = attended.plan.turns()
+    steps = [turn.steps(nodes.sizes) for turn in turns]
     directory.status(
         state="training",
         round=attended.plan.server_round,
         step=0,
-        steps=sum(turn.steps(nodes.sizes) for turn in turns),
+        steps=sum(steps),
     )
     results: list[RoundResult] = []
     bytes_up = bytes_down = 0
@@ -302,9 +307,10 @@ def _train_round(
     def on_step(step: int, loss: float) -> None:
         directory.status(force=False, step=sum(result.steps for result in results) + step, loss=loss)
 
-    for turn in turns:
+    for number, turn in enumerate(turns):
         if set(turn.clients) <= nodes.absent:
             continue  # its node has left in a turn before
+        turn = replace(turn, first_step=sum(steps[:number]), round_steps=sum(steps))
         with nodes.train(turn, shared) as opened:
             split = None if turn.server_update == "none" else train_round(server, turn, opened.link, on_step)
         results.append(split or merge(opened.local, together=True))

@@ -175,12 +175,41 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
         "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
     }
+    rows |= _client(summary)
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _client(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What one client bore; nothing of a run of a version that did not know it."""
+    client, rows = summary.get("client", {}), {}
+    if "forward_flops" in client:
+        forward, backward = client["forward_flops"], client["backward_flops"]
+        whole = flops((forward + backward) * client["samples"])
+        rows["a client computed"] = f"{flops(forward)} forward, {flops(backward)} backward per image; {whole} in all"
+        parts = {name: client[f"{name}_bytes"] for name in ("activation", "optimizer", "weight", "gradient")}
+        listed = ", ".join(f"{name}s {_bytes(size)}".replace("optimizers", "optimizer") for name, size in parts.items())
+        rows["it held"] = f"{_bytes(sum(parts.values()))}: {listed}"
+    if client:
+        up, down = (_bytes(summary[f"bytes_{way}"] / summary["clients"]) for way in ("up", "down"))
+        step = client.get("step_seconds")
+        rows["its exchange"] = f"{up} up, {down} down" + (
+            "" if step is None else f"; a step took it {1000 * step:.3g} ms"
+        )
+    return rows
+
+
+def flops(count: float) -> str:
+    """A number of floating-point operations as a person reads it."""
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PFLOP"
 
 
 def _departures(summary: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,10 +50,12 @@ def _parallel(config: RunConfig) -> Weights:
     server_optimizer = _optimizer(config, server)
     alpha = config.splitlr_alpha if config.method in ("sglr", "slr") else 0.0
     for server_round in _rounds(config):
-        rate, phi = _rate(config, server_round), _phi(config, server_round)
+        phi = _phi(config, server_round)
         order = {i: _batches(config, server_round, i, len(data[i])) for i in _participants(config, server_round)}
-        for step in range(max(len(batches) for batches in order.values())):
+        steps = max(len(batches) for batches in order.values())
+        for step in range(steps):
             here = [i for i in order if step < len(order[i])]
+            rate = _server_rate(config, server_round, step, steps)
             smashed, cut, labels = {}, {}, {}
             for i in here:  # eq. 1: s_i = f(w_c,i; B_i)
                 images, labels[i] = _read(config, data[i], order[i][step])
@@ -66,7 +69,7 @@ def _parallel(config: RunConfig) -> Weights:
             active = _active(config, phi, server_round, step, here)
             for i in here:
                 smashed[i].backward(_position_average(own, active, len(own[i])) if i in active else own[i])
-                _update(optimizers[i], rate)
+                _update(optimizers[i], _client_rate(config, server_round, step, len(order[i])))
         if sfl:  # eq. 9-10
             _share(_average({i: clients[i] for i in order}, data), clients.values())
     return _named(clients, server)
@@ -80,16 +83,18 @@ def _split_fed_v1(config: RunConfig) -> Weights:
     optimizers = {i: _optimizer(config, clients[i]) for i in data}
     copy_optimizers = {i: _optimizer(config, copies[i]) for i in data}
     for server_round in _rounds(config):
-        here, rate = _participants(config, server_round), _rate(config, server_round)
+        here = _participants(config, server_round)
+        order = {i: _batches(config, server_round, i, len(data[i])) for i in here}
+        steps = max(len(batches) for batches in order.values())
         for i in here:
-            for batch in _batches(config, server_round, i, len(data[i])):
+            for step, batch in enumerate(order[i]):
                 images, labels = _read(config, data[i], batch)
                 smashed = clients[i](images)
                 cut = smashed.detach().requires_grad_()
                 _loss(config, copies[i](cut), labels).backward()
-                _update(copy_optimizers[i], rate)
+                _update(copy_optimizers[i], _server_rate(config, server_round, step, steps))
                 smashed.backward(cut.grad)
-                _update(optimizers[i], rate)
+                _update(optimizers[i], _client_rate(config, server_round, step, len(order[i])))
         _share(_average({i: clients[i] for i in here}, data), clients.values())
         _share(_average({i: copies[i] for i in here}, data), copies.values())
     return _named(clients, copies[0])
@@ -103,9 +108,9 @@ def _split_fed_v2(config: RunConfig) -> Weights:
     optimizers = {i: _optimizer(config, clients[i]) for i in data}
     server_optimizer = _optimizer(config, server)
     for server_round in _rounds(config):
-        rate = _rate(config, server_round)
         order = {i: _batches(config, server_round, i, len(data[i])) for i in _participants(config, server_round)}
-        for step in range(max(len(batches) for batches in order.values())):
+        steps = max(len(batches) for batches in order.values())
+        for step in range(steps):
             here = [i for i in order if step < len(order[i])]
             read = {i: _read(config, data[i], order[i][step]) for i in here}
             smashed = {i: clients[i](read[i][0]) for i in here}
@@ -113,9 +118,9 @@ def _split_fed_v2(config: RunConfig) -> Weights:
             for i in (here[k] for k in turns.tolist()):
                 cut = smashed[i].detach().requires_grad_()
                 _loss(config, server(cut), read[i][1]).backward()
-                _update(server_optimizer, rate)
+                _update(server_optimizer, _server_rate(config, server_round, step, steps))
                 smashed[i].backward(cut.grad)
-                _update(optimizers[i], rate)
+                _update(optimizers[i], _client_rate(config, server_round, step, len(order[i])))
         _share(_average({i: clients[i] for i in order}, data), clients.values())
     return _named(clients, server)
 
@@ -127,16 +132,18 @@ def _sequential(config: RunConfig) -> Weights:
     optimizers = {i: _optimizer(config, client) for i in data}  # each client's own moments, of the one segment
     server_optimizer = _optimizer(config, server)
     for server_round in _rounds(config):
-        rate = _rate(config, server_round)
-        for i in _participants(config, server_round):
-            for batch in _batches(config, server_round, i, len(data[i])):
+        order = {i: _batches(config, server_round, i, len(data[i])) for i in _participants(config, server_round)}
+        steps, done = sum(len(batches) for batches in order.values()), 0  # the server sees one client after the other
+        for i, batches in order.items():
+            for step, batch in enumerate(batches):
                 images, labels = _read(config, data[i], batch)
                 smashed = client(images)
                 cut = smashed.detach().requires_grad_()
                 _loss(config, server(cut), labels).backward()
-                _update(server_optimizer, rate)
+                _update(server_optimizer, _server_rate(config, server_round, done, steps))
                 smashed.backward(cut.grad)
-                _update(optimizers[i], rate)
+                _update(optimizers[i], _client_rate(config, server_round, step, len(batches)))
+                done += 1
     return _named(dict.fromkeys(data, client), server)
 
 
@@ -185,10 +192,11 @@ METHODS = tuple(_LOOPS)
 def _train_whole(
     config: RunConfig, server_round: int, client: int, network: nn.Module, optimizer: Optimizer, data: ImageSet
 ) -> None:
-    for batch in _batches(config, server_round, client, len(data)):
+    batches = _batches(config, server_round, client, len(data))
+    for step, batch in enumerate(batches):
         images, labels = _read(config, data, batch)
         _loss(config, network(images), labels).backward()
-        _update(optimizer, _rate(config, server_round))
+        _update(optimizer, _client_rate(config, server_round, step, len(batches)))
 
 
 # What the loops read and draw ---------------------------------------------------------------------------------------
@@ -263,13 +271,35 @@ def _update(optimizer: Optimizer, rate: float) -> None:
     optimizer.zero_grad()
 
 
-def _rate(config: RunConfig, server_round: int) -> float:
-    """eta_0 in this round."""
-    done = (server_round - 1) / config.num_server_rounds
-    if config.lr_schedule == "cosine":
-        return config.client_lr * math.cos(math.pi / 2 * done) ** 2
-    assert config.lr_schedule == "constant"
-    return config.client_lr
+def _client_rate(config: RunConfig, server_round: int, step: int, steps: int) -> float:
+    """eta_c with so many of the client's own steps of this round done."""
+    return config.client_lr * _factor(config, config.lr_schedule, server_round, step / steps)
+
+
+def _server_rate(config: RunConfig, server_round: int, step: int, steps: int) -> float:
+    """eta_0 for the server, with so many of its steps of this round done."""
+    return config.client_lr * _factor(
+        config, config.server_lr_schedule or config.lr_schedule, server_round, step / steps
+    )
+
+
+def _factor(config: RunConfig, schedule: str, server_round: int, done: float) -> float:
+    """What a schedule makes of eta_0: one that moves within a round after the fraction ``done`` of it."""
+    if schedule == "constant":
+        return 1.0
+    rounds = server_round - 1 + done
+    name, _, numbers = schedule.partition(":")
+    n = {key: float(value) for key, value in (number.split("=") for number in filter(None, numbers.split(",")))}
+    if name == "cosine":
+        return math.cos(math.pi / 2 * (server_round - 1) / config.num_server_rounds) ** 2
+    if name == "cyclic":
+        cycles = rounds / n["period"] + n.get("phase", 0)
+        return float(np.interp(cycles - int(cycles), (0, 0.5, 1), (n["low"], n["high"], n["low"])))
+    assert name == "one-cycle"
+    start, length, low = n.get("start", 0), n.get("length", 0.9), n["low"]
+    points = (0, start, start + length / 2, start + length, 1)
+    factors = (low, low, n["high"], low, low / 100)
+    return float(np.interp(rounds / config.num_server_rounds, points, factors))
 
 
 def _loss(config: RunConfig, logits: Tensor, labels: Tensor) -> Tensor:

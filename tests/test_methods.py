@@ -52,6 +52,12 @@ UNUSUAL: dict[str, Scalar] = UNLIKE | {
     "seed": 5,
 }
 
+CYCLIC: dict[str, Scalar] = UNLIKE | {
+    "num-server-rounds": 3,
+    "lr-schedule": "cyclic:low=0.5,high=1.5,period=1.7,phase=0.3",
+    "server-lr-schedule": "one-cycle:low=0.4,high=1.2,length=0.6,start=0.2",
+}
+
 Items = tuple[tuple[str, Scalar], ...]
 
 
@@ -92,6 +98,33 @@ def test_a_method_keeps_to_participation_epochs_schedule_order_and_loss(method: 
     case = items(UNUSUAL, method)
 
     assert largest_difference(engine(case, 3), loop(case)) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_rates_cycle_with_every_step_on_each_side_by_its_own_schedule(method: str) -> None:
+    """Clients of different sizes: each one's cycle runs by its own batches, the server's by all steps of the round."""
+    case = items(CYCLIC, method)
+
+    assert largest_difference(engine(case, 3), loop(case)) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["sglr", "fedavg"])
+def test_stacked_clients_cycle_too(method: str) -> None:
+    case = items(CYCLIC | {"cohort": "stacked"}, method)
+
+    assert largest_difference(engine(case, 2), loop(case)) < 1e-9
+
+
+def test_the_cycles_of_the_two_sides_and_their_steps_matter() -> None:
+    others = {
+        "cyclic": CYCLIC,
+        "server as clients": CYCLIC | {"server-lr-schedule": ""},
+        "another phase": CYCLIC | {"lr-schedule": "cyclic:low=0.5,high=1.5,period=1.7,phase=0.8"},
+        "constant": CYCLIC | {"lr-schedule": "constant"},
+    }
+    ends = {name: one_network(loop(items(settings, "sglr"))) for name, settings in others.items()}
+
+    assert_apart(CYCLIC, ends, set())
 
 
 @pytest.mark.parametrize("phase", ["first:0.5", "last:0.5"])

@@ -146,6 +146,38 @@ def test_totals_are_those_of_the_summaries(runs: Path) -> None:
     assert run.step_seconds == pytest.approx(summary["step_seconds_median"])
 
 
+def test_what_a_client_bore_is_counted_once_and_the_rest_is_a_mean_over_seeds(runs: Path) -> None:
+    counted = {"forward_flops": 2_000_000, "backward_flops": 3_000_000, "activation_bytes": 5000, "weight_bytes": 1000}
+    counted |= {"gradient_bytes": 900, "optimizer_bytes": 1800}
+    edit_summary(runs / "a0", client={**counted, "samples": 100.0, "step_seconds": 0.01})
+    edit_summary(runs / "a1", client={**counted, "samples": 300.0, "step_seconds": 0.03})
+    edit_summary(runs / "a2", client=None)  # of an earlier version
+    edit_summary(runs / "b0", client={"samples": 100.0, "step_seconds": None})
+    for name, up in (("a0", (700, 300)), ("a1", (1500, 1500))):
+        edit_rows(runs / name, lambda rows, up=up: [r.update(bytes_up=x) for r, x in zip(rows, up, strict=True)])
+    built = report.build(dirs(runs, "a0", "a1", "a2", "b0"))
+    table = tables.clients(built)
+
+    assert table is not None
+    rows = {row[0]: row[1:] for row in table.rows}
+    # 5 MFLOP for each of 200 samples in the mean; 8.7 kB; 1000 and 3000 bytes of two clients; 10 and 30 ms.
+    assert rows["sglr"][:6] == ("2 MFLOP", "3 MFLOP", "1 GFLOP", "8.7 kB", "5.0 kB", "1.8 kB")
+    assert (rows["sglr"][6], rows["sglr"][8]) == ("1.0 kB", "20 ms")
+    assert rows["psl"][:5] == (tables.NOTHING,) * 5
+    assert rows["psl"][8] == tables.NOTHING
+    assert all(len(row) == len(table.header) for row in table.rows)
+    assert "| one client of |" in report.to_markdown(built)
+    assert "What one client bore" in report.to_html(built)
+
+
+def test_runs_of_versions_that_did_not_count_have_no_such_table(runs: Path) -> None:
+    for name in ("a0", "b0"):
+        edit_summary(runs / name, client=None)
+    built = report.build(dirs(runs, "a0", "b0"))
+    assert tables.clients(built) is None
+    assert "What one client bore" not in report.to_html(built)
+
+
 def test_a_seed_given_twice_does_not_narrow_the_interval(runs: Path) -> None:
     again = copy_as_new_run(runs / "a0", runs / "again")
     built = report.build([*dirs(runs, "a0", "a1"), again])

@@ -141,20 +141,40 @@ def test_places_that_no_node_has_come_to_are_told_apart(tmp_path: Path) -> None:
     assert run.lines() == [f"no node yet (clients {clients}) is not there: not yet" for clients in ("0 1", "2 3")]
 
 
+SUMMARY = {
+    **dict.fromkeys(("method", "model", "dataset", "exchange"), "x"),
+    **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
+    **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
+    **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
+    "evaluated_images": 10,
+}
+
+
 @pytest.mark.parametrize(
     ("departures", "nodes", "expected"),
     [(3, 2, "3 departures of 2 nodes, see nodes.csv"), (1, 1, "1 departure of 1 node, see nodes.csv"), (0, 0, "")],
 )
 def test_the_closing_table_says_how_many_nodes_left(departures: int, nodes: int, expected: str) -> None:
-    summary = {
-        **dict.fromkeys(("method", "model", "dataset", "exchange"), "x"),
-        **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
-        **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
-        **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
-        "evaluated_images": 10,
-    }
-    old = shown(closing_table(summary, Path("/run")))
-    text = shown(closing_table({**summary, "departures": departures, "departed_nodes": nodes}, Path("/run")))
+    old = shown(closing_table(SUMMARY, Path("/run")))
+    text = shown(closing_table({**SUMMARY, "departures": departures, "departed_nodes": nodes}, Path("/run")))
     assert ("nodes that left" in text) == bool(expected)
     assert expected in text
     assert "nodes that left" not in old  # runs of versions that did not count
+
+
+def test_the_closing_table_says_what_a_client_bore() -> None:
+    sizes = {"activation": 1_500_000, "optimizer": 343_168, "weight": 173_584, "gradient": 171_584}
+    client = {f"{name}_bytes": size for name, size in sizes.items()}
+    client |= {"forward_flops": 9_134_080, "backward_flops": 18_046_976, "samples": 3600.0, "step_seconds": 0.0071}
+    text = shown(closing_table({**SUMMARY, "bytes_up": 8_000_000, "client": client}, Path("/run")), width=140)
+    assert "9.13 MFLOP forward, 18 MFLOP backward per image; 97.9 GFLOP in all" in text
+    assert "2.188 MB: activations 1.5 MB, optimizer 343.2 kB, weights 173.6 kB, gradients 171.6 kB" in text
+    assert "2 MB up, 1 B down; a step took it 7.1 ms" in text
+
+
+def test_without_nodes_a_clients_step_has_no_time_and_an_older_run_none_of_it() -> None:
+    text = shown(closing_table({**SUMMARY, "client": {"samples": 3.0, "step_seconds": None}}, Path("/run")))
+    assert "its exchange" in text
+    assert "a step took" not in text
+    assert "a client computed" not in text
+    assert "its exchange" not in shown(closing_table(SUMMARY, Path("/run")))

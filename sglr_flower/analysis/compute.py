@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 _BATCH = 2  # batch norm over a single value has nothing to normalise
 
@@ -34,6 +37,47 @@ class Compute:
         return self.client / self.whole
 
 
+class _Counter(TorchDispatchMode):
+    """Adds up the operations of what is computed in its context, by the formulas of PyTorch's own counter.
+
+    Which imports torch's compiler when it is first used: a second, and 150 MB, in the server's process of a run.
+    """
+
+    flops: int = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; to have it skipped is what would import it
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
+    """Operations of a client segment's forward, and of its backward, on one sample; counted as by `training_flops`.
+
+    Parameters
+    ----------
+    segment : nn.Sequential
+        The client segment, or a network that is not cut; it stays as it is.
+    image_size : int
+        Pixels of a side of the square images.
+    """
+    segment = copy.deepcopy(segment).train()
+    images = _images(segment, image_size)
+    with torch.random.fork_rng(devices=[]):
+        counter = _Counter()
+        with counter, torch.no_grad():
+            segment(images)
+        forward = counter.flops // _BATCH
+        return forward, _client_flops(segment, images) - forward
+
+
 def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute:
     """Count the operations of one training step, by running it, for one sample.
 
@@ -51,20 +95,26 @@ def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute
         Pixels of a side of the square images.
     """
     network = copy.deepcopy(network).train()
-    weight = next(network.parameters())
-    images = torch.zeros(_BATCH, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+    images = _images(network, image_size)
     with torch.random.fork_rng(devices=[]):  # dropout must not move the caller's random numbers
         return Compute(client=_client_flops(network[:cut], images), whole=_whole_flops(network, images))
 
 
+def _images(network: nn.Module, image_size: int) -> torch.Tensor:
+    weight = next(network.parameters())
+    return torch.zeros(_BATCH, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+
+
 def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+    counter = _Counter()
+    with counter:
         smashed = segment(images)
         smashed.backward(torch.ones_like(smashed))  # any cut gradient
-    return int(counter.get_total_flops()) // _BATCH
+    return counter.flops // _BATCH
 
 
 def _whole_flops(network: nn.Sequential, images: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
+    counter = _Counter()
+    with counter:
         F.cross_entropy(network(images), torch.zeros(_BATCH, dtype=torch.int64, device=images.device)).backward()
-    return int(counter.get_total_flops()) // _BATCH
+    return counter.flops // _BATCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,47 @@ from torch import Tensor, nn
 _MOMENTS = {"adam": 2, "sgd": 0}
 """Optimizer -> tensors of a weight's size that it keeps for each weight."""
 
+_BATCH = 2  # batch norm over a single value has nothing to normalise
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a client's training step needs besides the program itself.
+
+    What is needed for a moment within a kernel is not counted.
+
+    Attributes
+    ----------
+    weights : int
+        Weights and buffers.
+    gradients : int
+        Of the weights that are trained.
+    optimizer : int
+        Its moments.
+    activations : int
+        What the forward saves for the backward, and the smashed data; the images are among them.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
 
 def weight_bytes(segment: nn.Module) -> int:
     """Bytes of a network's weights and buffers: what a message that carries it weighs."""
     return sum(tensor.nbytes for tensor in segment.state_dict().values())
 
 
-def training_bytes(segment: nn.Module, optimizer: str, batch_size: int, image_size: int) -> int:
-    """Bytes that a client's training step needs besides the program itself.
+def footprint(segment: nn.Module, optimizer: str, batch_size: int, image_size: int) -> Footprint:
+    """Measure what a client's training step needs, by running its forward.
 
-    Weights and buffers, gradients, the optimizer's moments, and the activations that the forward saves for the backward
-    (measured, by running it; the images are among them). What is needed for a moment within a kernel is not counted.
+    That is done with a few images: saved is an amount for each of them, and some for all.
 
     Parameters
     ----------
@@ -34,8 +65,23 @@ def training_bytes(segment: nn.Module, optimizer: str, batch_size: int, image_si
         Pixels of a side of the square images.
     """
     segment = copy.deepcopy(segment).train()
-    weights = list(segment.parameters())
-    trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
+    trained = sum(weight.nbytes for weight in segment.parameters() if weight.requires_grad)
+    few, more = (_saved(segment, count, image_size) for count in (_BATCH, _BATCH + 1))
+    return Footprint(
+        weights=weight_bytes(segment),
+        gradients=trained,
+        optimizer=_MOMENTS[optimizer] * trained,
+        activations=few + (batch_size - _BATCH) * (more - few),
+    )
+
+
+def training_bytes(segment: nn.Module, optimizer: str, batch_size: int, image_size: int) -> int:
+    """The whole `footprint`."""
+    return footprint(segment, optimizer, batch_size, image_size).total
+
+
+def _saved(segment: nn.Module, count: int, image_size: int) -> int:
+    """Bytes of activations with a batch of ``count`` images."""
     own = {tensor.untyped_storage().data_ptr() for tensor in segment.state_dict().values()}
     saved: dict[int, int] = {}
 
@@ -45,8 +91,9 @@ def training_bytes(segment: nn.Module, optimizer: str, batch_size: int, image_si
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = torch.zeros(batch_size, 3, image_size, image_size, dtype=weights[0].dtype)
+    weight = next(segment.parameters())
+    images = torch.zeros(count, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = segment(images)
     saved[output.untyped_storage().data_ptr()] = output.nbytes  # what is sent
-    return weight_bytes(segment) + (1 + _MOMENTS[optimizer]) * trained + sum(saved.values())
+    return sum(saved.values())

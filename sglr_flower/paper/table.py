@@ -162,7 +162,7 @@ def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells
     done : int
         How many of them are finished.
     """
-    sentences = [_setting(cells[0]), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
+    sentences = [_setting(cells), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
     sentences += [_accuracy(cells[0]), _seeds(places, cells), _layout(experiment, places), _note(experiment)]
     if done < len(cells):
         sentences.append(f"{done} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
@@ -180,11 +180,13 @@ def subtitle(experiment: Experiment, scale: Scale, cells: Sequence[Cell]) -> str
     )
 
 
-def _setting(cell: Cell) -> str:
-    config = cell.config
+def _setting(cells: Sequence[Cell]) -> str:
+    config = cells[0].config
+    same = len({cell.config.lr_schedule for cell in cells}) == 1
+    schedule = f" ({config.lr_schedule} schedule)" if same else ""
     return (
         f"{config.model} on {config.dataset}, {config.samples_per_client:,} samples per client ({config.partition}), "
-        f"batch size {config.batch_size}, {config.optimizer} at {config.client_lr:g} ({config.lr_schedule} schedule), "
+        f"batch size {config.batch_size}, {config.optimizer} at {config.client_lr:g}{schedule}, "
         f"{config.num_server_rounds} rounds of {config.local_epochs} epoch(s)."
     )
 

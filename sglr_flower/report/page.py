@@ -55,6 +55,8 @@ def to_html(report: Report) -> str:
         results=tables.results(report),
         finished=[group.finished for group in report.groups],
         notes=tables.notes(report),
+        clients=tables.clients(report),
+        clients_note=tables.CLIENTS_NOTE,
         differences=tables.differences(report),
         common=tables.common(report),
         runs=tables.runs(report),

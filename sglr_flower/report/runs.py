@@ -36,6 +36,21 @@ class Row(BaseModel):
     bytes_down: int = Field(ge=0)
 
 
+class Client(BaseModel):
+    """What one client bore, in ``summary.json``; see `sglr_flower.analysis.client`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    forward_flops: int | None = Field(default=None, ge=0)
+    backward_flops: int | None = Field(default=None, ge=0)
+    weight_bytes: int | None = Field(default=None, ge=0)
+    gradient_bytes: int | None = Field(default=None, ge=0)
+    optimizer_bytes: int | None = Field(default=None, ge=0)
+    activation_bytes: int | None = Field(default=None, ge=0)
+    samples: float = Field(ge=0)
+    step_seconds: float | None = Field(ge=0)
+
+
 class Result(BaseModel):
     """What only ``summary.json`` knows: accuracy with each client at its best validation round, and the nodes."""
 
@@ -45,6 +60,8 @@ class Result(BaseModel):
     test_accuracy_std: float = Field(ge=0, le=1)
     nodes: int = Field(ge=1)
     exchange: str
+    clients: int = Field(default=1, ge=1)
+    client: Client | None = None  # runs of versions that did not know it lack it
 
 
 @dataclass(frozen=True)

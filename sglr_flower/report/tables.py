@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from sglr_flower.report.groups import SPEAKING, Estimate, Group, Report, printable, text
+from sglr_flower.view import flops
 
 NOTHING = "—"
 """A cell without a figure."""
@@ -100,6 +101,32 @@ def notes(report: Report) -> list[str]:
     return sentences
 
 
+def clients(report: Report) -> Table | None:
+    """What one client of each group bore; None where no run says so."""
+    rows = tuple(row for group in report.groups if (row := _client(group)) is not None)
+    header = (
+        "one client of",
+        "forward per image",
+        "backward per image",
+        "computed in all",
+        "held in a step",
+        "of it activations",
+        "of it optimizer",
+        "bytes up",
+        "bytes down",
+        "its time per step",
+    )
+    return Table(header, rows) if rows else None
+
+
+CLIENTS_NOTE = (
+    "Operations are those of convolutions, linear layers and attention, two for a multiply-add; memory is weights, "
+    "gradients, optimizer and activations of one client; bytes are the run's divided by its clients; the time is a "
+    "node's from an answer to its next frame divided by its clients, where nodes were timed."
+)
+"""A note under what one client bore."""
+
+
 def differences(report: Report) -> Table | None:
     """The settings in which groups differ; None if there are none."""
     if not report.differing:
@@ -133,9 +160,9 @@ def runs(report: Report) -> Table:
 def to_markdown(report: Report) -> str:
     """The sentence, the results and the differing settings as Markdown that pastes into a README; no final newline."""
     parts = [_escaped(sentence(report)), _markdown(results(report)), "\n".join(notes(report))]
-    table = differences(report)
-    if table is not None:
-        parts.append(_markdown(table))
+    for table, note in ((clients(report), CLIENTS_NOTE), (differences(report), "")):
+        if table is not None:
+            parts += [_markdown(table), *filter(None, [note])]
     return "\n\n".join(parts)
 
 
@@ -166,6 +193,32 @@ def _result(group: Group) -> tuple[str, ...]:
         decimal(round(statistics.fmean(run.bytes_down for run in runs))),
         f"{1000 * step:.3g} ms" if step < 1 else f"{step:.3g} s",
         _seconds(statistics.fmean(run.seconds for run in runs)),
+    )
+
+
+def _client(group: Group) -> tuple[str, ...] | None:
+    """A row of `clients`: counts are the same for all seeds, the rest is their mean."""
+    found = [(run, run.result, run.result.client) for run in group.runs if run.result and run.result.client]
+    if not found:
+        return None
+    client = found[0][2]
+    parts = (client.weight_bytes, client.gradient_bytes, client.optimizer_bytes, client.activation_bytes)
+    known = [part for part in parts if part is not None]
+    counted = [NOTHING] * 3
+    if client.forward_flops is not None and client.backward_flops is not None:
+        each = client.forward_flops + client.backward_flops
+        whole = statistics.fmean(each * own.samples for _, _, own in found)
+        counted = [flops(client.forward_flops), flops(client.backward_flops), flops(whole)]
+    times = [own.step_seconds for _, _, own in found if own.step_seconds is not None]
+    return (
+        group.name,
+        *counted,
+        decimal(sum(known)) if len(known) == len(parts) else NOTHING,
+        NOTHING if client.activation_bytes is None else decimal(client.activation_bytes),
+        NOTHING if client.optimizer_bytes is None else decimal(client.optimizer_bytes),
+        decimal(round(statistics.fmean(run.bytes_up / result.clients for run, result, _ in found))),
+        decimal(round(statistics.fmean(run.bytes_down / result.clients for run, result, _ in found))),
+        f"{1000 * statistics.fmean(times):.3g} ms" if times else NOTHING,
     )
 
 

@@ -145,11 +145,13 @@ class Cohort:
             client: plan.batches(client, len(self.data[client])) for client in self.clients if client in taking_part
         }
         for client in self._batches:
-            segment, optimizer = self._member(client)
-            segment.train()
-            optimizer.lr = plan.client_lr
+            self._member(client).segment.train()
         if self._stackable:
             self._arrange(plan)
+
+    def _rate(self, plan: RoundPlan, client: int, step: int) -> float:
+        """eta_c of a client's step."""
+        return plan.client_rate(step, len(self._batches[client]))
 
     def forward(self, plan: RoundPlan, step: int, *, again: bool = False) -> Upload:
         """Forward every client's batch of this step up to the cut.
@@ -191,6 +193,7 @@ class Cohort:
             buffers = _copies(dict(self._members[client].segment.named_buffers())) if self._recompute or again else {}
             with torch.set_grad_enabled(not self._recompute):
                 output, targets = self._forward(plan, client, step, _copies(buffers) if again else None)
+            self._members[client].optimizer.lr = self._rate(plan, client, step)
             once_more = functools.partial(self._recomputed, plan, client, step, buffers)
             self._passes.append(_Pass(client, once_more if self._recompute else _value(output)))
             outputs.append(output.detach())
@@ -231,7 +234,6 @@ class Cohort:
         """Stack the segments of those that take part, if they are several; whether they can be is tried once."""
         members = {client: self._members[client] for client in self._batches}
         if self._stack is not None and self._stack.clients == tuple(members):
-            self._stack.lr = plan.client_lr
             return
         if self._refusal is None and len(members) > 1:
             client, other = tuple(members)[:2]
@@ -241,7 +243,7 @@ class Cohort:
                 log.info("clients are computed one after the other, not stacked: %s", self._refusal)
         before, self._stack = self._stack, None
         if self._refusal == "" and len(members) > 1:
-            self._stack = Stack(members, self._optimizer, plan.client_lr)
+            self._stack = Stack(members, self._optimizer)
         if before is not None:  # else a client that is in no round for long would keep all of its last stack
             before.release([client for client in before.clients if self._stack is None or client not in members])
 
@@ -261,14 +263,15 @@ class Cohort:
     def _groups(
         self, stack: Stack, plan: RoundPlan, step: int, *, again: bool = False
     ) -> Iterator[tuple[StackedPass, Tensor]]:
-        """The forward of a step for each size of batches, and its labels int64 (k, b)."""
+        """The forward of a step for each size of batches and learning rate, and its labels int64 (k, b)."""
         batches = {client: self._taken(plan, client, step) for client, own in self._batches.items() if step < len(own)}
-        for size in sorted({len(batch) for batch in batches.values()}):
-            group = {client: batch for client, batch in batches.items() if len(batch) == size}
+        kinds = {client: (len(batch), self._rate(plan, client, step)) for client, batch in batches.items()}
+        for size, lr in sorted(set(kinds.values())):
+            group = {client: batch for client, batch in batches.items() if kinds[client] == (size, lr)}
             images = torch.cat([batch.images for batch in group.values()]).to(self.device)
             inputs = to_input(images, self.dtype).unflatten(0, (len(group), size))
             labels = torch.stack([batch.labels for batch in group.values()])
-            yield stack.forward(tuple(group), inputs, keep_buffers=again), labels
+            yield stack.forward(tuple(group), inputs, lr, keep_buffers=again), labels
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
         """One step of local training, where the client segment is the whole network; no exchange.
@@ -286,6 +289,7 @@ class Cohort:
                 continue
             optimizer = self._members[client].optimizer
             output, labels = self._forward(plan, client, step)
+            optimizer.lr = self._rate(plan, client, step)
             loss = mean_loss(plan.loss, output, labels.to(self.device))
             loss.backward()
             optimizer.step()

@@ -42,7 +42,7 @@ class RoundPlan:
     reshuffle : bool
         Whether the sample order is drawn anew every epoch, or once for the run.
     client_lr : float
-        eta_c of this round, after the schedule.
+        eta_0: the clients' learning rate before the schedule.
     alpha : float
         SplitLr's exponent; 0: off.
     phi : float
@@ -65,6 +65,10 @@ class RoundPlan:
         Rule for what active clients receive.
     augment : Augment | None
         Applied to every training batch; None: images as they are.
+    client_schedule, server_schedule : splitlr.Schedule
+        Factors on eta_0 over the run.
+    first_step, round_steps : int
+        Which of the round's server steps is the first of this turn, and how many there are; known to the server alone.
     """
 
     seed: int
@@ -85,6 +89,28 @@ class RoundPlan:
     server_lr: ServerLr = splitlr.server_lr
     cut_gradient: CutGradient = splitavg.average
     augment: Augment | None = None
+    client_schedule: splitlr.Schedule = splitlr.constant
+    server_schedule: splitlr.Schedule = splitlr.constant
+    first_step: int = 0
+    round_steps: int = 0
+
+    def client_rate(self, batch: int = 0, batches: int = 1) -> float:
+        """eta_c of a client's step.
+
+        A client's time runs by its own batches: one with fewer samples moves through the same part of a cycle in fewer
+        steps, and no node has to know what others host.
+
+        Parameters
+        ----------
+        batch, batches : int
+            Which of the client's batches of the round it is, from 0, and how many it has.
+        """
+        return self.client_lr * self.client_schedule(self.server_round - 1 + batch / batches)
+
+    def server_rate(self, clients: int, step: int = 0) -> float:
+        """eta_s of a step, the ``step``-th of this turn from 0, with the batches of so many ``clients``."""
+        done = (self.first_step + step) / self.round_steps if self.round_steps else 0.0
+        return self.server_lr(self.client_lr * self.server_schedule(self.server_round - 1 + done), clients, self.alpha)
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""
@@ -119,11 +145,11 @@ class RoundPlan:
 
     @property
     def step_lr(self) -> float:
-        """eta_s of a step in which all participants are present; 0 without a server segment."""
+        """eta_s of the round's first step, if all participants are present; 0 without a server segment."""
         if self.server_update == "none":
             return 0.0
         together = len(self.clients) if self.server_update == "joint" and not self.sequential else 1
-        return self.server_lr(self.client_lr, together, self.alpha)
+        return self.server_rate(together)
 
     def batches(self, client: int, num_samples: int) -> tuple[Tensor, ...]:
         """Sample indices of the client's batches in this round, in order; int64, each of shape (b,).

@@ -98,7 +98,7 @@ class ServerSegment:
         seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
         loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
         loss.backward()
-        self._optimizer.lr = plan.server_lr(plan.client_lr, len(smashed), plan.alpha)
+        self._optimizer.lr = plan.server_rate(len(smashed), step)
         self._optimizer.step()
         self._optimizer.zero_grad()
         assert joint.grad is not None

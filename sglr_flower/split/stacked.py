@@ -36,12 +36,15 @@ class StackedPass:
         Their rows of the stack; int64 (k,) where they are not all.
     weights : list[Tensor]
         Their weights, each (k, *shape): the stack itself, or where they are not all a copy.
+    lr : float
+        The learning rate of the step that the cut gradients make.
     """
 
     clients: tuple[int, ...]
     output: Tensor
     rows: _Rows
     weights: list[Tensor]
+    lr: float
 
 
 class Stack:
@@ -56,12 +59,10 @@ class Stack:
         Client -> its segment and optimizer; all of one architecture, in training mode, on one device.
     optimizer : str
         ``adam`` or ``sgd``, which theirs are.
-    lr : float
-        The learning rate; an attribute, as an optimizer's.
     """
 
-    def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: str, lr: float) -> None:
-        self._members, self._optimizer, self.lr = dict(members), optimizer, lr
+    def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: str) -> None:
+        self._members, self._optimizer = dict(members), optimizer
         self._row = {client: row for row, client in enumerate(self._members)}
         segments = [segment for segment, _ in self._members.values()]
         self._module = segments[0]
@@ -83,7 +84,7 @@ class Stack:
         """Whose segments these are, in the order of the rows."""
         return tuple(self._members)
 
-    def forward(self, clients: Sequence[int], inputs: Tensor, *, keep_buffers: bool = False) -> StackedPass:
+    def forward(self, clients: Sequence[int], inputs: Tensor, lr: float, *, keep_buffers: bool = False) -> StackedPass:
         """The smashed data of some of the clients, with their graph.
 
         Parameters
@@ -92,6 +93,8 @@ class Stack:
             k of `clients`, none twice.
         inputs : Tensor
             (k, b, channels, h, w), in the same order.
+        lr : float
+            The learning rate of this step, theirs alike.
         keep_buffers : bool
             Leave batch-norm statistics, say, as they are.
         """
@@ -107,13 +110,13 @@ class Stack:
         output = _together(self._module, weights, buffers, inputs)
         if not keep_buffers:
             _put_back(self._buffers, buffers, rows)
-        return StackedPass(tuple(clients), output, rows, list(weights.values()))
+        return StackedPass(tuple(clients), output, rows, list(weights.values()), lr)
 
     def backward(self, done: StackedPass, gradient: Tensor) -> None:
-        """Finish a forward with the cut gradients, (k, b, *cut shape), and step at `lr`."""
+        """Finish a forward with the cut gradients, (k, b, *cut shape), and make its step."""
         done.output.backward(gradient)
         optimizer = optimizers.build_stacked(self._optimizer, done.weights)
-        optimizer.lr = self.lr
+        optimizer.lr = done.lr
         optimizer.adopt(
             {index: {name: slot[done.rows] for name, slot in slots.items()} for index, slots in self._slots.items()}
         )

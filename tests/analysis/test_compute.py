@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sglr_flower import models
-from sglr_flower.analysis.compute import Compute, training_flops
+from sglr_flower.analysis.compute import Compute, segment_flops, training_flops
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_each_product_is_counted_as_often_as_it_is_computed() -> None:
@@ -48,6 +54,35 @@ def test_alexnets_share_is_near_table_4_and_that_of_torchvisions_network() -> No
     assert training_flops(pieces, 1, 224).ratio == pytest.approx(0.0682, abs=5e-5)
     # Table 4 has 0.031 / 0.588 PFLOPs; what its AlexNet's sizes are and what was counted, the paper does not say.
     assert ours.ratio / (0.031 / 0.588) == pytest.approx(1.300, abs=5e-4)
+
+
+def test_forward_and_backward_of_a_segment_by_hand() -> None:
+    segment = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 7))
+    # Backward: the weights' gradients of both layers, and of the inputs only the second one's.
+    assert segment_flops(segment, 4) == (2 * (48 * 5 + 5 * 7), 2 * (48 * 5 + 2 * 5 * 7))
+
+
+@pytest.mark.parametrize("name", ["resnet16", "alexnet", "resnet18", "vit"])
+def test_they_are_what_pytorchs_own_counter_counts(name: str) -> None:
+    model = models.get(name)
+    network = model.build(10, 32)
+    segment = network[: models.cut_index(network, model.cut)]
+    forward, backward = segment_flops(segment, 32)
+    images = torch.zeros(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        smashed = segment.train()(images)
+    assert forward == counter.get_total_flops() // 2
+    with FlopCounterMode(display=False) as counter:
+        smashed.backward(torch.ones_like(smashed))
+    assert backward == counter.get_total_flops() // 2
+    assert forward + backward == training_flops(network, models.cut_index(network, model.cut), 32).client
+
+
+def test_counting_does_not_import_the_compiler() -> None:
+    """A second, and 150 MB, in the server's process."""
+    code = "import sys; from torch import nn; from sglr_flower.analysis.compute import segment_flops; "
+    code += "segment_flops(nn.Sequential(nn.Conv2d(3, 4, 3)), 8); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_attention_is_counted() -> None:

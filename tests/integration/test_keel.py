@@ -25,16 +25,25 @@ from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.strategy import serve
 
-Case = tuple[float, float, str]
+Case = tuple[float, float, str, str]
 PHIS, ALPHAS = (0.0, 0.5, 1.0), (0.0, 1.0)
-CASES: list[Case] = list(itertools.product(PHIS, ALPHAS, ("float32", "float64")))
+SCHEDULES = {
+    "constant": {},
+    "cyclic": {
+        "lr-schedule": "cyclic:low=0.2,high=2,period=1.5",
+        "server-lr-schedule": "cyclic:low=0.5,high=3,period=0.7,phase=0.5",
+    },
+}
+CASES: list[Case] = list(itertools.product(PHIS, ALPHAS, ("float32", "float64"), ("constant",)))
+CASES += [(0.5, 1.0, dtype, "cyclic") for dtype in ("float32", "float64")]
 LAYOUTS = {1: "1 x 4", 2: "2 x 2", 4: "4 x 1"}
 EXCHANGES = ("in-process", "stream", "grid")
 
 
 def settings(case: Case) -> dict[str, object]:
-    phi, alpha, dtype = case
+    phi, alpha, dtype, schedule = case
     return {
+        **SCHEDULES[schedule],
         "num-clients": 4,
         "samples-per-client": 36,
         "num-server-rounds": 2,
@@ -74,19 +83,19 @@ def trained(request, tmp_path_factory) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"phi={case[0]}-alpha={case[1]}-{case[2]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"phi={case[0]}-alpha={case[1]}-{case[2]}-{case[3]}")
 def test_gives_the_weights_of_a_plain_loop(trained: Path, exchange: str, case: Case) -> None:
-    phi, alpha, dtype = case
+    phi, alpha, dtype, schedule = case
     weights = final_weights(run_dir(trained, exchange, case))
     if dtype == "float64":
         assert largest_difference(weights, expected(case)) < 1e-9
     else:
-        rounding = distance(expected(case), expected((phi, alpha, "float64")))
+        rounding = distance(expected(case), expected((phi, alpha, "float64", schedule)))
         assert distance(weights, expected(case)) < 1.5 * rounding
 
 
 def test_the_cases_differ_from_each_other() -> None:
-    """Otherwise agreement with the plain loop would say nothing about phi and alpha."""
+    """Otherwise agreement with the plain loop would say nothing about phi, alpha and schedules."""
     for left, right in itertools.combinations([case for case in CASES if case[2] == "float64"], 2):
-        rounding = distance(expected(left), expected((*left[:2], "float32")))
+        rounding = distance(expected(left), expected((*left[:2], "float32", left[3])))
         assert distance(expected(left), expected(right)) > 1.5 * rounding

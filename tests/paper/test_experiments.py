@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 
+from sglr_flower import splitlr
 from sglr_flower.errors import UserError
 from sglr_flower.methods import METHODS
 from sglr_flower.paper.cells import select
@@ -32,7 +35,8 @@ def test_full_is_the_papers_setting() -> None:
         for config in (cell.config for cell in experiment.cells(FULL, [0])):
             assert (config.dataset, config.partition, config.samples_per_client) == ("fashion-mnist", "balanced", 1000)
             assert (config.batch_size, config.num_server_rounds, config.local_epochs) == (8, 250, 1)
-            assert (config.optimizer, config.client_lr, config.lr_schedule) == ("adam", 1e-3, "step")
+            assert (config.optimizer, config.client_lr) == ("adam", 1e-3)
+            assert config.lr_schedule == "step" or experiment.name == "cycles"
             assert (config.evaluate_every, config.evaluate_samples) == (10, 2500)
             assert config.model == ("alexnet" if experiment.name == "table4" else "resnet16")
 
@@ -87,6 +91,23 @@ def test_the_papers_number_beside_a_cell_is_that_cells() -> None:
     assert number("methods", "method=sglr,clients=10") == 85.22
     assert number("methods", "method=slr,clients=20") == 86.25
     assert number("methods", "method=fedavg,clients=20") is None
+
+
+def test_cycles_compares_schedules_of_the_same_mean_rate() -> None:
+    cells = EXPERIMENTS["cycles"].cells(FULL, [0])
+    mean = {}
+    for cell in select(cells, "clients=20"):
+        server = cell.config.server_lr_schedule or cell.config.lr_schedule
+        sides = [splitlr.schedule(text, 250) for text in (cell.config.lr_schedule, server)]
+        factors = [[side(step / 125) for step in range(250 * 125)] for side in sides]
+        mean[cell.labels["schedule"]] = [statistics.fmean(side) for side in factors]
+        opposed = factors[0][0] != factors[1][0]
+        assert opposed == (cell.labels["schedule"] == "cyclic-out-of-phase")
+    for schedule in ("constant", "cyclic-in-phase", "cyclic-out-of-phase", "one-cycle"):
+        assert mean[schedule] == pytest.approx([1, 1], abs=1e-3)
+    assert (mean["step"], mean["cosine"]) == (pytest.approx([0.82] * 2), pytest.approx([0.5] * 2, abs=0.01))
+    assert [EXPERIMENTS["cycles"].paper(cell.labels) for cell in select(cells, "schedule=step")] == [85.22, 87.48]
+    assert EXPERIMENTS["cycles"].paper(select(cells, "schedule=one-cycle")[0].labels) is None
 
 
 def test_methods_has_every_method() -> None:

@@ -165,3 +165,10 @@ def test_a_picture_names_its_scale(tmp_path: Path) -> None:
     assert subtitle(made.experiment, made.scale, made.selected) == (
         "scale full: resnet16 on fashion-mnist, 1,000 samples per client, 250 rounds; mean of 3 seeds, 95 % intervals"
     )
+
+
+def test_a_caption_names_a_schedule_only_if_all_cells_have_it(tmp_path: Path) -> None:
+    for name, named in (("table1", True), ("cycles", False)):
+        (tmp_path / name).mkdir()
+        book(tmp_path / name, name, "smoke", 1).write()
+        assert ("at 0.001 (step schedule)," in (tmp_path / name / "table.md").read_text()) == named

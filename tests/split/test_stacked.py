@@ -83,9 +83,9 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     forward = stacked.Stack.forward
 
-    def counted(self, clients, inputs, **options):
+    def counted(self, clients, inputs, lr, **options):
         counts.append(len(clients))
-        return forward(self, clients, inputs, **options)
+        return forward(self, clients, inputs, lr, **options)
 
     monkeypatch.setattr(stacked.Stack, "forward", counted)
     return counts
