@@ -175,12 +175,31 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
         "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
     }
+    if parts := _parts(summary):
+        rows["of that"] = parts
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+_PARTS = {
+    "smashed": "smashed data",
+    "unicast": "own gradients",
+    "broadcast": "averages",
+    "segments_up": "segments up",
+    "segments_down": "segments down",
+    "labels": "labels",
+}
+
+
+def _parts(summary: Mapping[str, Any]) -> str:
+    """What the bytes were, without what there was none of; the framing of both ways as one. Empty of an old run."""
+    sizes = {name: summary.get(f"bytes_{part}", 0) for part, name in _PARTS.items()}
+    sizes["framing"] = summary.get("bytes_framing_up", 0) + summary.get("bytes_framing_down", 0)
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
 
 
 def _departures(summary: Mapping[str, Any]) -> str:

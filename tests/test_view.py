@@ -141,20 +141,33 @@ def test_places_that_no_node_has_come_to_are_told_apart(tmp_path: Path) -> None:
     assert run.lines() == [f"no node yet (clients {clients}) is not there: not yet" for clients in ("0 1", "2 3")]
 
 
+SUMMARY = {
+    **dict.fromkeys(("method", "model", "dataset", "exchange"), "x"),
+    **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
+    **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
+    **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
+    "evaluated_images": 10,
+}
+
+
+def test_the_closing_table_says_what_the_bytes_were_and_nothing_of_what_there_was_none() -> None:
+    parts = {"smashed": 2_000_000, "labels": 500, "unicast": 1_000_000, "broadcast": 500_000, "segments_up": 0}
+    parts |= {"framing_up": 300, "framing_down": 200}
+    text = shown(closing_table({**SUMMARY, **{f"bytes_{part}": n for part, n in parts.items()}}, Path("/run")))
+    assert "smashed data 2 MB, own gradients 1 MB, averages 500 kB, labels 500 B, framing 500 B" in " ".join(
+        text.replace("│", " ").split()
+    )
+    assert "segments" not in text
+    assert "of that" not in shown(closing_table(SUMMARY, Path("/run")))  # of a version that did not count them
+
+
 @pytest.mark.parametrize(
     ("departures", "nodes", "expected"),
     [(3, 2, "3 departures of 2 nodes, see nodes.csv"), (1, 1, "1 departure of 1 node, see nodes.csv"), (0, 0, "")],
 )
 def test_the_closing_table_says_how_many_nodes_left(departures: int, nodes: int, expected: str) -> None:
-    summary = {
-        **dict.fromkeys(("method", "model", "dataset", "exchange"), "x"),
-        **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
-        **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
-        **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
-        "evaluated_images": 10,
-    }
-    old = shown(closing_table(summary, Path("/run")))
-    text = shown(closing_table({**summary, "departures": departures, "departed_nodes": nodes}, Path("/run")))
+    old = shown(closing_table(SUMMARY, Path("/run")))
+    text = shown(closing_table({**SUMMARY, "departures": departures, "departed_nodes": nodes}, Path("/run")))
     assert ("nodes that left" in text) == bool(expected)
     assert expected in text
     assert "nodes that left" not in old  # runs of versions that did not count

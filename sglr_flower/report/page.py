@@ -55,6 +55,7 @@ def to_html(report: Report) -> str:
         results=tables.results(report),
         finished=[group.finished for group in report.groups],
         notes=tables.notes(report),
+        sent=tables.sent(report),
         differences=tables.differences(report),
         common=tables.common(report),
         runs=tables.runs(report),

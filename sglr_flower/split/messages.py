@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sglr_flower.split.sent import Sent
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -39,9 +41,9 @@ class Upload:
     last: bool
 
     @property
-    def nbytes(self) -> int:
-        """Payload in bytes: smashed data and labels."""
-        return self.smashed.nbytes + self.labels.nbytes
+    def payload(self) -> Sent:
+        """Bytes of its smashed data and labels."""
+        return Sent(smashed=self.smashed.nbytes, labels=self.labels.nbytes)
 
     def without_data(self) -> Upload:
         """The same with shapes in place of tensors (torch's device ``meta``): what its answer is checked against."""
@@ -73,6 +75,10 @@ class Download:
     own: Tensor | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Payload in bytes."""
-        return sum(tensor.nbytes for tensor in (self.average, self.own) if tensor is not None)
+    def payload(self) -> Sent:
+        """Bytes of its cut gradients."""
+        return Sent(unicast=_nbytes(self.own), broadcast=_nbytes(self.average))
+
+
+def _nbytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes

@@ -21,6 +21,7 @@ from sglr_flower.models import laid_out
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.sent import Sent, total
 from sglr_flower.split.server import ServerSegment, by_client
 
 EVALUATION_SAMPLES = 1000
@@ -41,12 +42,8 @@ class Link(Protocol):
     """The server's connection to the nodes of a round."""
 
     @property
-    def bytes_up(self) -> int:
-        """What the nodes have sent so far."""
-
-    @property
-    def bytes_down(self) -> int:
-        """What was sent to the nodes so far."""
+    def sent(self) -> Sent:
+        """What went between the nodes and the server so far."""
 
     def receive(self) -> dict[int, Upload]:
         """The next upload of every node that still has one; empty when all are done."""
@@ -144,18 +141,18 @@ class LocalLink:
     def __init__(self, sessions: Mapping[int, Session]) -> None:
         self._sessions = sessions
         self._pending = {node: session.start() for node, session in sessions.items()}
-        self.bytes_up = self.bytes_down = 0
+        self.sent = Sent()
 
     def receive(self) -> dict[int, Upload]:
         """Uploads of all sessions that have one."""
-        self.bytes_up += sum(upload.nbytes for upload in self._pending.values())
+        self.sent = total((self.sent, *(upload.payload for upload in self._pending.values())))
         return self._pending
 
     def send(self, downloads: Mapping[int, Download]) -> None:
         """Advance every session."""
         self._pending = {}
         for node, download in downloads.items():
-            self.bytes_down += download.nbytes
+            self.sent += download.payload
             upload = self._sessions[node].advance(download)
             if upload is not None:
                 self._pending[node] = upload

@@ -232,4 +232,4 @@ def test_no_real_frame_is_larger_than_frame_bytes() -> None:
     for frames in (uploads(train_session()), uploads(evaluate_session(700))):
         for upload in frames:
             limit = frame_bytes(sum(upload.sizes), SHAPE, torch.float32)
-            assert upload.nbytes < encode_upload(upload).ByteSize() <= limit
+            assert upload.payload.up < encode_upload(upload).ByteSize() <= limit
