@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import methods, splitavg, splitlr
+from sglr_flower import codecs, methods, splitavg, splitlr
+from sglr_flower.codecs import Codec
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
@@ -28,6 +29,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
     method = methods.get(config.method)
     acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
     factor = splitlr.schedule_factor(config.lr_schedule, server_round, config.num_server_rounds)
+    up, down = wire_codecs(config)
     return RoundPlan(
         seed=config.seed,
         server_round=server_round,
@@ -47,7 +49,16 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         server_lr=method.server_lr or splitlr.server_lr,
         cut_gradient=method.cut_gradient or splitavg.average,
         augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
+        up=up,
+        down=down,
     )
+
+
+def wire_codecs(config: RunConfig) -> tuple[Codec, Codec]:
+    """How smashed data and cut gradients travel; of a network that is not cut there are none."""
+    if methods.get(config.method).whole:
+        return codecs.OFF, codecs.OFF
+    return codecs.parse(config.wire_up), codecs.parse(config.wire_down)
 
 
 def clients(config: RunConfig) -> range:

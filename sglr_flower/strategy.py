@@ -272,8 +272,9 @@ class SplitStrategy(Strategy):
         self._roster.wait_for_anybody()
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
         messages = self.configure_evaluate(server_round, arrays, ConfigRecord(), self._grid)
+        up, _ = assembly.wire_codecs(self.config)
         checks: dict[int, FrameCheck] = {
-            member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples)
+            member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples, up)
             for member in self._roster.present()
         }
         sharing = self._roster.sharing_memory
@@ -359,7 +360,7 @@ class SplitStrategy(Strategy):
         c = self.config
         samples = max(c.batch_size * c.num_clients, EVALUATION_SAMPLES, c.num_clients)
         try:
-            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2]))
+            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2], assembly.wire_codecs(c)[0]))
         except UserError as error:
             if c.exchange == "stream":
                 raise

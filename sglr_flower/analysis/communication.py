@@ -29,11 +29,13 @@ class Sizes:
     batch_size : int
         Samples of a client in a step.
     cut : float
-        S(L): bytes of one sample's smashed data, and of its cut gradient.
+        S(L): bytes of one sample's smashed data as they travel, and of its cut gradient.
     client_segment : float
         S(w_c): bytes of a client segment's weights and buffers.
     network : float
         S(w): bytes of the whole network's.
+    cut_down : float | None
+        Bytes of one sample's cut gradient where it travels by another codec; None: as smashed data.
     """
 
     clients: int
@@ -42,6 +44,7 @@ class Sizes:
     cut: float
     client_segment: float
     network: float
+    cut_down: float | None = None
 
     @property
     def steps(self) -> int:
@@ -118,15 +121,15 @@ def epoch_bytes(
         weights = sizes.clients * sizes.network
         return EpochBytes(segments_up=weights, segments_down=weights)
     active = phi if method.cut_gradient else 0.0
-    smashed = sizes.samples * sizes.cut
+    gradient = sizes.cut if sizes.cut_down is None else sizes.cut_down
     # Handed from client to client by way of the server (SSL), or averaged: a segment up and one down for each.
     segments = sizes.clients * sizes.client_segment if method.shares_segment else 0.0
     per_step = {"clients": sizes.batch_size, "clients-and-samples": 1}
     rows = 1 if average == "once" else sizes.steps * per_step[average]
     return EpochBytes(
-        smashed=smashed,
-        unicast=(1 - active) * smashed,
-        broadcast=copies * rows * sizes.cut if active else 0.0,
+        smashed=sizes.samples * sizes.cut,
+        unicast=(1 - active) * sizes.samples * gradient,
+        broadcast=copies * rows * gradient if active else 0.0,
         segments_up=segments,
         segments_down=segments,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower import splitavg, splitlr
+from sglr_flower.codecs import OFF, Codec
 from sglr_flower.seeds import generator
 
 ServerLr = Callable[[float, int, float], float]
@@ -65,6 +66,8 @@ class RoundPlan:
         Rule for what active clients receive.
     augment : Augment | None
         Applied to every training batch; None: images as they are.
+    up, down : Codec
+        How smashed data and cut gradients travel.
     """
 
     seed: int
@@ -85,6 +88,8 @@ class RoundPlan:
     server_lr: ServerLr = splitlr.server_lr
     cut_gradient: CutGradient = splitavg.average
     augment: Augment | None = None
+    up: Codec = OFF
+    down: Codec = OFF
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""

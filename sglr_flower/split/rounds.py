@@ -16,8 +16,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from sglr_flower.codecs import OFF, Codec
 from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.models import laid_out
+from sglr_flower.split import coding
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -89,9 +91,10 @@ class EvaluateSession:
         server_round: int,
         images: Mapping[str, ImageSet],
         memory_format: torch.memory_format = torch.contiguous_format,
+        codec: Codec = OFF,
     ) -> None:
         self._segments, self._dtype, self._round = segments, dtype, server_round
-        self._memory_format = memory_format
+        self._memory_format, self._codec = memory_format, codec
         size = max(1, EVALUATION_SAMPLES // len(segments))
         self._chunks = [
             (split, images[split].take(indices))
@@ -123,7 +126,7 @@ class EvaluateSession:
         inputs = laid_out(to_input(chunk.images.to(device), self._dtype), self._memory_format)
         with torch.no_grad():
             smashed = [segment.eval()(inputs) for segment in self._segments.values()]
-        return Upload(
+        upload = Upload(
             server_round=self._round,
             step=self._step,
             split=split,
@@ -133,6 +136,7 @@ class EvaluateSession:
             labels=chunk.labels.repeat(len(smashed)),
             last=self._step + 1 == len(self._chunks),
         )
+        return coding.coded_chunk(self._codec, upload)
 
 
 class LocalLink:
@@ -291,7 +295,8 @@ def evaluate_round(server: ServerSegment, link: Link) -> dict[int, Score]:
     scores: dict[int, Score] = {}
     while uploads := link.receive():
         for node, upload in uploads.items():
-            right, loss = server.score(upload.smashed, upload.labels)  # all clients in one forward
+            smashed = coding.smashed(upload, server.dtype)
+            right, loss = server.score(smashed, upload.labels)  # all clients in one forward
             rights, losses = by_client({node: (upload, right)}), by_client({node: (upload, loss)})
             for client in upload.clients:
                 tally = scores.setdefault(client, Score()).of(upload.split)
