@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import methods, splitavg, splitlr
+from sglr_flower import codecs, methods, splitavg, splitlr
+from sglr_flower.codecs import Codec
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
@@ -27,6 +28,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
     """The method's round ``server_round`` (from 1) as a value: who takes part, at which rates, what is averaged."""
     method = methods.get(config.method)
     acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
+    up, down = wire_codecs(config)
     return RoundPlan(
         seed=config.seed,
         server_round=server_round,
@@ -48,7 +50,16 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
         client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
+        up=up,
+        down=down,
     )
+
+
+def wire_codecs(config: RunConfig) -> tuple[Codec, Codec]:
+    """How smashed data and cut gradients travel; of a network that is not cut there are none."""
+    if methods.get(config.method).whole:
+        return codecs.OFF, codecs.OFF
+    return codecs.parse(config.wire_up), codecs.parse(config.wire_down)
 
 
 def clients(config: RunConfig) -> range:

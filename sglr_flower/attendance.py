@@ -12,6 +12,7 @@ from sglr_flower.exchange.link import Traffic
 from sglr_flower.nodetable import REMAINED, NodeEntry, NodeRow, NodeState
 from sglr_flower.roster import Member, Roster, clients_of
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.sent import total
 
 
 class Attendance:
@@ -126,8 +127,8 @@ class Attendance:
                     state=state,
                     steps=traffic.frames,
                     latency_median=statistics.median(traffic.waits) if traffic.waits else None,
-                    bytes_up=traffic.bytes_up,
-                    bytes_down=traffic.bytes_down,
+                    bytes_up=traffic.sent.up,
+                    bytes_down=traffic.sent.down,
                     reason="" if state in REMAINED else self._left.get(member.node, member.away),
                 )
             )
@@ -172,7 +173,6 @@ class Attendance:
         turns = [turn[node] for turn in self._turns if node in turn]
         return Traffic(
             sum(turn.frames for turn in turns),
-            sum(turn.bytes_up for turn in turns),
-            sum(turn.bytes_down for turn in turns),
+            total(turn.sent for turn in turns),
             [wait for turn in turns for wait in turn.waits],
         )

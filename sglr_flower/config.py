@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from sglr_flower import methods, splitavg, splitlr
+from sglr_flower import codecs, methods, splitavg, splitlr
 from sglr_flower.errors import UserError
 
 Scalar = str | int | float | bool
@@ -128,6 +128,13 @@ class RunConfig(BaseModel):
         description="how a step's tensors travel: stream (gRPC), grid (Flower messages), or auto (stream, and "
         "grid where no stream can be had)",
     )
+    wire_up: str = Field(
+        "none",
+        description="codec of smashed data: none, bfloat16, float16, int8, int8-channel (8 bits and a scale for each "
+        "sample, or for each of its channels), topk:F (the fraction F of a sample's values), or randtopk:F:A (these "
+        "with a random tail of probability A)",
+    )
+    wire_down: str = Field("none", description="codec of cut gradients: as wire-up")
     step_timeout: float = Field(
         300.0,
         gt=0,
@@ -233,6 +240,12 @@ class RunConfig(BaseModel):
     def _known_schedule(cls, value: str, info: ValidationInfo) -> str:
         if value or info.field_name == "lr_schedule":
             splitlr.schedule(value, 1)
+        return value
+
+    @field_validator("wire_up", "wire_down")
+    @classmethod
+    def _known_codec(cls, value: str) -> str:
+        codecs.parse(value)
         return value
 
     @field_validator("splitavg_phase")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -22,6 +24,7 @@ from sglr_flower.node import ANSWER, ORDER
 from sglr_flower.nodetable import printable
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import Link, RoundResult
+from sglr_flower.split.sent import Sent, total
 
 Leave = Callable[[int, "Failure"], None]
 """Told a node that failed, and why; raises if things cannot go on without it."""
@@ -43,14 +46,9 @@ class RoundLink:
         self.replies: list[Message] = []
 
     @property
-    def bytes_up(self) -> int:
-        """Bytes of all uploads so far."""
-        return sum(link.bytes_up for link in self._links)
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes of all downloads so far."""
-        return sum(link.bytes_down for link in self._links)
+    def sent(self) -> Sent:
+        """All uploads and downloads so far."""
+        return total(link.sent for link in self._links)
 
     def receive(self) -> dict[int, Upload]:
         """The next uploads of all nodes."""
@@ -303,9 +301,12 @@ def sum_metrics(replies: Iterable[Message]) -> MetricRecord:
     return MetricRecord(total)
 
 
-def array_bytes(message: Message) -> int:
-    """Bytes of the segments in a message."""
-    return sum(record.count_bytes() for record in message.content.array_records.values())
+def segment_bytes(message: Message) -> tuple[int, int]:
+    """Bytes of the segments in a message: those of their tensors, and what Flower's records add to them."""
+    records = message.content.array_records.values()
+    arrays = [array for record in records for array in record.values()]
+    tensors = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    return tensors, sum(record.count_bytes() for record in records) - tensors
 
 
 def local_result(reply: Message) -> RoundResult:

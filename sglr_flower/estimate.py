@@ -6,7 +6,6 @@ For equal clients that all take part. Bytes are Table 6's (`analysis.communicati
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sglr_flower import assembly, methods, models
+from sglr_flower import assembly, codecs, methods, models
 from sglr_flower.analysis.communication import Average, EpochBytes, Sizes, client_down, epoch_bytes
 from sglr_flower.analysis.compute import Compute, training_flops
 from sglr_flower.analysis.footprint import training_bytes, weight_bytes
+from sglr_flower.codecs import Form
 from sglr_flower.config import RunConfig, parse_assignment, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.methods import METHODS
@@ -136,11 +136,15 @@ class Estimator:
     def _bytes(self, method: str, cut: str) -> EpochBytes:
         config = self.config
         segment = self.network[: models.cut_index(self.network, cut)]
+        shape = replace(self.model, cut=cut).smashed_shape()
+        wires = (config.wire_up, config.wire_down)
+        up, down = (Form(codecs.parse(wire), shape, self.model.dtype).sample_bytes() for wire in wires)
         sizes = Sizes(
             clients=config.num_clients,
             samples=config.num_clients * config.samples_per_client,
             batch_size=config.batch_size,
-            cut=math.prod(replace(self.model, cut=cut).smashed_shape()) * self.model.dtype.itemsize,
+            cut=up,
+            cut_down=down,
             client_segment=weight_bytes(segment),
             network=weight_bytes(self.network),
         )

@@ -15,6 +15,7 @@ from sglr_flower.rundir import RunDirectory
 from sglr_flower.split import averaging
 from sglr_flower.split.plan import RoundPlan, spread
 from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession, train_locally
+from sglr_flower.split.sent import Sent
 from sglr_flower.training import Attended, OpenRound, Weights
 
 
@@ -70,7 +71,7 @@ class InProcessNodes:
         if shared is not None:
             for cohort in here:
                 cohort.load_shared(shared, plan.clients)
-                opened.weight_bytes_down += _nbytes(shared)
+                opened.segments += Sent(segments_down=_nbytes(shared))
         if plan.server_update == "none":
             opened.local = [train_locally(cohort, plan) for cohort in here]
         else:
@@ -79,19 +80,19 @@ class InProcessNodes:
         if plan.shares_segment:
             means, samples = zip(*(cohort.average(plan) for cohort in here), strict=True)
             opened.average = averaging.mean(means, samples)
-            opened.weight_bytes_up = len(here) * _nbytes(opened.average)
+            opened.segments += Sent(segments_up=len(here) * _nbytes(opened.average))
 
     @contextmanager
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
-        dtype = assembly.dtype(self._config)
+        dtype, (up, _) = assembly.dtype(self._config), assembly.wire_codecs(self._config)
         if shared is not None:
             for cohort in self.cohorts.values():
                 cohort.load_shared(shared, cohort.clients)
         yield LocalLink(
             {
-                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format)
+                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, up)
                 for node, cohort in self.cohorts.items()
             }
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglr_flower.split.rounds import Score
+    from sglr_flower.split.sent import Sent
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class RoundMetrics:
         What training sent between the nodes and the server: frames of the exchange, and segments that the method
         averages or hands on (in-process: the tensors that would have travelled). What a node's clients have in common,
         SplitAvg's average or their averaged segments, travels once for the node.
+    bytes_smashed, bytes_labels, bytes_segments_up, bytes_framing_up : int
+        What ``bytes_up`` is made of (`sglr_flower.split.sent.Sent`).
+    bytes_unicast, bytes_broadcast, bytes_segments_down, bytes_framing_down : int
+        What ``bytes_down`` is made of.
     evaluation_bytes : int
         What a client-side evaluation sent, both ways.
     nodes : int
@@ -69,14 +74,30 @@ class RoundMetrics:
     nodes: int = 0
     dropped_clients: int = 0
     attempts: int = 1
+    bytes_smashed: int = 0
+    bytes_labels: int = 0
+    bytes_unicast: int = 0
+    bytes_broadcast: int = 0
+    bytes_segments_up: int = 0
+    bytes_segments_down: int = 0
+    bytes_framing_up: int = 0
+    bytes_framing_down: int = 0
 
 
 COLUMNS = tuple(column.name for column in fields(RoundMetrics))
+BYTE_COLUMNS = tuple(column for column in COLUMNS if column.startswith("bytes_"))
+"""Totals up and down, and the parts that they are made of."""
 
 
-def evaluation_columns(scores: Mapping[int, Score]) -> dict[str, float | None]:
+def byte_columns(sent: Sent) -> dict[str, int]:
+    """The columns of a row that count bytes: the two totals, and the parts that they are made of."""
+    parts = {f"bytes_{name}": count for name, count in asdict(sent).items()}
+    return {"bytes_up": sent.up, "bytes_down": sent.down, **parts}
+
+
+def evaluation_columns(scores: Mapping[int, Score]) -> dict[str, Any]:
     """The evaluation's columns of a row, from the clients' scores (empty: all None)."""
-    columns: dict[str, float | None] = {}
+    columns: dict[str, Any] = {}
     for split in ("validation", "test"):
         tallies = [score.of(split) for score in scores.values()]
         accuracies = [tally.accuracy for tally in tallies]
@@ -152,7 +173,6 @@ class History:
             "last_round_test_accuracy_std": last.test_accuracy_std if last else None,
             "evaluated_images": last.evaluated_images if last else 0,
             "train_loss": self.rows[-1].train_loss,
-            "bytes_up": sum(row.bytes_up for row in self.rows),
-            "bytes_down": sum(row.bytes_down for row in self.rows),
+            **{column: sum(getattr(row, column) for row in self.rows) for column in BYTE_COLUMNS},
             "evaluation_bytes": sum(row.evaluation_bytes for row in self.rows),
         }

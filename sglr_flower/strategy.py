@@ -25,7 +25,7 @@ from sglr_flower import assembly, methods, training
 from sglr_flower.attendance import Attendance
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
-from sglr_flower.delivery import Courier, Failure, array_bytes, local_result, sum_metrics
+from sglr_flower.delivery import Courier, Failure, local_result, segment_bytes, sum_metrics
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
 from sglr_flower.exchange.frames import FrameError
@@ -40,6 +40,7 @@ from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES, Link, LocalLink
+from sglr_flower.split.sent import Sent
 from sglr_flower.training import Attended, OpenRound, Weights
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
@@ -236,7 +237,10 @@ class SplitStrategy(Strategy):
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
         config = ConfigRecord({"clients": list(plan.clients), "attempt": attendance.number})
         messages = list(self.configure_train(plan.server_round, arrays, config, self._grid))
-        opened = OpenRound(LocalLink({}), weight_bytes_down=sum(array_bytes(message) for message in messages))
+        opened = OpenRound(LocalLink({}))
+        for message in messages:
+            payload, rest = segment_bytes(message)
+            opened.segments += Sent(segments_down=payload, framing_down=rest)
         if self._method.whole:
             # A node that trains by itself is silent for all its steps, and may have to wait for the others' workers.
             turns = len(messages) if self._roster.simulated else 1
@@ -253,7 +257,9 @@ class SplitStrategy(Strategy):
                 yield opened
             replies = self._with_average(link.replies, plan, attendance)
         averaged, metrics = self.aggregate_train(plan.server_round, replies)
-        opened.weight_bytes_up = sum(array_bytes(reply) for reply in replies)
+        for reply in replies:
+            payload, rest = segment_bytes(reply)
+            opened.segments += Sent(segments_up=payload, framing_up=rest)
         if averaged is not None:
             # Flower averages in floating point; counters become whole numbers again.
             kinds = replies[0].content.array_records[ARRAYS].to_torch_state_dict()
@@ -267,8 +273,9 @@ class SplitStrategy(Strategy):
         self._roster.wait_for_anybody()
         arrays = ArrayRecord({**shared}) if shared else ArrayRecord()
         messages = self.configure_evaluate(server_round, arrays, ConfigRecord(), self._grid)
+        up, _ = assembly.wire_codecs(self.config)
         checks: dict[int, FrameCheck] = {
-            member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples)
+            member.node: EvaluateCheck(server_round, member.clients, *self._frame, self.config.evaluate_samples, up)
             for member in self._roster.present()
         }
         sharing = self._roster.sharing_memory
@@ -354,7 +361,7 @@ class SplitStrategy(Strategy):
         c = self.config
         samples = max(c.batch_size * c.num_clients, EVALUATION_SAMPLES, c.num_clients)
         try:
-            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2]))
+            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2], assembly.wire_codecs(c)[0]))
         except UserError as error:
             if c.exchange == "stream":
                 raise

@@ -21,6 +21,7 @@ from sglr_flower.metrics import History
 from sglr_flower.nodestate import simulated_states
 from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
+from sglr_flower.split.coding import Wire
 from sglr_flower.split.optimizers import segment_weights
 
 _BATCH = 500
@@ -79,7 +80,8 @@ class Trained:
         Returns
         -------
         nn.Sequential
-            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Its input
+            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``, and where
+            smashed data travel by a codec there is a stage ``wire`` at the cut that does the same to them. Its input
             is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
 
         Raises
@@ -97,7 +99,9 @@ class Trained:
         else:
             _load_weights(segment, weights, self._folder, self.config.model)
         server = copy.deepcopy(self._server_segment)
-        return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
+        up, _ = assembly.wire_codecs(self.config)
+        between = [] if up.off else [("wire", Wire(up))]
+        return nn.Sequential(OrderedDict([*_stages(segment), *between, *_stages(server)])).eval()
 
     @torch.inference_mode()
     def logits(self, client: int, images: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.errors import TooFewClients
-from sglr_flower.metrics import History, RoundMetrics, evaluation_columns
+from sglr_flower.metrics import History, RoundMetrics, byte_columns, evaluation_columns
 from sglr_flower.nodetable import departures
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.split import averaging, optimizers
@@ -38,6 +38,7 @@ from sglr_flower.split.rounds import (
     merge,
     train_round,
 )
+from sglr_flower.split.sent import Sent
 from sglr_flower.split.server import ServerSegment
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
@@ -62,25 +63,19 @@ class OpenRound:
         The mean of the clients' segments, where the method averages them or hands them on.
     local : list[RoundResult]
         What each node did by itself, where there is no server segment.
-    weight_bytes_up, weight_bytes_down : int
-        Bytes of segments that the method itself moved.
+    segments : Sent
+        The segments that the method itself moved.
     """
 
     link: Link
     average: Weights | None = None
     local: list[RoundResult] = field(default_factory=list)
-    weight_bytes_up: int = 0
-    weight_bytes_down: int = 0
+    segments: Sent = field(default_factory=Sent)
 
     @property
-    def bytes_up(self) -> int:
-        """All that the nodes sent to train."""
-        return self.link.bytes_up + self.weight_bytes_up
-
-    @property
-    def bytes_down(self) -> int:
-        """All that they were sent to train."""
-        return self.link.bytes_down + self.weight_bytes_down
+    def sent(self) -> Sent:
+        """All that went between the nodes and the server to train."""
+        return self.link.sent + self.segments
 
 
 @dataclass
@@ -212,8 +207,7 @@ def train(
             evaluated_images=max((score.test.images for score in scores.values()), default=0),
             seconds=time.perf_counter() - started,
             step_seconds_median=done.result.step_seconds_median,
-            bytes_up=done.bytes_up,
-            bytes_down=done.bytes_down,
+            **byte_columns(done.sent),
             evaluation_bytes=evaluation_bytes,
             nodes=done.attended.nodes,
             dropped_clients=done.attended.dropped_clients,
@@ -246,6 +240,7 @@ def train(
         "nodes": nodes.count,
         "exchange": nodes.exchange,
         **history.summary(),
+        **_per_client(history, len(assembly.clients(config))),
         **departures(directory.nodes()),
         "client": client.bore(config, nodes.sizes, directory.nodes()),
         "seed": config.seed,
@@ -260,8 +255,7 @@ class _Trained:
 
     result: RoundResult
     shared: Weights | None
-    bytes_up: int
-    bytes_down: int
+    sent: Sent
     attended: Attended
     attempts: int = 1
 
@@ -302,7 +296,7 @@ def _train_round(
         steps=sum(steps),
     )
     results: list[RoundResult] = []
-    bytes_up = bytes_down = 0
+    sent = Sent()
 
     def on_step(step: int, loss: float) -> None:
         directory.status(force=False, step=sum(result.steps for result in results) + step, loss=loss)
@@ -316,8 +310,8 @@ def _train_round(
         results.append(split or merge(opened.local, together=True))
         # Who leaves in the middle hands nothing on.
         shared = shared if opened.average is None else opened.average
-        bytes_up, bytes_down = bytes_up + opened.bytes_up, bytes_down + opened.bytes_down
-    return _Trained(merge(results, together=False), shared, bytes_up, bytes_down, attended)
+        sent += opened.sent
+    return _Trained(merge(results, together=False), shared, sent, attended)
 
 
 def _with_retries(action: Callable[[], _Done], retries: int) -> _Done:
@@ -349,7 +343,7 @@ def _evaluate(
         scores = {client: score for client, score in scores.items() if client not in nodes.absent}
         if not scores:
             raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
-        return scores, link.bytes_up + link.bytes_down
+        return scores, link.sent.up + link.sent.down
     if shared is not None:  # all clients are the same: scored once
         scores = _score(config, server, images, server_round, {0: shared})
         return dict.fromkeys(assembly.clients(config), scores[0]), 0
@@ -382,8 +376,15 @@ def _score(
         if own is not None:
             averaging.load(segment, own)
         segments[client] = segment.to(server.device)
-    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format)
+    up, _ = assembly.wire_codecs(config)
+    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format, up)
     return evaluate_round(server, LocalLink({0: session}))
+
+
+def _per_client(history: History, clients: int) -> dict[str, float]:
+    """What training sent for a client on the average over all of the run's, as Table 6 divides: totals by |C|."""
+    sums = history.summary()
+    return {f"{column}_per_client": sums[column] / clients for column in ("bytes_up", "bytes_down")}
 
 
 def _joined(states: Mapping[int, dict[str, Tensor]], others: Mapping[int, dict[str, Tensor]]) -> LazyStates:

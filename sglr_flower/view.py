@@ -176,6 +176,8 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
     }
     rows |= _client(summary)
+    if parts := _parts(summary):
+        rows["of that"] = parts
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
     rows["run directory"] = str(run_dir)
@@ -210,6 +212,23 @@ def flops(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} PFLOP"
+
+
+_PARTS = {
+    "smashed": "smashed data",
+    "unicast": "own gradients",
+    "broadcast": "averages",
+    "segments_up": "segments up",
+    "segments_down": "segments down",
+    "labels": "labels",
+}
+
+
+def _parts(summary: Mapping[str, Any]) -> str:
+    """What the bytes were, without what there was none of; the framing of both ways as one. Empty of an old run."""
+    sizes = {name: summary.get(f"bytes_{part}", 0) for part, name in _PARTS.items()}
+    sizes["framing"] = summary.get("bytes_framing_up", 0) + summary.get("bytes_framing_down", 0)
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
 
 
 def _departures(summary: Mapping[str, Any]) -> str:

@@ -25,6 +25,19 @@ def test_time_is_bytes_over_rates_and_operations_over_speed() -> None:
     assert slow.total == pytest.approx(5 * slow.up + slow.down)
 
 
+def test_codecs_count_in_each_direction() -> None:
+    def of(**wires: str) -> tuple[float, float]:
+        estimate = Estimator(CONFIG.replace(**wires), Device(1.0, 1.0, 1.0)).of("psl", "stage2")
+        return estimate.up, estimate.down
+
+    up, down = of()
+    assert up == down
+    assert of(wire_up="bfloat16") == (up / 2, down)
+    assert of(wire_down="float16") == (up, down / 2)
+    count = up / 40 / 4  # of a sample's values
+    assert of(wire_down="int8") == (up, 40 * (count + 4))
+
+
 def test_a_later_cut_computes_more_and_whole_networks_most() -> None:
     estimator = Estimator(CONFIG, Device(1.0, 1.0, 1.0))
     flops = [estimator.of("psl", cut).flops for cut in estimator.cuts]

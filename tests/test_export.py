@@ -74,6 +74,19 @@ def test_without_this_package_it_gives_the_same_logits_for_one_image_and_for_sev
     assert seven.std() > 0.1
 
 
+@pytest.mark.parametrize("codec", ["int8", "topk:0.1"])
+def test_a_codec_at_the_cut_is_exported_with_the_network(tmp_path: Path, codec: str) -> None:
+    trained_runs.run(tmp_path / "run", wire_up=codec)
+    model = trained.load(tmp_path / "run")
+    exported = export.export(model, 1)
+    images = datasets.to_input(assembly.splits(model.config).test.images[:8], torch.float32)
+    save_file({"all": images}, tmp_path / "inputs")
+    alone(tmp_path, LOAD, exported, tmp_path / "inputs", tmp_path / "outputs")
+    with torch.no_grad():
+        expected = model.network(1)(images)
+    assert torch.allclose(load_file(tmp_path / "outputs")["all"], expected, rtol=0, atol=1e-5)
+
+
 def test_the_readmes_lines_say_what_the_network_says(model: Trained, exported: Path, tmp_path: Path) -> None:
     """The five lines, run as they stand on an image file of another size, name the class of the highest logit."""
     readme = (exported / "README.md").read_text()

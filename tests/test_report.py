@@ -26,6 +26,7 @@ from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.report import curves, groups, tables
 
+TOTALS = ("bytes_up", "bytes_down")
 T_975 = {1: 12.7062047, 2: 4.30265273}  # quantiles of Student's t by degrees of freedom, from a printed table
 
 
@@ -58,6 +59,17 @@ def edit_rows(run_dir: Path, change: Callable[[list[dict[str, str]]], Any]) -> N
     change(rows)
     with (run_dir / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, header, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def without_columns(run_dir: Path) -> None:
+    """As versions wrote it that counted only the totals of bytes."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    header = [column for column in rows[0] if not column.startswith("bytes_") or column in TOTALS]
+    with (run_dir / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -176,6 +188,20 @@ def test_runs_of_versions_that_did_not_count_have_no_such_table(runs: Path) -> N
     built = report.build(dirs(runs, "a0", "b0"))
     assert tables.clients(built) is None
     assert "What one client bore" not in report.to_html(built)
+
+
+def test_what_was_sent_is_shown_in_its_parts(runs: Path) -> None:
+    table = tables.sent(report.build([runs / "a0"]))
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    # 2 rounds of 32 samples: 32 x 8 x 8 floats each way, one of the two clients' replaced by the average, and a label.
+    assert row["smashed data"] == "524.3 kB"
+    assert (row["own gradients"], row["averages"]) == ("262.1 kB", "262.1 kB")
+    assert (row["labels"], row["segments up"], row["framing"]) == ("512 bytes", "0 bytes", "0 bytes")
+
+
+def test_a_run_that_did_not_count_apart_has_dashes(runs: Path) -> None:
+    without_columns(runs / "b0")
+    assert set(tables.sent(report.build([runs / "b0"])).rows[0][1:]) == {tables.NOTHING}
 
 
 def test_a_seed_given_twice_does_not_narrow_the_interval(runs: Path) -> None:

@@ -85,6 +85,20 @@ def test_the_caller_may_change_a_network(model: Trained) -> None:
     )
 
 
+@pytest.mark.parametrize("codec", ["int8-channel", "randtopk:0.1:0.2"])
+def test_where_smashed_data_travelled_by_a_codec_the_network_has_it_at_the_cut(tmp_path: Path, codec: str) -> None:
+    """With it the network scores what the run recorded, on all images, in its only round."""
+    summary = trained_runs.run(tmp_path / "run", wire_up=codec)
+    model = trained.load(tmp_path / "run")
+    network = model.network(0)
+    assert "wire" in dict(network.named_children())
+    assert list(network.state_dict()) == list(assembly.model(model.config).whole().state_dict())
+
+    test = assembly.splits(model.config).test
+    right = [(model.logits(client, test.images).argmax(1) == test.labels).double().mean() for client in (0, 1)]
+    assert float(sum(right)) / 2 == pytest.approx(summary["last_round_test_accuracy_mean"], abs=1e-9)
+
+
 @pytest.mark.parametrize("method", ["fedavg", "centralized", "sfl"])
 def test_methods_without_a_cut_or_with_one_segment_for_all_give_whole_networks_too(tmp_path: Path, method: str) -> None:
     trained_runs.run(tmp_path / "run", method=method)

@@ -150,6 +150,17 @@ SUMMARY = {
 }
 
 
+def test_the_closing_table_says_what_the_bytes_were_and_nothing_of_what_there_was_none() -> None:
+    parts = {"smashed": 2_000_000, "labels": 500, "unicast": 1_000_000, "broadcast": 500_000, "segments_up": 0}
+    parts |= {"framing_up": 300, "framing_down": 200}
+    text = shown(closing_table({**SUMMARY, **{f"bytes_{part}": n for part, n in parts.items()}}, Path("/run")))
+    assert "smashed data 2 MB, own gradients 1 MB, averages 500 kB, labels 500 B, framing 500 B" in " ".join(
+        text.replace("│", " ").split()
+    )
+    assert "segments" not in text
+    assert "of that" not in shown(closing_table(SUMMARY, Path("/run")))  # of a version that did not count them
+
+
 @pytest.mark.parametrize(
     ("departures", "nodes", "expected"),
     [(3, 2, "3 departures of 2 nodes, see nodes.csv"), (1, 1, "1 departure of 1 node, see nodes.csv"), (0, 0, "")],

@@ -29,11 +29,13 @@ class Sizes:
     batch_size : int
         Samples of a client in a step.
     cut : float
-        S(L): bytes of one sample's smashed data, and of its cut gradient.
+        S(L): bytes of one sample's smashed data as they travel, and of its cut gradient.
     client_segment : float
         S(w_c): bytes of a client segment's weights and buffers.
     network : float
         S(w): bytes of the whole network's.
+    cut_down : float | None
+        Bytes of one sample's cut gradient where it travels by another codec; None: as smashed data.
     """
 
     clients: int
@@ -42,6 +44,7 @@ class Sizes:
     cut: float
     client_segment: float
     network: float
+    cut_down: float | None = None
 
     @property
     def steps(self) -> int:
@@ -51,23 +54,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class EpochBytes:
-    """Bytes of all clients in an epoch.
+    """Bytes of all clients in an epoch, by the names under which a run counts them (`sglr_flower.split.sent.Sent`).
 
     Attributes
     ----------
     smashed : float
         Up.
-    own : float
+    unicast : float
         Down: cut gradients to the clients that they belong to.
-    average : float
-        Down: averaged cut gradients, counted once for all that receive them.
+    broadcast : float
+        Down: averaged cut gradients.
     segments_up, segments_down : float
-        Weights, once in a round of one epoch.
+        Weights, once in a round of one epoch, for every client.
     """
 
     smashed: float = 0.0
-    own: float = 0.0
-    average: float = 0.0
+    unicast: float = 0.0
+    broadcast: float = 0.0
     segments_up: float = 0.0
     segments_down: float = 0.0
 
@@ -79,7 +82,7 @@ class EpochBytes:
     @property
     def down(self) -> float:
         """All that the server sends."""
-        return self.own + self.average + self.segments_down
+        return self.unicast + self.broadcast + self.segments_down
 
     @property
     def total(self) -> float:
@@ -87,7 +90,9 @@ class EpochBytes:
         return self.up + self.down
 
 
-def epoch_bytes(method: Method, sizes: Sizes, phi: float = 0.0, average: Average = "clients") -> EpochBytes:
+def epoch_bytes(
+    method: Method, sizes: Sizes, phi: float = 0.0, average: Average = "clients", copies: float = 1
+) -> EpochBytes:
     """Bytes of an epoch in which all clients take part.
 
     Parameters
@@ -100,6 +105,9 @@ def epoch_bytes(method: Method, sizes: Sizes, phi: float = 0.0, average: Average
         Fraction of the clients that receive the average; of no effect where the method has none.
     average : Average
         What the average is.
+    copies : float
+        How often it travels in a step: once, as in Table 6, where one transmission reaches everybody. This
+        implementation sends it to every node that has an active client, over a connection of its own.
 
     Returns
     -------
@@ -113,20 +121,23 @@ def epoch_bytes(method: Method, sizes: Sizes, phi: float = 0.0, average: Average
         weights = sizes.clients * sizes.network
         return EpochBytes(segments_up=weights, segments_down=weights)
     active = phi if method.cut_gradient else 0.0
-    smashed = sizes.samples * sizes.cut
+    gradient = sizes.cut if sizes.cut_down is None else sizes.cut_down
     # Handed from client to client by way of the server (SSL), or averaged: a segment up and one down for each.
     segments = sizes.clients * sizes.client_segment if method.shares_segment else 0.0
     per_step = {"clients": sizes.batch_size, "clients-and-samples": 1}
     rows = 1 if average == "once" else sizes.steps * per_step[average]
     return EpochBytes(
-        smashed=smashed,
-        own=(1 - active) * smashed,
-        average=rows * sizes.cut if active else 0.0,
+        smashed=sizes.samples * sizes.cut,
+        unicast=(1 - active) * sizes.samples * gradient,
+        broadcast=copies * rows * gradient if active else 0.0,
         segments_up=segments,
         segments_down=segments,
     )
 
 
 def client_down(moved: EpochBytes, clients: int, phi: float) -> float:
-    """Bytes that one client receives in an epoch, on the average: an active one receives the average in full."""
-    return (moved.own + moved.segments_down) / clients + phi * moved.average
+    """Bytes that one client receives in an epoch, on the average: an active one receives the average in full.
+
+    ``moved`` counts a broadcast once.
+    """
+    return (moved.unicast + moved.segments_down) / clients + phi * moved.broadcast

@@ -7,12 +7,15 @@ many samples, `EvaluateCheck` as much as the server can know of a node's images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sglr_flower.codecs import OFF, Codec, Form
 from sglr_flower.exchange.frames import FrameError, few
+from sglr_flower.split import coding
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
@@ -20,11 +23,12 @@ from sglr_flower.split.rounds import EVALUATION_SAMPLES
 FrameCheck = Callable[[Upload], None]
 """Raises FrameError, with a sentence, if an upload is not what its node should send next. One per node and round."""
 
+_NOT_FINITE = "not finite: the training may be diverging (a smaller client-lr)"
 FRAME_OVERHEAD = 65_536
 """More than a frame has besides its tensors: numbers of clients and sizes, names and shapes."""
 
 
-def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype) -> int:
+def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype, codec: Codec = OFF) -> int:
     """The size that a frame with that many samples does not exceed, for `StreamServer`'s ``max_frame``.
 
     Parameters
@@ -35,8 +39,10 @@ def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype) -> int:
         One sample's smashed data (`SplitModel.smashed_shape`).
     dtype : torch.dtype
         Of smashed data.
+    codec : Codec
+        How they travel.
     """
-    return samples * (torch.Size(shape).numel() * dtype.itemsize + torch.int64.itemsize) + FRAME_OVERHEAD
+    return samples * (Form(codec, tuple(shape), dtype).sample_bytes() + torch.int64.itemsize) + FRAME_OVERHEAD
 
 
 class TrainCheck:
@@ -60,7 +66,7 @@ class TrainCheck:
         self, plan: RoundPlan, samples: Mapping[int, int], shape: tuple[int, ...], dtype: torch.dtype, num_classes: int
     ) -> None:
         self._plan, self._samples = plan, dict(samples)
-        self._shape, self._dtype, self._num_classes = tuple(shape), dtype, num_classes
+        self._form, self._num_classes = Form(plan.up, tuple(shape), dtype), num_classes
         self._step = 0
 
     def __call__(self, upload: Upload) -> None:
@@ -84,7 +90,7 @@ class TrainCheck:
         last = not self._plan.sizes_at(step + 1, self._samples)
         if upload.last != last:
             raise FrameError(f"step {step} is {'' if last else 'not '}the node's last one, unlike the frame says")
-        _check_tensors(upload, self._shape, self._dtype, self._num_classes)
+        _check_tensors(upload, self._form, self._num_classes)
         self._step += 1
 
 
@@ -101,6 +107,8 @@ class EvaluateCheck:
         As in `TrainCheck`.
     samples : int
         Images of a split at most; 0: as many as the node has.
+    codec : Codec
+        How smashed data travel.
     """
 
     def __init__(
@@ -111,9 +119,10 @@ class EvaluateCheck:
         dtype: torch.dtype,
         num_classes: int,
         samples: int = 0,
+        codec: Codec = OFF,
     ) -> None:
         self._round, self._clients = server_round, tuple(sorted(clients))
-        self._shape, self._dtype, self._num_classes = tuple(shape), dtype, num_classes
+        self._form, self._num_classes = Form(codec.scoring(), tuple(shape), dtype), num_classes
         self._chunk = max(1, EVALUATION_SAMPLES // len(self._clients))
         self._samples = samples
         self._step, self._split, self._seen = 0, "validation", 0
@@ -141,7 +150,7 @@ class EvaluateCheck:
             raise FrameError(f"{size} images in a chunk and {seen} {upload.split} images so far: too many")
         if upload.last and upload.split != "test":
             raise FrameError("the node's last chunk is of test images")
-        _check_tensors(upload, self._shape, self._dtype, self._num_classes)
+        _check_tensors(upload, self._form, self._num_classes)
         if not torch.equal(upload.labels, upload.labels[:size].repeat(len(self._clients))):
             raise FrameError("the clients' labels differ, though all are scored on the same images")
         self._step, self._split, self._seen = self._step + 1, upload.split, seen
@@ -167,22 +176,23 @@ def check_answer(upload: Upload, download: Download) -> None:
     if (download.server_round, download.step) != (upload.server_round, upload.step):
         raise FrameError(f"an answer to step {download.step} of round {download.server_round}")
     if upload.split != "train":
-        if download.active or download.average is not None or download.own is not None:
+        if download.active or download.average is not None or download.own is not None or download.aside:
             raise FrameError("cut gradients in an evaluation")
         return
+    form = upload.answer or Form(OFF, tuple(upload.smashed.shape[1:]), upload.smashed.dtype)
     sizes = dict(zip(upload.clients, upload.sizes, strict=True))
     if not set(download.active) <= sizes.keys():
         raise FrameError(f"active clients {few(download.active)} of {few(upload.clients)}")
     active = [sizes.pop(client) for client in download.active]
-    _check_gradient("average", download.average, upload, bool(active))
-    _check_gradient("own", download.own, upload, bool(sizes))
+    _check_gradient("average", download.average, download.aside, form, bool(active))
+    _check_gradient("own", download.own, download.aside, form, bool(sizes))
     if download.own is not None and len(download.own) != sum(sizes.values()):
         raise FrameError(f"own gradients of {len(download.own)} samples, not {sum(sizes.values())}")
     if download.average is not None and len(download.average) != 1 and len(download.average) < max(active):
         raise FrameError(f"an average of {len(download.average)} positions for batches of {max(active)}")
-    for tensor in (download.average, download.own):
-        if tensor is not None and not all_finite(tensor):
-            raise FrameError("cut gradients that are not finite: the training may be diverging (a smaller client-lr)")
+    for name, tensor in (("average", download.average), ("own", download.own)):
+        if tensor is not None:
+            _check_contents("cut gradients", tensor, coding.part(download.aside, name), form)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -199,26 +209,60 @@ def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[
         )
 
 
-def _check_tensors(upload: Upload, shape: tuple[int, ...], dtype: torch.dtype, num_classes: int) -> None:
-    smashed, labels = upload.smashed, upload.labels
-    if smashed.dtype != dtype or tuple(smashed.shape[1:]) != shape:
-        raise FrameError(
-            f"smashed data of shape {tuple(smashed.shape[1:])} and {smashed.dtype}, not {shape} and {dtype}"
-        )
+def _check_tensors(upload: Upload, form: Form, num_classes: int) -> None:
+    labels, aside = upload.labels, coding.part(upload.aside, "smashed")
+    _check_kind("smashed data", upload.smashed, aside, form)
     if labels.dtype != torch.int64:
         raise FrameError(f"labels of {labels.dtype}, not torch.int64")
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise FrameError(f"labels from {low} to {high}, not from 0 to {num_classes - 1}")
-    if not all_finite(smashed):
-        raise FrameError("smashed data that are not finite: the training may be diverging (a smaller client-lr)")
+    _check_contents("smashed data", upload.smashed, aside, form)
 
 
-def _check_gradient(name: str, tensor: Tensor | None, upload: Upload, wanted: bool) -> None:
+def _check_gradient(name: str, tensor: Tensor | None, aside: Mapping[str, Tensor], form: Form, wanted: bool) -> None:
     if (tensor is not None) != wanted:
         raise FrameError(f"{'no' if wanted else 'an'} {name} cut gradient")
     if tensor is None:
+        if coding.part(aside, name):
+            raise FrameError(f"a scale or positions of no {name} cut gradient")
         return
-    like = upload.smashed
-    if tensor.dtype != like.dtype or not tensor.ndim or not len(tensor) or tensor.shape[1:] != like.shape[1:]:
-        raise FrameError(f"{name} cut gradient {tuple(tensor.shape)} {tensor.dtype} for {like.dtype} {like.shape}")
+    if not tensor.ndim or not len(tensor):
+        raise FrameError(f"{name} cut gradient {tuple(tensor.shape)} {tensor.dtype}")
+    _check_kind(f"{name} cut gradient", tensor, coding.part(aside, name), form)
+
+
+def _check_kind(what: str, values: Tensor, aside: Mapping[str, Tensor], form: Form) -> None:
+    """Dtypes and shapes of a tensor as it travels, with what goes with it."""
+    shape, dtype = form.values()
+    if values.dtype != dtype or tuple(values.shape[1:]) != shape:
+        raise FrameError(f"{what} of shape {tuple(values.shape[1:])} and {values.dtype}, not {shape} and {dtype}")
+    wanted = form.aside(len(values))
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in aside.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise FrameError(f"{what} with {_told(name, found)}, instead of {_told(name, wanted)}")
+
+
+def _told(name: str, kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> str:
+    if name not in kinds:
+        return f"no {name}"
+    shape, dtype = kinds[name]
+    return f"a {name} of shape {few(shape)} and {dtype}"
+
+
+def _check_contents(what: str, values: Tensor, aside: Mapping[str, Tensor], form: Form) -> None:
+    """The numbers themselves: finite, and positions that there are."""
+    if "shape" in aside and tuple(aside["shape"].tolist()) != form.shape:
+        raise FrameError(f"{what} of samples of shape {few(aside['shape'].tolist())}, not {form.shape}")
+    if "positions" in aside:
+        positions, last = aside["positions"].long(), math.prod(form.shape) - 1
+        if int(positions.min()) < 0 or int(positions.max()) > last or bool((positions.diff(dim=1) <= 0).any()):
+            raise FrameError(f"{what} with positions that are not ascending from 0 to {last}")
+    if "scale" in aside:
+        scale = aside["scale"]
+        largest = torch.finfo(scale.dtype).max / 128  # an int8 reaches to -128
+        if not bool(((scale >= 0) & (scale <= largest)).all()):
+            raise FrameError(f"{what} with a scale that is negative or {_NOT_FINITE}")
+    elif not all_finite(values):
+        raise FrameError(f"{what} that are {_NOT_FINITE}")

@@ -22,11 +22,13 @@ from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
 
 MAX_HEADER = 1024
-"""Bytes of the safetensors header of a frame's two tensors."""
+"""Bytes of the safetensors header of a frame's tensors: two, or with codecs up to six."""
 
 MAX_CLIENTS = 100_000
 """Clients of one frame: a byte on the wire becomes ten in memory."""
 
+_ASIDE = ("scale", "positions", "shape")
+"""What `codecs.Coded.aside` may hold."""
 _CHANNELS_LAST = ":channels_last"
 """Ends the name of a tensor that is stored as (n, height, width, channels)."""
 
@@ -72,7 +74,7 @@ def encode_upload(upload: Upload, outbox: Outbox | None = None) -> pb.Upload:
         clients=upload.clients,
         sizes=upload.sizes,
         last=upload.last,
-        **_packed({"smashed": upload.smashed, "labels": upload.labels}, outbox),
+        **_packed({"smashed": upload.smashed, "labels": upload.labels, **upload.aside}, outbox),
     )
 
 
@@ -92,14 +94,14 @@ def decode_upload(frame: pb.Upload, inbox: Inbox | None = None) -> Upload:
     if not all(sizes) or not _ascending(clients):
         raise FrameError(f"clients {few(clients)} with sizes {few(sizes)}")
     tensors = _unpacked(frame, ("smashed", "labels"), inbox)
-    if set(tensors) != {"smashed", "labels"}:
+    if not tensors.keys() >= {"smashed", "labels"}:
         raise FrameError(f"an upload has the tensors smashed and labels, not {' and '.join(tensors) or 'none'}")
-    smashed, labels = tensors["smashed"], tensors["labels"]
+    smashed, labels = tensors.pop("smashed"), tensors.pop("labels")
     if not smashed.ndim or labels.ndim != 1 or not len(smashed) == len(labels) == sum(sizes):
         raise FrameError(
             f"smashed data {few(smashed.shape)} and labels {few(labels.shape)} do not fit sizes {few(sizes)}"
         )
-    return Upload(frame.server_round, frame.step, frame.split, clients, sizes, smashed, labels, frame.last)
+    return Upload(frame.server_round, frame.step, frame.split, clients, sizes, smashed, labels, frame.last, tensors)
 
 
 def encode_download(download: Download, outbox: Outbox | None = None) -> pb.Download:
@@ -109,7 +111,7 @@ def encode_download(download: Download, outbox: Outbox | None = None) -> pb.Down
         server_round=download.server_round,
         step=download.step,
         active=download.active,
-        **_packed({name: tensor for name, tensor in tensors.items() if tensor is not None}, outbox),
+        **_packed({name: each for name, each in tensors.items() if each is not None} | {**download.aside}, outbox),
     )
 
 
@@ -127,7 +129,8 @@ def decode_download(frame: pb.Download, inbox: Inbox | None = None) -> Download:
     if len(frame.active) > MAX_CLIENTS or not _ascending(active):
         raise FrameError(f"active clients {few(active)} are not ascending")
     tensors = _unpacked(frame, ("average", "own"), inbox)
-    return Download(frame.server_round, frame.step, active, tensors.get("average"), tensors.get("own"))
+    average, own = tensors.pop("average", None), tensors.pop("own", None)
+    return Download(frame.server_round, frame.step, active, average, own, tensors)
 
 
 def nbytes(frame: pb.Upload | pb.Download) -> int:
@@ -155,10 +158,11 @@ def _packed(tensors: Mapping[str, Tensor], outbox: Outbox | None) -> dict[str, A
 
 
 def _unpacked(frame: pb.Upload | pb.Download, names: Sequence[str], inbox: Inbox | None) -> dict[str, Tensor]:
+    known = {*names, *(f"{name}.{part}" for name in names if name != "labels" for part in _ASIDE)}
     tensors = {}
     for key, tensor in _stored(frame, inbox).items():
         name = key.removesuffix(_CHANNELS_LAST)
-        if name not in names or name in tensors or (name != key and tensor.ndim != 4):
+        if name not in known or name in tensors or (name != key and tensor.ndim != 4):
             raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
         tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)
     return tensors

@@ -23,6 +23,7 @@ from sglr_flower.exchange.frames import (
 )
 from sglr_flower.exchange.link import OnDrop, Traffic
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.sent import Sent, total
 
 FRAME = "frame"
 
@@ -82,14 +83,9 @@ class GridLink:
         self._last: set[int] = set()  # whose last frame has come
 
     @property
-    def bytes_up(self) -> int:
-        """Bytes of the frames received."""
-        return sum(traffic.bytes_up for traffic in self.traffic.values())
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes of the answers sent."""
-        return sum(traffic.bytes_down for traffic in self.traffic.values())
+    def sent(self) -> Sent:
+        """The frames received and the answers sent."""
+        return total(traffic.sent for traffic in self.traffic.values())
 
     def receive(self) -> dict[int, Upload]:
         """Send what is pending; the uploads in the replies. The reply to a node's last frame has none.
@@ -123,7 +119,7 @@ class GridLink:
         for node, download in downloads.items():
             first = self._opening[node]
             frame = encode_download(download).SerializeToString()
-            self.traffic[node].bytes_down += len(frame)
+            self.traffic[node].went(download.payload, len(frame))
             # Without what only a round's first message brings: the segment that all clients start from.
             content = RecordDict({**first.content.config_records, FRAME: ConfigRecord({"download": frame})})
             self._pending.append(Message(content, node, first.metadata.message_type))
@@ -136,8 +132,8 @@ class GridLink:
             return None
         frame = _bytes(reply.content, "upload")
         traffic = self.traffic[node]
-        traffic.bytes_up += len(frame)
         upload = decode_upload(parse_upload(frame))
+        traffic.came(upload.payload, len(frame))
         self._checks[node](upload)
         traffic.frames += 1
         if upload.last:

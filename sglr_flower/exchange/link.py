@@ -17,6 +17,7 @@ from sglr_flower.exchange.checks import FrameCheck
 from sglr_flower.exchange.frames import FrameError, decode_upload, encode_download, nbytes, parse_upload
 from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.sent import Sent, total
 
 REASON_SECONDS = 3.0
 """How long the server waits for a node's own words after its stream broke."""
@@ -40,16 +41,23 @@ class Traffic:
     ----------
     frames : int
         Frames of the node that the server used.
-    bytes_up, bytes_down : int
-        Bytes of its frames, and of the answers to it.
+    sent : Sent
+        Its frames, and the answers to it.
     waits : list[float]
         Seconds from the server's answer, or the round's opening, to the node's next frame.
     """
 
     frames: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    sent: Sent = field(default_factory=Sent)
     waits: list[float] = field(default_factory=list)
+
+    def came(self, payload: Sent, size: int) -> None:
+        """Count a frame of ``size`` bytes."""
+        self.sent += payload + Sent(framing_up=size - payload.up)
+
+    def went(self, payload: Sent, size: int) -> None:
+        """Count an answer of ``size`` bytes."""
+        self.sent += payload + Sent(framing_down=size - payload.down)
 
 
 @dataclass(frozen=True)
@@ -140,14 +148,9 @@ class StreamLink:
         self._polled = self._poll_at = time.monotonic()
 
     @property
-    def bytes_up(self) -> int:
-        """Bytes of the frames received."""
-        return sum(traffic.bytes_up for traffic in self.traffic.values())
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes of the answers sent."""
-        return sum(traffic.bytes_down for traffic in self.traffic.values())
+    def sent(self) -> Sent:
+        """The frames received and the answers sent."""
+        return total(traffic.sent for traffic in self.traffic.values())
 
     # ---- in the round's thread
 
@@ -187,7 +190,7 @@ class StreamLink:
                 continue
             stream = self._streams[node]
             frame = encode_download(download, stream.outbox)
-            self.traffic[node].bytes_down += nbytes(frame)
+            self.traffic[node].went(download.payload, nbytes(frame))
             self._answered[node] = time.monotonic()
             stream.answers.put(frame)
         self._open -= self._last
@@ -229,7 +232,7 @@ class StreamLink:
             self._drop(node, str(event), reading=False)
         else:
             traffic = self.traffic[node]
-            traffic.bytes_up += event.size
+            traffic.came(event.upload.payload, event.size)
             traffic.waits.append(event.at - self._answered[node])
             try:
                 self._checks[node](event.upload)

@@ -21,7 +21,18 @@ from torch import Tensor
 
 from sglr_flower.exchange import exchange_pb2 as pb
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64)}
+_LETTERS = {
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
+}
+"""Torch's name of a dtype -> safetensors', in the order in which it stores them."""
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _LETTERS}
 _ALIGNMENT = 64  # bytes; a vector register's
 
 
@@ -31,17 +42,14 @@ def stored_bytes(shared: pb.Shared) -> int:
         return 0
     header: dict[str, object] = {}
     end = 0
-    # Safetensors stores the wider numbers first, and then by name.
-    for place in sorted(shared.tensors, key=lambda place: (-_width(place), place.dtype != "int64", place.name)):
-        begin, end = end, end + math.prod(place.shape) * _width(place)
-        letters = ("I" if place.dtype == "int64" else "F") + str(8 * _width(place))
+    # Safetensors stores by kind, the wider ones first, and then by name.
+    order = list(_LETTERS)
+    for place in sorted(shared.tensors, key=lambda place: (order.index(place.dtype), place.name)):
+        begin, end = end, end + math.prod(place.shape) * _DTYPES[place.dtype].itemsize
+        letters = _LETTERS[place.dtype]
         header[place.name] = {"dtype": letters, "shape": list(place.shape), "data_offsets": [begin, end]}
     text = len(json.dumps(header, separators=(",", ":")))
     return 8 + math.ceil(text / 8) * 8 + end
-
-
-def _width(place: pb.Placed) -> int:
-    return _DTYPES[place.dtype].itemsize
 
 
 class Outbox:
@@ -58,7 +66,7 @@ class Outbox:
         Parameters
         ----------
         tensors : Mapping[str, Tensor]
-            Name -> contiguous tensor, float32, float64 or int64, on any device.
+            Name -> contiguous tensor of a dtype that frames have, on any device.
         """
         places, end = [], 0
         for name, tensor in tensors.items():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import click
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
 from sglr_flower.data import datasets
@@ -17,6 +18,7 @@ from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.paper import sweep, workers
 from sglr_flower.paper.cells import Cell, select
+from sglr_flower.paper.communication import CALCULATIONS
 from sglr_flower.paper.computation import client_petaflops
 from sglr_flower.paper.experiments import EXPERIMENTS, Experiment
 from sglr_flower.paper.picture import draw
@@ -31,7 +33,7 @@ _FILE_WIDTH = 240
 
 def command(
     experiment: Annotated[
-        str, typer.Argument(click_type=click.Choice(list(EXPERIMENTS)), help="The table or figure to make.")
+        str, typer.Argument(click_type=click.Choice([*EXPERIMENTS, *CALCULATIONS]), help="The table or figure to make.")
     ],
     scale: Annotated[
         str,
@@ -53,6 +55,10 @@ def command(
     in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower.")] = False,
 ) -> None:
     """Make a table or figure of the paper; the same command goes on where it was stopped or killed."""
+    if experiment in CALCULATIONS:
+        _refuse_sweep_options(experiment)
+        _calculate(experiment, (out or Path("results") / experiment).expanduser().absolute(), out)
+        return
     chosen, size = EXPERIMENTS[experiment], SCALES[scale]
     selected = select(chosen.cells(size, range(seeds)), only)
     found = workers.find(jobs, in_process)
@@ -146,6 +152,46 @@ def _sweep(book: Book, found: workers.Workers) -> tuple[Grid, list[Failure]]:
         except (KeyboardInterrupt, SystemExit) as stop:
             console.print(f"stopped; go on with: {book.line}", highlight=False, soft_wrap=True, markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None
+
+
+def _refuse_sweep_options(name: str) -> None:
+    """Refuse what says how cells are trained where there are none.
+
+    Raises
+    ------
+    UserError
+        If such an option was given.
+    """
+    context = click.get_current_context()
+    for option in ("scale", "seeds", "only", "jobs", "in_process"):
+        if context.get_parameter_source(option) not in (ParameterSource.DEFAULT, None):
+            given = option.replace("_", "-")
+            raise UserError(
+                f"--{given} is for experiments that train; {name} follows from formulas and takes only --out"
+            )
+
+
+def _calculate(name: str, folder: Path, out: Path | None) -> None:
+    """Write the tables and the picture of a calculation, and show the tables."""
+    calculation = CALCULATIONS[name]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
+    parts = calculation.parts()
+    line = f"sglr paper {name}" + (f" --out {shlex.quote(str(out))}" if out else "")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    texts = []
+    for part in parts:
+        write_atomic(folder / f"{part.name}.csv", part.to_csv())
+        texts.append(to_markdown(part.title, part.caption, part.table, line))
+        console.print(to_terminal(part.title, part.table))
+    write_atomic(folder / "table.md", "\n".join(texts).encode())
+    write_atomic(folder / "picture.png", calculation.draw(parts))
+    for path in ("table.md", *(f"{part.name}.csv" for part in parts), "picture.png"):
+        console.print(str(folder / path), highlight=False, soft_wrap=True, markup=False)
 
 
 def _close(book: Book, table: Grid, failures: Sequence[Failure]) -> None:

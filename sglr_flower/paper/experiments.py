@@ -14,7 +14,7 @@ from sglr_flower.paper.cells import Cell, Label
 from sglr_flower.paper.scales import SCALES, Scale
 
 Grid = Mapping[str, Sequence[Label]]
-Picture = Literal["lines", "heat map", "points", "curves"]
+Picture = Literal["lines", "heat map", "points", "curves", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Experiment:
         Whether the client's computation stands beside the accuracy (Table 4).
     baseline : str
         The row that the others are compared with, seed by seed; empty: none.
+    traffic : bool
+        Whether what training sends for a client stands beside the accuracy, and is drawn against it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Experiment:
     note: str = ""
     compute: bool = False
     baseline: str = ""
+    traffic: bool = False
 
     def base(self, scale: Scale) -> dict[str, Scalar]:
         """The run-config values that all of its cells have in common."""
@@ -100,6 +103,11 @@ def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
     return {**split_settings(alpha, phi), "method": method}
 
 
+def _by_codec(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    up, _, down = str(labels["codec"]).partition("+")
+    return {**split_settings(0.0, 0.0), "wire-up": up, "wire-down": down or up}
+
+
 def _alexnet_by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
     return {**_by_method(labels), "model": "alexnet"}
 
@@ -143,6 +151,19 @@ def _paper_of_schedule(labels: Mapping[str, Label]) -> float | None:
 
 _CLIENTS = (1, 2, 4, 6, 8, 10, 15, 20)
 _TABLE_4_METHODS = ("centralized", "fedavg", "sglr", "sfl", "psl")
+_CODECS = (
+    "none",
+    "bfloat16",
+    "float16",
+    "int8",
+    "int8-channel",
+    "int8+none",
+    "none+int8",
+    "topk:0.1",
+    "randtopk:0.1:0.1+topk:0.1",
+    "topk:0.02",
+    "randtopk:0.02:0.1+topk:0.02",
+)
 _AT_HALF = "alpha and phi are 0.5 where a method has them"
 
 EXPERIMENTS = {
@@ -272,6 +293,25 @@ EXPERIMENTS = {
             note="alpha and phi are 0.5; the paper names this as future work, its number beside step is Table 2's; the "
             "cyclic factors move between 0.4 and 1.6 in 5 rounds, out of phase the server begins at the top; one-cycle "
             "moves between 0.2 and 2 in 90 % of the rounds, so that the mean rate of both is that of constant",
+        ),
+        Experiment(
+            name="codecs",
+            title="Wire codecs: accuracy by the bytes that training sends",
+            rows="codec",
+            columns=("clients",),
+            grids={
+                "full": {"codec": _CODECS, "clients": (10,)},
+                "small": {"codec": _CODECS, "clients": (10,)},
+                "smoke": {"codec": ("none", "int8", "randtopk:0.1:0.1+topk:0.1"), "clients": (4,)},
+            },
+            settings=_by_codec,
+            paper=lambda labels: None,
+            picture="bytes",
+            note="a codec is of both directions, or UP+DOWN; the method is psl, in which every client receives "
+            "gradients of its own. MB are of smashed data and cut gradients, of one client over the whole training. "
+            "Not a table of the paper",
+            baseline="none",
+            traffic=True,
         ),
     )
 }

@@ -53,6 +53,8 @@ def draw(
         _curves(figure, experiment, results)
     elif experiment.picture == "points":
         _points(figure, experiment, places, petaflops)
+    elif experiment.picture == "bytes":
+        _by_bytes(figure, experiment, places)
     elif experiment.picture == "heat map":
         _heat_maps(figure, experiment, places)
     else:
@@ -152,6 +154,25 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
     for axes in panels:
         _plain(axes)
     panels[0].legend(loc="best", frameon=False, fontsize="small")
+
+
+def _by_bytes(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
+    """Accuracy by what training sends for a client, a point with its interval and its name for each row."""
+    axes = figure.subplots()
+    done = [entry for entry in places if entry.accuracy and entry.megabytes]
+    for index, entry in enumerate(sorted(done, key=lambda entry: entry.megabytes or 0.0)):
+        assert entry.accuracy is not None
+        assert entry.megabytes is not None
+        point = entry.megabytes, entry.accuracy.mean
+        axes.errorbar(*point, _widths([(0, entry.accuracy)]), fmt="o", capsize=3, color=f"C{index}")
+        above = 8 if index % 2 else -14  # neighbours' names do not lie on each other
+        name = text(entry.labels[experiment.rows])
+        axes.annotate(name, point, (4, above), textcoords="offset points", fontsize="small", color=f"C{index}")
+    axes.set_xscale("log")
+    axes.set_xlabel("smashed data and cut gradients of a client (MB)")
+    axes.set_ylabel(_ACCURACY)
+    axes.margins(x=0.15, y=0.15)
+    _plain(axes)
 
 
 def _named(whose: str, column: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sglr_flower.metrics import BYTE_COLUMNS
 from sglr_flower.paper.cells import Cell, Label
 from sglr_flower.paper.sweep import is_finished, run_dir
 from sglr_flower.report.groups import half_width
@@ -27,8 +28,7 @@ SUMMARY_COLUMNS = (
     "rounds",
     "steps",
     "seconds",
-    "bytes_up",
-    "bytes_down",
+    *BYTE_COLUMNS,
     "evaluation_bytes",
 )
 """What ``results.csv`` takes of a cell's ``summary.json``; accuracies are fractions, over clients."""
@@ -46,6 +46,12 @@ class Result:
     def accuracy(self) -> float:
         """Mean over clients of the test accuracy at each one's best validation round, in percent."""
         return 100 * float(self.summary["test_accuracy_mean"])
+
+    @property
+    def megabytes(self) -> float:
+        """Smashed data and cut gradients of a client, on the average over them, in 10^6 bytes."""
+        sent = sum(self.summary[f"bytes_{part}"] for part in ("smashed", "unicast", "broadcast"))
+        return float(sent) / int(self.cell.labels["clients"]) / 1e6
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,15 @@ class Entry:
     over : Estimate | None
         By how much it is above the experiment's baseline, in percentage points: a difference for every seed that both
         have, as they share data, split and order of samples.
+    megabytes : float | None
+        What training sends for a client, where the experiment reports that; every seed sends as much.
     """
 
     labels: Mapping[str, Label]
     accuracy: Estimate | None
     paper: float | None
     over: Estimate | None = None
+    megabytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,15 @@ def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Res
     """The places of ``cells`` in the table, with what is finished of them."""
     there = {place: estimate([result.accuracy for result in found]) for place, found in by_place(results).items()}
     places = dict.fromkeys(cell.place for cell in cells)
+    sent = {result.cell.place: result.megabytes for result in results} if experiment.traffic else {}
     return [
-        Entry(dict(place), there.get(place), experiment.paper(dict(place)), _over(experiment, dict(place), results))
+        Entry(
+            dict(place),
+            there.get(place),
+            experiment.paper(dict(place)),
+            _over(experiment, dict(place), results),
+            sent.get(place),
+        )
         for place in places
     ]
 
@@ -104,6 +114,10 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
     if experiment.baseline:
         header.append(f"over {experiment.baseline}")
         lines = [[*line, _signed(found[row, columns[0]].over)] for row, line in zip(rows, lines, strict=True)]
+    if experiment.traffic:
+        header += ["client MB", f"of {experiment.baseline} (%)"]
+        base = found[experiment.baseline, columns[0]].megabytes if (experiment.baseline, columns[0]) in found else None
+        lines = [[*line, *_sent(found[row, columns[0]].megabytes, base)] for row, line in zip(rows, lines, strict=True)]
     if experiment.compute:
         header += ["client PFLOP", "paper", "ratio"]
         lines = [[*line, *_computation(line[0], petaflops)] for line in lines]
@@ -146,6 +160,12 @@ def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
     if paper is None:
         return [f"{ours:.3g}", _MISSING, _MISSING]
     return [f"{ours:.3g}", f"{paper.client_petaflops:.3f}", f"{ours / paper.client_petaflops:.3g}"]
+
+
+def _sent(megabytes: float | None, base: float | None) -> list[str]:
+    if megabytes is None:
+        return [_MISSING, _MISSING]
+    return [f"{megabytes:,.2f}", _MISSING if base is None else f"{100 * megabytes / base:.1f}"]
 
 
 def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], done: int) -> str:

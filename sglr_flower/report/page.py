@@ -57,6 +57,7 @@ def to_html(report: Report) -> str:
         notes=tables.notes(report),
         clients=tables.clients(report),
         clients_note=tables.CLIENTS_NOTE,
+        sent=tables.sent(report),
         differences=tables.differences(report),
         common=tables.common(report),
         runs=tables.runs(report),

@@ -34,6 +34,15 @@ class Row(BaseModel):
     step_seconds_median: float = Field(ge=0)
     bytes_up: int = Field(ge=0)
     bytes_down: int = Field(ge=0)
+    # Runs of versions that did not count them lack these.
+    bytes_smashed: int = Field(0, ge=0)
+    bytes_labels: int = Field(0, ge=0)
+    bytes_unicast: int = Field(0, ge=0)
+    bytes_broadcast: int = Field(0, ge=0)
+    bytes_segments_up: int = Field(0, ge=0)
+    bytes_segments_down: int = Field(0, ge=0)
+    bytes_framing_up: int = Field(0, ge=0)
+    bytes_framing_down: int = Field(0, ge=0)
 
 
 class Client(BaseModel):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from sglr_flower.report.groups import SPEAKING, Estimate, Group, Report, printable, text
+from sglr_flower.report.runs import Run
 from sglr_flower.view import flops
 
 NOTHING = "—"
@@ -81,6 +82,28 @@ def results(report: Report) -> Table:
         "seconds",
     )
     return Table(header, tuple(_result(group) for group in report.groups))
+
+
+_PARTS = {
+    "smashed data": ("smashed",),
+    "labels": ("labels",),
+    "own gradients": ("unicast",),
+    "averages": ("broadcast",),
+    "segments up": ("segments_up",),
+    "segments down": ("segments_down",),
+    "framing": ("framing_up", "framing_down"),
+}
+"""Column -> the counters of `sglr_flower.split.sent.Sent` that it adds up."""
+
+
+def sent(report: Report) -> Table:
+    """What the bytes of the results were; a dash for runs that did not count it."""
+    rows = []
+    for group in report.groups:
+        sums = [statistics.fmean(_bytes(run, parts) for run in group.runs) for parts in _PARTS.values()]
+        cells = [decimal(round(size)) for size in sums] if any(sums) else [NOTHING] * len(sums)
+        rows.append((group.name, *cells))
+    return Table(("runs", *_PARTS), tuple(rows))
 
 
 def notes(report: Report) -> list[str]:
@@ -220,6 +243,10 @@ def _client(group: Group) -> tuple[str, ...] | None:
         decimal(round(statistics.fmean(run.bytes_down / result.clients for run, result, _ in found))),
         f"{1000 * statistics.fmean(times):.3g} ms" if times else NOTHING,
     )
+
+
+def _bytes(run: Run, parts: Iterable[str]) -> int:
+    return sum(getattr(row, f"bytes_{part}") for row in run.rows for part in parts)
 
 
 def _loss(group: Group) -> str:

@@ -20,7 +20,7 @@ from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, optimizers
+from sglr_flower.split import averaging, coding, optimizers
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -172,7 +172,7 @@ class Cohort:
         else:
             outputs, labels = self._forward_together(self._stack, plan, present, step, again=again)
         self._sizes = {client: len(output) for client, output in zip(present, outputs, strict=True)}
-        return Upload(
+        upload = Upload(
             server_round=plan.server_round,
             step=step,
             split="train",
@@ -182,6 +182,7 @@ class Cohort:
             labels=torch.cat(labels),
             last=all(step + 1 >= len(batches) for batches in self._batches.values()),
         )
+        return coding.coded_upload(plan, upload)
 
     def _forward_each(
         self, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
@@ -215,6 +216,7 @@ class Cohort:
 
     def _received(self, download: Download) -> dict[int, Tensor]:
         """Client -> its cut gradient (b, *cut shape) in the answer to the last `forward`."""
+        download = coding.gradients(download, self.dtype)
         active = frozenset(download.active)
         sizes = [size for client, size in self._sizes.items() if client not in active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))

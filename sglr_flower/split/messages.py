@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
+
+from sglr_flower.codecs import Form
+from sglr_flower.split.sent import Sent
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,15 @@ class Upload:
     sizes : tuple[int, ...]
         Samples of each of them.
     smashed : Tensor
-        (sum of sizes, *cut shape), in the model's dtype.
+        (sum of sizes, *cut shape), in the model's dtype; with a codec `codecs.Coded.values`.
     labels : Tensor
         int64 (sum of sizes,).
     last : bool
         The node has no further step in this round.
+    aside : Mapping[str, Tensor]
+        `codecs.Coded.aside` of the smashed data, as ``smashed.NAME``; empty without a codec.
+    answer : Form | None
+        Of what the cut gradients in the answer have to be; does not travel. None: as the smashed data.
     """
 
     server_round: int
@@ -37,15 +45,17 @@ class Upload:
     smashed: Tensor
     labels: Tensor
     last: bool
+    aside: Mapping[str, Tensor] = field(default_factory=dict)
+    answer: Form | None = None
 
     @property
-    def nbytes(self) -> int:
-        """Payload in bytes: smashed data and labels."""
-        return self.smashed.nbytes + self.labels.nbytes
+    def payload(self) -> Sent:
+        """Bytes of its smashed data and labels."""
+        return Sent(smashed=_nbytes("smashed", self.smashed, self.aside), labels=self.labels.nbytes)
 
     def without_data(self) -> Upload:
         """The same with shapes in place of tensors (torch's device ``meta``): what its answer is checked against."""
-        return replace(self, smashed=self.smashed.to("meta"), labels=self.labels.to("meta"))
+        return replace(self, smashed=self.smashed.to("meta"), labels=self.labels.to("meta"), aside={})
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,9 @@ class Download:
     own : Tensor | None
         The other clients' own cut gradients, concatenated in client order; None if there are none (and in answer to
         an evaluation's upload).
+    aside : Mapping[str, Tensor]
+        With a codec ``average`` and ``own`` are `codecs.Coded.values`, and here is the rest of them, as
+        ``average.NAME`` and ``own.NAME``.
     """
 
     server_round: int
@@ -71,8 +84,18 @@ class Download:
     active: tuple[int, ...] = ()
     average: Tensor | None = None
     own: Tensor | None = None
+    aside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def nbytes(self) -> int:
-        """Payload in bytes."""
-        return sum(tensor.nbytes for tensor in (self.average, self.own) if tensor is not None)
+    def payload(self) -> Sent:
+        """Bytes of its cut gradients."""
+        return Sent(
+            unicast=_nbytes("own", self.own, self.aside), broadcast=_nbytes("average", self.average, self.aside)
+        )
+
+
+def _nbytes(name: str, tensor: Tensor | None, aside: Mapping[str, Tensor]) -> int:
+    """A tensor and what goes with it; the shape that a sparse codec sends along is framing."""
+    if tensor is None:
+        return 0
+    return tensor.nbytes + sum(aside[key].nbytes for key in (f"{name}.scale", f"{name}.positions") if key in aside)

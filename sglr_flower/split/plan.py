@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower import splitavg, splitlr
+from sglr_flower.codecs import OFF, Codec
 from sglr_flower.seeds import generator
 
 ServerLr = Callable[[float, int, float], float]
@@ -69,6 +70,8 @@ class RoundPlan:
         Factors on eta_0 over the run.
     first_step, round_steps : int
         Which of the round's server steps is the first of this turn, and how many there are; known to the server alone.
+    up, down : Codec
+        How smashed data and cut gradients travel.
     """
 
     seed: int
@@ -111,6 +114,9 @@ class RoundPlan:
         """eta_s of a step, the ``step``-th of this turn from 0, with the batches of so many ``clients``."""
         done = (self.first_step + step) / self.round_steps if self.round_steps else 0.0
         return self.server_lr(self.client_lr * self.server_schedule(self.server_round - 1 + done), clients, self.alpha)
+
+    up: Codec = OFF
+    down: Codec = OFF
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""

@@ -16,11 +16,14 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from sglr_flower.codecs import OFF, Codec
 from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.models import laid_out
+from sglr_flower.split import coding
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.sent import Sent, total
 from sglr_flower.split.server import ServerSegment, by_client
 
 EVALUATION_SAMPLES = 1000
@@ -41,12 +44,8 @@ class Link(Protocol):
     """The server's connection to the nodes of a round."""
 
     @property
-    def bytes_up(self) -> int:
-        """What the nodes have sent so far."""
-
-    @property
-    def bytes_down(self) -> int:
-        """What was sent to the nodes so far."""
+    def sent(self) -> Sent:
+        """What went between the nodes and the server so far."""
 
     def receive(self) -> dict[int, Upload]:
         """The next upload of every node that still has one; empty when all are done."""
@@ -92,9 +91,10 @@ class EvaluateSession:
         server_round: int,
         images: Mapping[str, ImageSet],
         memory_format: torch.memory_format = torch.contiguous_format,
+        codec: Codec = OFF,
     ) -> None:
         self._segments, self._dtype, self._round = segments, dtype, server_round
-        self._memory_format = memory_format
+        self._memory_format, self._codec = memory_format, codec
         size = max(1, EVALUATION_SAMPLES // len(segments))
         self._chunks = [
             (split, images[split].take(indices))
@@ -126,7 +126,7 @@ class EvaluateSession:
         inputs = laid_out(to_input(chunk.images.to(device), self._dtype), self._memory_format)
         with torch.no_grad():
             smashed = [segment.eval()(inputs) for segment in self._segments.values()]
-        return Upload(
+        upload = Upload(
             server_round=self._round,
             step=self._step,
             split=split,
@@ -136,6 +136,7 @@ class EvaluateSession:
             labels=chunk.labels.repeat(len(smashed)),
             last=self._step + 1 == len(self._chunks),
         )
+        return coding.coded_chunk(self._codec, upload)
 
 
 class LocalLink:
@@ -144,18 +145,18 @@ class LocalLink:
     def __init__(self, sessions: Mapping[int, Session]) -> None:
         self._sessions = sessions
         self._pending = {node: session.start() for node, session in sessions.items()}
-        self.bytes_up = self.bytes_down = 0
+        self.sent = Sent()
 
     def receive(self) -> dict[int, Upload]:
         """Uploads of all sessions that have one."""
-        self.bytes_up += sum(upload.nbytes for upload in self._pending.values())
+        self.sent = total((self.sent, *(upload.payload for upload in self._pending.values())))
         return self._pending
 
     def send(self, downloads: Mapping[int, Download]) -> None:
         """Advance every session."""
         self._pending = {}
         for node, download in downloads.items():
-            self.bytes_down += download.nbytes
+            self.sent += download.payload
             upload = self._sessions[node].advance(download)
             if upload is not None:
                 self._pending[node] = upload
@@ -294,7 +295,8 @@ def evaluate_round(server: ServerSegment, link: Link) -> dict[int, Score]:
     scores: dict[int, Score] = {}
     while uploads := link.receive():
         for node, upload in uploads.items():
-            right, loss = server.score(upload.smashed, upload.labels)  # all clients in one forward
+            smashed = coding.smashed(upload, server.dtype)
+            right, loss = server.score(smashed, upload.labels)  # all clients in one forward
             rights, losses = by_client({node: (upload, right)}), by_client({node: (upload, loss)})
             for client in upload.clients:
                 tally = scores.setdefault(client, Score()).of(upload.split)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sglr_flower import splitavg
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, optimizers
+from sglr_flower.split import averaging, coding, optimizers
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -49,6 +49,11 @@ class ServerSegment:
         self.segment = segment.to(self.device)
         self._optimizer = optimizers.build(optimizer, self.segment.parameters())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the smashed data that it computes with; a segment without weights takes them as they come."""
+        return next((weight.dtype for weight in self.segment.parameters()), torch.float32)
+
     def begin(self, plan: RoundPlan) -> None:
         """Prepare for a round."""
 
@@ -68,11 +73,17 @@ class ServerSegment:
             Node -> the cut gradients for its clients, and the loss: mean over the samples of all.
         """
         # In client order, whichever node a client lives on: the joint batch must not depend on the spread.
-        smashed = by_client({node: (upload, upload.smashed) for node, upload in uploads.items()})
+        decoded = {node: (upload, coding.smashed(upload, self.dtype)) for node, upload in uploads.items()}
+        smashed = by_client(decoded)
         labels = by_client({node: (upload, upload.labels) for node, upload in uploads.items()})
         step = next(iter(uploads.values())).step
         gradients, loss = self.update(plan, step, smashed, labels)
-        return distribute(plan, step, uploads, gradients), loss
+        if plan.up.sparse:
+            # What did not travel had no part in the loss: the derivative by a client's own smashed data is 0 there.
+            sent = by_client({node: (upload, coding.sent(upload)) for node, upload in uploads.items()})
+            gradients = {client: gradient * sent[client].to(gradient) for client, gradient in gradients.items()}
+        downloads = distribute(plan, step, uploads, gradients)
+        return coding.coded_downloads(plan, step, uploads, downloads), loss
 
     def update(
         self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from counting import by_formula, counted, counted_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglr_flower import assembly, inprocess
+from sglr_flower import inprocess
 from sglr_flower.analysis.communication import Average, Sizes, client_down, epoch_bytes
-from sglr_flower.analysis.footprint import weight_bytes
-from sglr_flower.config import RunConfig
 from sglr_flower.methods import METHODS
 from sglr_flower.paper.published import TABLE_6_EXAMPLE
 
@@ -38,10 +37,10 @@ def test_what_the_average_is_decides_what_its_broadcast_weighs() -> None:
     expected: dict[Average, float] = {"once": 100.0, "clients-and-samples": 300.0, "clients": 2400.0}
     for average, size in expected.items():
         moved = epoch_bytes(METHODS["sglr"], sizes, 0.5, average)
-        assert moved.average == size
-        assert moved.own == 0.5 * 96 * 100
-        assert client_down(moved, 4, 0.5) == moved.own / 4 + 0.5 * size
-    assert epoch_bytes(METHODS["sglr"], sizes, 0.0).average == 0
+        assert moved.broadcast == size
+        assert moved.unicast == 0.5 * 96 * 100
+        assert client_down(moved, 4, 0.5) == moved.unicast / 4 + 0.5 * size
+    assert epoch_bytes(METHODS["sglr"], sizes, 0.0).broadcast == 0
     assert epoch_bytes(METHODS["psl"], sizes, 0.5) == epoch_bytes(METHODS["sglr"], sizes, 0.0)
 
 
@@ -50,10 +49,11 @@ def test_sglr_never_moves_more_than_psl_but_for_the_average(clients: int, per_cl
     sizes = Sizes(clients, clients * per_client, 8, 10.0, 5.0, 20.0)
     sglr, psl = (epoch_bytes(METHODS[name], sizes, phi) for name in ("sglr", "psl"))
     assert sglr.up == psl.up
-    assert sglr.down - sglr.average <= psl.down * (1 + 1e-12)
-    assert sglr.total == pytest.approx((2 - phi) * sizes.samples * sizes.cut + sglr.average)
+    assert sglr.down - sglr.broadcast <= psl.down * (1 + 1e-12)
+    assert sglr.total == pytest.approx((2 - phi) * sizes.samples * sizes.cut + sglr.broadcast)
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 4])
 @pytest.mark.parametrize(
     ("method", "phi", "over"),
     [
@@ -61,38 +61,27 @@ def test_sglr_never_moves_more_than_psl_but_for_the_average(clients: int, per_cl
         ("sfl", 0.5, "clients"),
         ("sglr", 0.0, "clients"),
         ("sglr", 0.5, "clients"),
+        ("sglr", 0.5, "clients-and-samples"),
         ("sglr", 1.0, "clients-and-samples"),
         ("fedavg", 0.5, "clients"),
         ("centralized", 0.5, "clients"),
     ],
 )
-def test_a_run_moves_what_the_formula_says(method: str, phi: float, over: Average, tmp_path: Path) -> None:
-    """In one process, where bytes are those of tensors; labels come on top. One node, so one copy of each average."""
-    config = RunConfig.parse(
-        {
-            "dataset": "digits",
-            "method": method,
-            "num-clients": 4,
-            "samples-per-client": 24,
-            "batch-size": 8,
-            "num-server-rounds": 1,
-            "evaluate-every": 0,
-            "evaluate-samples": 4,
-            "splitavg-phi": phi,
-            "splitavg-over": over,
-            "run-dir": str(tmp_path / "run"),
-        }
-    )
-    summary = inprocess.run(config, 1)
-    model = assembly.model(config.replace(method="psl"))
-    smashed = 4
-    for side in model.smashed_shape():
-        smashed *= side
-    segment = model.client_segment(0)
-    sizes = Sizes(4, 96, 8, smashed, weight_bytes(segment), weight_bytes(model.whole()))
-    moved = epoch_bytes(METHODS[method], sizes, phi, over)
-    one_node = 1 / 4  # segments travel once for a node, not once for each of its clients
-    labels = 0 if method in ("fedavg", "centralized") else 96 * 8
-    assert summary["bytes_up"] == moved.smashed + one_node * moved.segments_up + labels
-    first_round = 0 if method in ("sfl", "fedavg") else one_node * moved.segments_down  # clients begin alike
-    assert summary["bytes_down"] == moved.own + moved.average + first_round
+def test_a_run_moves_what_the_formula_says(method: str, phi: float, over: Average, nodes: int, tmp_path: Path) -> None:
+    """In one process, where bytes are those of tensors and there is no framing."""
+    config = counted_run(tmp_path / "run", method, phi, over)
+    summary = inprocess.run(config, nodes)
+    assert counted(summary) == by_formula(config, nodes)
+    assert summary["bytes_up"] == sum(summary[f"bytes_{part}"] for part in ("smashed", "labels", "segments_up"))
+    assert summary["bytes_down"] == sum(summary[f"bytes_{part}"] for part in ("unicast", "broadcast", "segments_down"))
+    clients = 1 if method == "centralized" else 4
+    assert summary["bytes_up_per_client"] == summary["bytes_up"] / clients
+
+
+def test_an_average_over_connections_saves_nothing_where_every_client_is_a_node() -> None:
+    """Phi |C| copies of a batch's gradients are as many bytes as the unicast that they replace."""
+    sizes = Sizes(clients=4, samples=96, batch_size=8, cut=100.0, client_segment=1.0, network=2.0)
+    psl = epoch_bytes(METHODS["psl"], sizes).total
+    assert epoch_bytes(METHODS["sglr"], sizes, 0.5, "clients", copies=2).total == psl
+    assert epoch_bytes(METHODS["sglr"], sizes, 0.5, "clients").total == 0.875 * psl
+    assert epoch_bytes(METHODS["sglr"], sizes, 0.5, "clients-and-samples", copies=2).total < 0.79 * psl

@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rounds import CLASSES, SHAPE
+from torch import Tensor
 
 from sglr_flower.exchange.frames import (
     FrameError,
@@ -30,7 +31,15 @@ from sglr_flower.split.messages import Download, Upload
 
 INPUTS = int(os.environ.get("SGLR_FUZZ_INPUTS", "3000"))
 FULL = "SGLR_FUZZ_INPUTS" in os.environ
-SHARES = {"frames": 0.6, "answers": 0.2, "port": 0.08, "handshake": 0.08, "headers": 0.04}
+SHARES = {
+    "frames": 0.6,
+    "answers": 0.2,
+    "port": 0.08,
+    "handshake": 0.08,
+    "headers": 0.04,
+    "coded frames": 0.15,
+    "coded answers": 0.1,
+}
 GROWTH = 48 << 20
 """Bytes that the process may be larger after all inputs than after the first tenth."""
 SLOWEST = 5.0
@@ -143,9 +152,49 @@ def same_but_values(got: Upload, sent: Upload) -> bool:
     return (
         all(getattr(got, name) == getattr(sent, name) for name in numbers)
         and (got.smashed.dtype, got.smashed.shape) == (sent.smashed.dtype, sent.smashed.shape)
+        and got.aside.keys() == sent.aside.keys()
+        and all(len(tensor) == len(sent.aside[name]) for name, tensor in got.aside.items())
+        and all(possible(name, tensor, sent.aside[name]) for name, tensor in got.aside.items())
         and (got.labels.dtype, got.labels.shape) == (sent.labels.dtype, sent.labels.shape)
         and all(0 <= label < CLASSES for label in got.labels.tolist())
         and all(map(math.isfinite, got.smashed.flatten().tolist()))
+    )
+
+
+def possible(name: str, got: Tensor, like: Tensor) -> bool:
+    """Whether a scale, positions or a shape are such as a codec could send."""
+    if (got.dtype, got.shape[1:]) != (like.dtype, like.shape[1:]):
+        return False
+    if name.endswith(".scale"):
+        return all(0 <= value <= 3e36 for value in got.flatten().tolist())
+    if name.endswith(".shape"):
+        return bool(got.tolist() == list(SHAPE))
+    return all(row == sorted(set(row)) and row[0] >= 0 and row[-1] < math.prod(SHAPE) for row in got.tolist())
+
+
+def usable_coded(got: Download, upload: Upload, right: Download) -> bool:
+    """As `usable`, of a coded answer, whose tensors have to be of the right one's kinds."""
+    sizes = dict(zip(upload.clients, upload.sizes, strict=True))
+    active = [sizes.pop(client, 0) for client in got.active]
+    rows = {"average": 0 if got.average is None else len(got.average), "own": 0 if got.own is None else len(got.own)}
+    tensors = [tensor for tensor in (got.average, got.own) if tensor is not None]
+    like = next(tensor for tensor in (right.average, right.own) if tensor is not None)
+    kinds = {name.partition(".")[2]: tensor for name, tensor in right.aside.items()}
+    return (
+        (got.server_round, got.step) == (upload.server_round, upload.step)
+        and all(active)
+        and bool(rows["average"]) == bool(active)
+        and (not active or rows["average"] == 1 or rows["average"] >= max(active))
+        and rows["own"] == sum(sizes.values())
+        and all((tensor.dtype, tensor.shape[1:]) == (like.dtype, like.shape[1:]) for tensor in tensors)
+        and all(map(math.isfinite, (value for tensor in tensors for value in tensor.double().flatten().tolist())))
+        and got.aside.keys() == {f"{name}.{kind}" for name, count in rows.items() if count for kind in kinds}
+        and all(possible(name, tensor, kinds[name.partition(".")[2]]) for name, tensor in got.aside.items())
+        and all(
+            len(tensor) == rows[name.partition(".")[0]]
+            for name, tensor in got.aside.items()
+            if not name.endswith(".shape")
+        )
     )
 
 

@@ -127,9 +127,16 @@ def _poisoned(draw: Random, name: str, tensor: Tensor) -> dict[str, Tensor]:
     if tensor.is_floating_point():
         tensor.view(-1)[place] = draw.choice(VALUES)
     else:
-        tensor.view(-1)[place] = draw.choice([-1, 5, 6, 2**31, 2**62, -(2**63)])
+        info = torch.iinfo(tensor.dtype)
+        wild = [value for value in (-1, 5, 6, 2**31, 2**62, -(2**63)) if info.min <= value <= info.max]
+        tensor.view(-1)[place] = draw.choice([*wild, info.min, info.max])
     return {name: tensor}
 
+
+_NAMES = [
+    *("", "Smashed", "weights", "own.", "x" * 900, "\0"),
+    *("smashed.scale", "labels.scale", "own.positions", "average.shape"),  # some codec's
+]
 
 _TENSORS: list[Callable[[Random, str, Tensor], dict[str, Tensor]]] = [
     _poisoned,
@@ -140,7 +147,7 @@ _TENSORS: list[Callable[[Random, str, Tensor], dict[str, Tensor]]] = [
     lambda draw, name, t: {name: t[:0]},
     lambda draw, name, t: {name: t.flatten()[0]},
     lambda draw, name, t: {name: t.repeat(draw.randint(2, 40), *[1] * (t.ndim - 1))},
-    lambda draw, name, t: {draw.choice(["", "Smashed", "weights", "own.", "x" * 900, "\0"]): t},
+    lambda draw, name, t: {draw.choice(_NAMES): t},
     lambda draw, name, t: {name: t, "more": t.clone()},
     lambda draw, name, t: {},
     lambda draw, name, t: {f"{name}{k}": torch.zeros(1) for k in range(draw.choice([2, 20, 200]))},

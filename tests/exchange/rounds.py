@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from sglr_flower.codecs import OFF, Codec
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
+from sglr_flower.split import coding
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -59,32 +61,32 @@ def train_check(plan: RoundPlan = PLAN) -> TrainCheck:
     return TrainCheck(plan, SAMPLES, SHAPE, torch.float32, CLASSES)
 
 
-def evaluate_session(images: int = 700) -> EvaluateSession:
+def evaluate_session(images: int = 700, codec: Codec = OFF) -> EvaluateSession:
     """The node's side of an evaluation of two clients."""
     segments = {client: _segment(client) for client in (2, 5)}
-    return EvaluateSession(
-        segments, torch.float32, 3, {"validation": _images(images, 1), "test": _images(images + 100, 2)}
-    )
+    data = {"validation": _images(images, 1), "test": _images(images + 100, 2)}
+    return EvaluateSession(segments, torch.float32, 3, data, codec=codec)
 
 
-def evaluate_check(samples: int = 0) -> EvaluateCheck:
+def evaluate_check(samples: int = 0, codec: Codec = OFF) -> EvaluateCheck:
     """The server's."""
-    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, CLASSES, samples)
+    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, CLASSES, samples, codec)
 
 
-def answer_to(upload: Upload, active: tuple[int, ...] = ()) -> Download:
+def answer_to(upload: Upload, active: tuple[int, ...] = (), plan: RoundPlan = PLAN) -> Download:
     """What the server answers."""
     if upload.split != "train":
         return Download(upload.server_round, upload.step)
     own = sum(size for client, size in zip(upload.clients, upload.sizes, strict=True) if client not in active)
     average = torch.ones(PLAN.batch_size, *SHAPE) if active else None
-    return Download(upload.server_round, upload.step, active, average, torch.ones(own, *SHAPE) if own else None)
+    plain = Download(upload.server_round, upload.step, active, average, torch.ones(own, *SHAPE) if own else None)
+    return coding.coded_downloads(plan, upload.step, {0: upload}, {0: plain})[0]
 
 
-def uploads(session: Session) -> list[Upload]:
+def uploads(session: Session, plan: RoundPlan = PLAN) -> list[Upload]:
     """All frames of a session."""
     found = [session.start()]
-    while (following := session.advance(answer_to(found[-1]))) is not None:
+    while (following := session.advance(answer_to(found[-1], plan=plan))) is not None:
         found.append(following)
     return found
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import pytest
-from fuzzing import LIMIT, Tally, fuzz, mutated, same_but_values, usable
-from rounds import answer_to, train_check, train_session, uploads
+import torch
+from fuzzing import LIMIT, Tally, fuzz, mutated, same_but_values, usable, usable_coded
+from rounds import PLAN, answer_to, train_check, train_session, uploads
 
+from sglr_flower.codecs import parse
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.frames import (
@@ -26,7 +29,9 @@ from sglr_flower.exchange.frames import (
     parse_download,
     parse_upload,
 )
+from sglr_flower.split import coding
 from sglr_flower.split.messages import Upload
+from sglr_flower.split.plan import RoundPlan
 
 pytestmark = pytest.mark.timeout(LIMIT)
 
@@ -99,3 +104,63 @@ def test_no_malformed_answer_is_accepted(steps: list[Upload], capsys: pytest.Cap
                 tally.valid[kind] += 1
 
     fuzz("answers", batch, 50, capsys)
+
+
+# ---- the same with codecs
+
+CODED = replace(PLAN, up=parse("int8-channel"), down=parse("randtopk:0.4:0.2"))
+SPARSE = replace(PLAN, up=parse("randtopk:0.4:0.2"), down=parse("int8"))
+
+
+@pytest.mark.parametrize("plan", [CODED, SPARSE], ids=["int8-channel", "randtopk"])
+def test_no_malformed_coded_frame_is_accepted(plan: RoundPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = uploads(train_session(plan), plan)
+    frames = [encode_upload(upload).SerializeToString() for upload in steps]
+    check, checks = train_check(plan), []
+    for upload in steps:
+        checks.append(copy.copy(check))
+        check(upload)
+
+    def batch(draw: Random, tally: Tally) -> None:
+        wanted = tally.inputs + 50
+        while tally.inputs < wanted:
+            step = draw.randrange(len(frames))
+            kind, content = mutated(draw, step, frames, pb.Upload)
+            check = copy.copy(checks[step])
+            try:
+                with tally.timed():
+                    upload = decode_upload(parse_upload(content))
+                    check(upload)
+                    assert coding.smashed(upload, torch.float32).isfinite().all()  # and it can be decoded
+            except FrameError as error:
+                tally.refuse(kind, error)
+            else:
+                assert same_but_values(upload, steps[step]), f"accepted ({kind}): {content.hex()}"
+                tally.valid[kind] += 1
+
+    fuzz("coded frames", batch, 50, capsys)
+
+
+@pytest.mark.parametrize("plan", [CODED, SPARSE], ids=["randtopk", "int8"])
+def test_no_malformed_coded_answer_is_accepted(plan: RoundPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = uploads(train_session(plan), plan)
+    right = [answer_to(upload, upload.clients[: k % 3], plan) for k, upload in enumerate(steps)]
+    frames = [encode_download(download).SerializeToString() for download in right]
+
+    def batch(draw: Random, tally: Tally) -> None:
+        wanted = tally.inputs + 50
+        while tally.inputs < wanted:
+            step = draw.randrange(len(frames))
+            kind, content = mutated(draw, step, frames, pb.Download)
+            try:
+                with tally.timed():
+                    download = decode_download(parse_download(content))
+                    check_answer(steps[step], download)
+                    coding.gradients(download, torch.float32)
+            except FrameError as error:
+                tally.refuse(kind, error)
+            else:
+                assert usable_coded(download, steps[step], right[step]), f"accepted ({kind}): {content.hex()}"
+                tally.valid[kind] += 1
+
+    fuzz("coded answers", batch, 50, capsys)

@@ -190,7 +190,7 @@ def test_no_broken_handshake_is_accepted_or_blocks_anybody(
                 kinds[kind] += 1
             # Nobody has come in, and those who may still can.
             for link in links:
-                assert link.traffic[22].frames == link.bytes_up == 0
+                assert link.traffic[22].frames == link.sent.up == 0
             for server, roots in zip(servers, (None, ours.root), strict=True):
                 with round_of(server, [33]) as own:
                     node = Node(Echo(1), server.address, own.secrets[33], roots=roots)
@@ -247,7 +247,7 @@ def test_no_wrong_header_is_accepted(
         ):
             tried = [headers(draw, link.secrets[11]) for _ in range(40)]
             codes = list(callers.map(lambda each: call(channel, each[1]), tried))
-            assert link.bytes_up == 0
+            assert link.sent.up == 0
             assert list(link._unclaimed) == [11]
         # Headers over gRPC's own limit end in RESOURCE_EXHAUSTED, before anybody looks for a secret.
         assert set(codes) <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -72,8 +72,8 @@ def test_a_round_to_its_end() -> None:
     assert set(link.replies) == {11, 22}
     assert link.traffic[11].frames == 6
     assert len(link.traffic[11].waits) == 7
-    assert link.bytes_up == 2 * link.traffic[22].bytes_up > 0
-    assert link.bytes_down > 0
+    assert link.sent.up == 2 * link.traffic[22].sent.up > 0
+    assert link.sent.down > 0
     # What only the first message brings is not sent again.
     assert ["arrays" in message.content for message in nodes.messages] == [True] * 2 + [False] * 12
 

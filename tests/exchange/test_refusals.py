@@ -300,7 +300,7 @@ def test_a_frame_over_the_limit_is_refused_and_its_node_dropped(monkeypatch: pyt
             assert "RESOURCE_EXHAUSTED" in str(large.ended())
             assert small.ended() is None
         assert list(drops) == [11]
-        assert link.traffic[11].bytes_up == 0
+        assert link.traffic[11].sent.up == 0
     finally:
         server.stop()
 
@@ -326,7 +326,7 @@ def test_a_compressed_frame_is_refused(server: StreamServer) -> None:
     with round_of(server, [11]) as link:
         header = (SECRET_KEY, link.secrets[11])
         assert refused(server, header, compression=grpc.Compression.Gzip) == "UNIMPLEMENTED"
-        assert link.bytes_up == 0
+        assert link.sent.up == 0
 
 
 # ---- TLS
@@ -360,7 +360,7 @@ def test_plaintext_does_not_come_through_a_tls_port(tls_server: StreamServer) ->
     with round_of(tls_server, [11]) as link:
         node = Node(Echo(), tls_server.address, link.secrets[11])
         assert isinstance(node.ended(), ExchangeError)
-        assert link.bytes_up == 0
+        assert link.sent.up == 0
 
 
 def test_tls_does_not_come_through_a_plaintext_port(server: StreamServer, ours: Authority) -> None:

@@ -36,8 +36,8 @@ def test_two_nodes_to_the_end(server: StreamServer) -> None:
     assert (traffic[11].frames, traffic[22].frames) == (3, 2)
     assert (len(traffic[11].waits), len(traffic[22].waits)) == (3, 2)
     assert traffic[22].waits[1] > 0.05
-    assert link.bytes_up == traffic[11].bytes_up + traffic[22].bytes_up > 0
-    assert link.bytes_down == traffic[11].bytes_down + traffic[22].bytes_down > 0
+    assert link.sent.up == traffic[11].sent.up + traffic[22].sent.up > 0
+    assert link.sent.down == traffic[11].sent.down + traffic[22].sent.down > 0
 
 
 def test_closing_at_once_takes_no_last_answer_away(server: StreamServer) -> None:

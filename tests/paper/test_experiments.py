@@ -110,6 +110,15 @@ def test_cycles_compares_schedules_of_the_same_mean_rate() -> None:
     assert EXPERIMENTS["cycles"].paper(select(cells, "schedule=one-cycle")[0].labels) is None
 
 
+def test_a_codec_is_of_both_directions_or_each_has_its_own() -> None:
+    cells = EXPERIMENTS["codecs"].cells(SMALL, [0])
+    wires = {str(cell.labels["codec"]): (cell.config.wire_up, cell.config.wire_down) for cell in cells}
+    assert wires["int8"] == ("int8", "int8")
+    assert wires["none+int8"] == ("none", "int8")
+    assert wires["randtopk:0.1:0.1+topk:0.1"] == ("randtopk:0.1:0.1", "topk:0.1")
+    assert len({cell.name for cell in cells}) == len(cells) == 11
+
+
 def test_methods_has_every_method() -> None:
     assert [cell.config.method for cell in EXPERIMENTS["methods"].cells(SMALL, [0])] == list(METHODS)
 

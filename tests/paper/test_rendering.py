@@ -125,6 +125,19 @@ def test_the_caption_says_what_a_scale_reduces(tmp_path: Path) -> None:
     assert "alpha 0.5, 1.5, 2" in smoke
 
 
+def test_codecs_are_compared_by_what_a_client_sends(tmp_path: Path) -> None:
+    made = book(tmp_path, "codecs", "smoke", 1)
+    for cell, megabytes in zip(made.selected, (8.0, 2.0), strict=False):
+        finish(tmp_path, cell, 80.0 - megabytes)
+        path = run_dir(tmp_path, cell) / "summary.json"
+        sent = {"bytes_smashed": 3e6 * megabytes, "bytes_unicast": 1e6 * megabytes, "bytes_broadcast": 0}
+        path.write_text(json.dumps(json.loads(path.read_text()) | sent))  # of all 4 clients
+    table = made.write()
+    assert table.header[-3:] == ["over none", "client MB", "of none (%)"]
+    assert [row[0] for row in table.rows] == ["none", "int8", "randtopk:0.1:0.1+topk:0.1"]
+    assert [row[-3:] for row in table.rows] == [["-", "8.00", "100.0"], ["+6.00", "2.00", "25.0"], ["-", "-", "-"]]
+
+
 def test_the_csv_has_one_whole_row_per_finished_cell(tmp_path: Path) -> None:
     made = book(tmp_path, "table1", "smoke", 2)
     for cell in made.selected[:5]:
