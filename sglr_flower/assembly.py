@@ -19,6 +19,7 @@ from sglr_flower.machine import available_gpus
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.defences import Defence
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.server import SERVERS, ServerSegment
 
@@ -47,7 +48,14 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         server_lr=method.server_lr or splitlr.server_lr,
         cut_gradient=method.cut_gradient or splitavg.average,
         augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
+        defence=defence(config),
     )
+
+
+def defence(config: RunConfig) -> Defence | None:
+    """What clients do to their smashed data, in training and in evaluations; None: nothing."""
+    chosen = Defence(config.nopeek_weight, config.smashed_clip, config.smashed_noise, config.noise_seed)
+    return chosen if chosen.nopeek_weight or chosen.clip or chosen.noise else None
 
 
 def clients(config: RunConfig) -> range:

@@ -107,6 +107,25 @@ class RunConfig(BaseModel):
         "own",
         description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
     )
+    nopeek_weight: float = Field(
+        0.0,
+        ge=0,
+        description="NoPeek: weight of the distance correlation between a client's images and its smashed data in its "
+        "loss; 0: off",
+    )
+    smashed_clip: float = Field(
+        0.0, ge=0, description="the largest L2 norm of one sample's smashed data, to which clients clip it; 0: off"
+    )
+    smashed_noise: float = Field(
+        0.0, ge=0, description="standard deviation of Gaussian noise that clients add to their smashed data; 0: off"
+    )
+    noise_seed: int = Field(
+        -1,
+        ge=-1,
+        lt=2**31,
+        description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
+        "this number, for experiments, and protects from nobody who knows the run-config",
+    )
     loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
         "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
     )
@@ -191,7 +210,9 @@ class RunConfig(BaseModel):
     )
 
     @field_validator(
-        "client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout", mode="before"
+        *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),
+        *("nopeek_weight", "smashed_clip", "smashed_noise"),
+        mode="before",
     )
     @classmethod
     def _whole_number_is_a_rate(cls, value: object) -> object:
@@ -202,6 +223,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _known_method(cls, value: str) -> str:
         methods.get(value)
+        return value
+
+    @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
+    @classmethod
+    def _only_where_there_is_a_cut(cls, value: float, info: ValidationInfo) -> float:
+        # Without effect it would look like a protection.
+        if value and "method" in info.data and methods.get(info.data["method"]).whole:
+            raise ValueError(f"it must be 0 with method {info.data['method']}, which has no smashed data")
         return value
 
     @field_validator("min_clients")

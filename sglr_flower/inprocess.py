@@ -85,13 +85,13 @@ class InProcessNodes:
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
-        dtype = assembly.dtype(self._config)
+        dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
         if shared is not None:
             for cohort in self.cohorts.values():
                 cohort.load_shared(shared, cohort.clients)
         yield LocalLink(
             {
-                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format)
+                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence)
                 for node, cohort in self.cohorts.items()
             }
         )

@@ -264,8 +264,8 @@ def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tupl
     if arrays:
         cohort.load_shared(arrays[ARRAYS].to_torch_state_dict(), cohort.clients)
     images = assembly.evaluation_images(config)
-    server_round = _integer(order, "round")
-    return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format)
+    server_round, defence = _integer(order, "round"), assembly.defence(config)
+    return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format, defence)
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:

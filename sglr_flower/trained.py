@@ -21,6 +21,7 @@ from sglr_flower.metrics import History
 from sglr_flower.nodestate import simulated_states
 from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
+from sglr_flower.split.defences import Clip
 from sglr_flower.split.optimizers import segment_weights
 
 _BATCH = 500
@@ -79,8 +80,9 @@ class Trained:
         Returns
         -------
         nn.Sequential
-            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Its input
-            is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``, and with
+            ``smashed-clip`` there is one more at the cut. Its input is that of `datasets.to_input`, (n, 3, h, w)
+            in the run's dtype; its output logits (n, classes).
 
         Raises
         ------
@@ -97,7 +99,9 @@ class Trained:
         else:
             _load_weights(segment, weights, self._folder, self.config.model)
         server = copy.deepcopy(self._server_segment)
-        return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
+        # What clients clip is part of the function that was trained; their noise protects what travels, and is none.
+        clip = [("smashed_clip", Clip(self.config.smashed_clip))] if self.config.smashed_clip else []
+        return nn.Sequential(OrderedDict([*_stages(segment), *clip, *_stages(server)])).eval()
 
     @torch.inference_mode()
     def logits(self, client: int, images: Tensor) -> Tensor:

@@ -376,7 +376,8 @@ def _score(
         if own is not None:
             averaging.load(segment, own)
         segments[client] = segment.to(server.device)
-    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format)
+    defence = assembly.defence(config)
+    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format, defence)
     return evaluate_round(server, LocalLink({0: session}))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sglr_flower import splitavg, splitlr
 from sglr_flower.seeds import generator
+from sglr_flower.split.defences import Defence
 
 ServerLr = Callable[[float, int, float], float]
 """A rule for the server's learning rate, as `splitlr.server_lr`: (eta_0, number of clients, alpha) -> eta_s."""
@@ -65,6 +66,8 @@ class RoundPlan:
         Rule for what active clients receive.
     augment : Augment | None
         Applied to every training batch; None: images as they are.
+    defence : Defence | None
+        What clients do to their smashed data; None: nothing.
     """
 
     seed: int
@@ -85,6 +88,7 @@ class RoundPlan:
     server_lr: ServerLr = splitlr.server_lr
     cut_gradient: CutGradient = splitavg.average
     augment: Augment | None = None
+    defence: Defence | None = None
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""
