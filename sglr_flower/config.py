@@ -119,6 +119,30 @@ class RunConfig(BaseModel):
     smashed_noise: float = Field(
         0.0, ge=0, description="standard deviation of Gaussian noise that clients add to their smashed data; 0: off"
     )
+    dp_noise: float = Field(
+        0.0,
+        ge=0,
+        description="differential privacy of what clients receive (sglr, slr, sgl, psl): noise multiplier, standard "
+        "deviation over sensitivity of each release; 0: off",
+    )
+    dp_protects: Literal["updates", "messages"] = Field(
+        "updates",
+        description="updates: noise on SplitAvg's average and on the server's steps, to which each client's share is "
+        "bounded; messages: noise on every message to a client, whatever went into it",
+    )
+    dp_clip: float = Field(1.0, gt=0, description="the largest L2 norm of a client's cut gradient, with dp-noise")
+    dp_clip_per: Literal["client", "sample"] = Field(
+        "client", description="what dp-clip bounds: a client's cut gradient as a whole, or that of each of its samples"
+    )
+    dp_server_clip: float = Field(
+        1.0,
+        gt=0,
+        description="the largest L2 norm of a client's gradient by the server segment's weights, with dp-noise",
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta at which epsilon is stated, with dp-noise")
+    dp_epsilon_budget: float = Field(
+        0.0, ge=0, description="the run ends before the round that would bring epsilon above this; 0: no budget"
+    )
     noise_seed: int = Field(
         -1,
         ge=-1,
@@ -212,6 +236,7 @@ class RunConfig(BaseModel):
     @field_validator(
         *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),
         *("nopeek_weight", "smashed_clip", "smashed_noise"),
+        *("dp_noise", "dp_clip", "dp_server_clip", "dp_epsilon_budget"),
         mode="before",
     )
     @classmethod
@@ -231,6 +256,37 @@ class RunConfig(BaseModel):
         # Without effect it would look like a protection.
         if value and "method" in info.data and methods.get(info.data["method"]).whole:
             raise ValueError(f"it must be 0 with method {info.data['method']}, which has no smashed data")
+        return value
+
+    @field_validator("dp_noise")
+    @classmethod
+    def _only_where_no_segment_is_shared(cls, value: float, info: ValidationInfo) -> float:
+        name = info.data.get("method", "")
+        if value and name and ((method := methods.get(name)).shares_segment or method.server != "joint"):
+            raise ValueError(f"it must be 0 with method {name}: client segments or server copies would go unprotected")
+        return value
+
+    @field_validator("dp_protects")
+    @classmethod
+    def _only_a_rule_of_known_sensitivity(cls, value: str, info: ValidationInfo) -> str:
+        name, noise = info.data.get("method", ""), info.data.get("dp_noise", 0.0)
+        rule = methods.get(name).cut_gradient if name else None
+        if value == "updates" and noise and rule not in (None, splitavg.average):
+            raise ValueError(f"it must be messages with method {name}, whose rule has no known sensitivity")
+        return value
+
+    @field_validator("dp_epsilon_budget")
+    @classmethod
+    def _only_with_noise(cls, value: float, info: ValidationInfo) -> float:
+        if value and not info.data.get("dp_noise", 1.0):
+            raise ValueError("it must be 0 without dp-noise, as nothing then bounds epsilon")
+        return value
+
+    @field_validator("noise_seed")
+    @classmethod
+    def _no_budget_of_public_noise(cls, value: int, info: ValidationInfo) -> int:
+        if value >= 0 and info.data.get("dp_epsilon_budget"):
+            raise ValueError("it must be -1 with dp-epsilon-budget: noise that can be drawn again has no epsilon")
         return value
 
     @field_validator("min_clients")

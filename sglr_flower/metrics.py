@@ -45,6 +45,8 @@ class RoundMetrics:
         The round's clients that were not there at its end.
     attempts : int
         How often the round was begun: 1 and its retries.
+    epsilon : float | None
+        What has been spent at its end, with differential privacy whose noise nobody can draw again.
     """
 
     round: int
@@ -69,6 +71,7 @@ class RoundMetrics:
     nodes: int = 0
     dropped_clients: int = 0
     attempts: int = 1
+    epsilon: float | None = None
 
 
 COLUMNS = tuple(column.name for column in fields(RoundMetrics))

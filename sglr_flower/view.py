@@ -177,10 +177,19 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     }
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
+    if "epsilon" in summary:
+        rows["privacy"] = _privacy(summary)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _privacy(summary: Mapping[str, Any]) -> str:
+    if summary["epsilon"] is None:
+        return "no epsilon: its noise can be drawn again from noise-seed"
+    ended = "; the budget allowed no further round" if summary["ended_by_privacy_budget"] else ""
+    return f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}{ended}"
 
 
 def _departures(summary: Mapping[str, Any]) -> str:

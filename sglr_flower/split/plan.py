@@ -13,6 +13,7 @@ from torch import Tensor
 from sglr_flower import splitavg, splitlr
 from sglr_flower.seeds import generator
 from sglr_flower.split.defences import Defence
+from sglr_flower.split.privacy import GaussianDp
 
 ServerLr = Callable[[float, int, float], float]
 """A rule for the server's learning rate, as `splitlr.server_lr`: (eta_0, number of clients, alpha) -> eta_s."""
@@ -68,6 +69,8 @@ class RoundPlan:
         Applied to every training batch; None: images as they are.
     defence : Defence | None
         What clients do to their smashed data; None: nothing.
+    privacy : GaussianDp | None
+        What the server does to what it learns and sends; None: nothing.
     """
 
     seed: int
@@ -89,6 +92,7 @@ class RoundPlan:
     cut_gradient: CutGradient = splitavg.average
     augment: Augment | None = None
     defence: Defence | None = None
+    privacy: GaussianDp | None = None
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""
