@@ -325,7 +325,7 @@ def test_a_run_is_not_begun_with_such_a_segment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(assembly, "refusal", lambda segment: "its part keeps a buffer")
     config = RunConfig.parse({"dp-noise": 1.0})
     for start in (assembly.server, assembly.check):
-        with pytest.raises(UserError, match="^run-config key model = 'resnet16': with dp-noise it is refused"):
+        with pytest.raises(UserError, match=r"^run-config key model = 'resnet16': with dp-noise it is refused"):
             start(config)
     assembly.server(config.replace(dp_protects="messages"))
 
