@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,13 @@ def test_a_budget_for_no_round_sends_nothing(trained) -> None:
     root, said = trained
     assert said["none"].startswith("run-config key dp-epsilon-budget = 0.01: round 1 would bring epsilon to")
     assert not (root / "none" / LEDGER).exists()
+
+
+def test_sglr_says_that_the_budget_ended_the_run_and_ends_well(tmp_path: Path) -> None:
+    settings = [part for key, value in LIMITED.items() for part in ("-s", f"{key}={value}")]
+    for arguments in (["run", "--in-process", "--run-dir", "run", *settings], ["resume", "run"]):
+        command = [sys.executable, "-m", "sglr_flower.cli", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "at delta 1e-05; the budget allowed no further round" in done.stdout
