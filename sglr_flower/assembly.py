@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import codecs, methods, splitavg, splitlr
+from sglr_flower import accounting, codecs, methods, splitavg, splitlr
 from sglr_flower.codecs import Codec
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
@@ -20,8 +20,10 @@ from sglr_flower.machine import available_gpus
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.defences import Defence
 from sglr_flower.split.plan import RoundPlan, draw_participants
-from sglr_flower.split.server import SERVERS, ServerSegment
+from sglr_flower.split.privacy import GaussianDp, refusal
+from sglr_flower.split.server import SERVERS, PrivateServer, ServerSegment
 
 
 def plan(config: RunConfig, server_round: int) -> RoundPlan:
@@ -52,6 +54,28 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
         up=up,
         down=down,
+        defence=defence(config),
+        privacy=privacy(config),
+    )
+
+
+def defence(config: RunConfig) -> Defence | None:
+    """What clients do to their smashed data, in training and in evaluations; None: nothing."""
+    chosen = Defence(config.nopeek_weight, config.smashed_clip, config.smashed_noise, config.noise_seed)
+    return chosen if chosen.nopeek_weight or chosen.clip or chosen.noise else None
+
+
+def privacy(config: RunConfig) -> GaussianDp | None:
+    """The differential privacy of what clients receive; None: none."""
+    if not config.dp_noise:
+        return None
+    return GaussianDp(
+        noise=config.dp_noise,
+        clip=config.dp_clip,
+        per_sample=config.dp_clip_per == "sample",
+        server_clip=config.dp_server_clip,
+        protects=config.dp_protects,
+        noise_seed=config.noise_seed,
     )
 
 
@@ -116,9 +140,21 @@ def _memory_format(config: RunConfig, place: torch.device) -> torch.memory_forma
 
 def server(config: RunConfig) -> ServerSegment:
     """The server's side of the method, with its initial weights."""
-    kind = SERVERS[methods.get(config.method).server]
-    place = device(config.server_device)
-    return kind(model(config).server_segment(), config.optimizer, place, _memory_format(config, place))
+    kind = PrivateServer if _private(config) else SERVERS[methods.get(config.method).server]
+    segment, place = model(config).server_segment(), device(config.server_device)
+    _check_private(config, segment)
+    return kind(segment, config.optimizer, place, _memory_format(config, place))
+
+
+def _private(config: RunConfig) -> bool:
+    """Whether the server segment's steps are noised."""
+    return config.dp_noise > 0 and config.dp_protects == "updates"
+
+
+def _check_private(config: RunConfig, segment: torch.nn.Module) -> None:
+    """Refuse a server segment of which the privacy that is asked for would not be true."""
+    if _private(config) and (wrong := refusal(segment)):
+        raise UserError(f"run-config key model = {config.model!r}: with dp-noise it is refused, as {wrong}")
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
@@ -219,7 +255,9 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     datasets.ensure_present(config.dataset, config.data_dir)
     network = model(config)
     _check_trainable(config.model, network.client_segment(0))
-    network.server_segment()
+    _check_private(config, network.server_segment())
+    if config.dp_noise:
+        accounting.check()
     if config.partition != "own":
         client_data(config, [])
 

@@ -112,6 +112,49 @@ class RunConfig(BaseModel):
         "own",
         description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
     )
+    nopeek_weight: float = Field(
+        0.0,
+        ge=0,
+        description="NoPeek: weight of the distance correlation between a client's images and its smashed data in its "
+        "loss; 0: off",
+    )
+    smashed_clip: float = Field(
+        0.0, ge=0, description="the largest L2 norm of one sample's smashed data, to which clients clip it; 0: off"
+    )
+    smashed_noise: float = Field(
+        0.0, ge=0, description="standard deviation of Gaussian noise that clients add to their smashed data; 0: off"
+    )
+    dp_noise: float = Field(
+        0.0,
+        ge=0,
+        description="differential privacy of what clients receive (sglr, slr, sgl, psl): noise multiplier, standard "
+        "deviation over sensitivity of each release; 0: off",
+    )
+    dp_protects: Literal["updates", "messages"] = Field(
+        "updates",
+        description="updates: noise on SplitAvg's average and on the server's steps, to which each client's share is "
+        "bounded; messages: noise on every message to a client, whatever went into it",
+    )
+    dp_clip: float = Field(1.0, gt=0, description="the largest L2 norm of a client's cut gradient, with dp-noise")
+    dp_clip_per: Literal["client", "sample"] = Field(
+        "client", description="what dp-clip bounds: a client's cut gradient as a whole, or that of each of its samples"
+    )
+    dp_server_clip: float = Field(
+        1.0,
+        gt=0,
+        description="the largest L2 norm of a client's gradient by the server segment's weights, with dp-noise",
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta at which epsilon is stated, with dp-noise")
+    dp_epsilon_budget: float = Field(
+        0.0, ge=0, description="the run ends before the round that would bring epsilon above this; 0: no budget"
+    )
+    noise_seed: int = Field(
+        -1,
+        ge=-1,
+        lt=2**31,
+        description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
+        "this number, for experiments, and protects from nobody who knows the run-config",
+    )
     loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
         "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
     )
@@ -208,7 +251,10 @@ class RunConfig(BaseModel):
     )
 
     @field_validator(
-        "client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout", mode="before"
+        *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),
+        *("nopeek_weight", "smashed_clip", "smashed_noise"),
+        *("dp_noise", "dp_clip", "dp_server_clip", "dp_epsilon_budget"),
+        mode="before",
     )
     @classmethod
     def _whole_number_is_a_rate(cls, value: object) -> object:
@@ -219,6 +265,45 @@ class RunConfig(BaseModel):
     @classmethod
     def _known_method(cls, value: str) -> str:
         methods.get(value)
+        return value
+
+    @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
+    @classmethod
+    def _only_where_there_is_a_cut(cls, value: float, info: ValidationInfo) -> float:
+        # Without effect it would look like a protection.
+        if value and "method" in info.data and methods.get(info.data["method"]).whole:
+            raise ValueError(f"it must be 0 with method {info.data['method']}, which has no smashed data")
+        return value
+
+    @field_validator("dp_noise")
+    @classmethod
+    def _only_where_no_segment_is_shared(cls, value: float, info: ValidationInfo) -> float:
+        name = info.data.get("method", "")
+        if value and name and ((method := methods.get(name)).shares_segment or method.server != "joint"):
+            raise ValueError(f"it must be 0 with method {name}: client segments or server copies would go unprotected")
+        return value
+
+    @field_validator("dp_protects")
+    @classmethod
+    def _only_a_rule_of_known_sensitivity(cls, value: str, info: ValidationInfo) -> str:
+        name, noise = info.data.get("method", ""), info.data.get("dp_noise", 0.0)
+        rule = methods.get(name).cut_gradient if name else None
+        if value == "updates" and noise and rule not in (None, splitavg.average):
+            raise ValueError(f"it must be messages with method {name}, whose rule has no known sensitivity")
+        return value
+
+    @field_validator("dp_epsilon_budget")
+    @classmethod
+    def _only_with_noise(cls, value: float, info: ValidationInfo) -> float:
+        if value and not info.data.get("dp_noise", 1.0):
+            raise ValueError("it must be 0 without dp-noise, as nothing then bounds epsilon")
+        return value
+
+    @field_validator("noise_seed")
+    @classmethod
+    def _no_budget_of_public_noise(cls, value: int, info: ValidationInfo) -> int:
+        if value >= 0 and info.data.get("dp_epsilon_budget"):
+            raise ValueError("it must be -1 with dp-epsilon-budget: noise that can be drawn again has no epsilon")
         return value
 
     @field_validator("min_clients")

@@ -86,13 +86,14 @@ class InProcessNodes:
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
-        dtype, (up, _) = assembly.dtype(self._config), assembly.wire_codecs(self._config)
+        dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
+        up, _ = assembly.wire_codecs(self._config)
         if shared is not None:
             for cohort in self.cohorts.values():
                 cohort.load_shared(shared, cohort.clients)
         yield LocalLink(
             {
-                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, up)
+                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence, up)
                 for node, cohort in self.cohorts.items()
             }
         )

@@ -50,6 +50,8 @@ class RoundMetrics:
         The round's clients that were not there at its end.
     attempts : int
         How often the round was begun: 1 and its retries.
+    epsilon : float | None
+        What has been spent at its end, with differential privacy whose noise nobody can draw again.
     """
 
     round: int
@@ -82,6 +84,7 @@ class RoundMetrics:
     bytes_segments_down: int = 0
     bytes_framing_up: int = 0
     bytes_framing_down: int = 0
+    epsilon: float | None = None
 
 
 COLUMNS = tuple(column.name for column in fields(RoundMetrics))

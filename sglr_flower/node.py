@@ -264,8 +264,10 @@ def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tupl
     if arrays:
         cohort.load_shared(arrays[ARRAYS].to_torch_state_dict(), cohort.clients)
     images = assembly.evaluation_images(config)
-    server_round, (up, _) = _integer(order, "round"), assembly.wire_codecs(config)
-    return cohort, EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format, up)
+    server_round, defence = _integer(order, "round"), assembly.defence(config)
+    up, _ = assembly.wire_codecs(config)
+    session = EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format, defence, up)
+    return cohort, session
 
 
 def _stream(order: ConfigRecord, session: Session, context: Context) -> None:

@@ -103,6 +103,9 @@ class SplitStrategy(Strategy):
         phi = c.splitavg_phi if methods.get(c.method).cut_gradient else 0.0
         log.info("\t├──> SplitAvg: phi %g over %s, %s", phi, c.splitavg_over, c.splitavg_phase)
         log.info("\t├──> server segment: %s, client segments shared: %s", plan.server_update, plan.shares_segment)
+        for protection in (plan.defence, plan.privacy):
+            if protection is not None:
+                log.info("\t├──> %s", protection)
         log.info("\t└──> run directory: %s", self.directory.path)
 
     def start(self, grid: Grid) -> Result:  # type: ignore[override]

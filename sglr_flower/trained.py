@@ -22,6 +22,7 @@ from sglr_flower.nodestate import simulated_states
 from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
 from sglr_flower.split.coding import Wire
+from sglr_flower.split.defences import Clip
 from sglr_flower.split.optimizers import segment_weights
 
 _BATCH = 500
@@ -80,9 +81,9 @@ class Trained:
         Returns
         -------
         nn.Sequential
-            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``, and where
-            smashed data travel by a codec there is a stage ``wire`` at the cut that does the same to them. Its input
-            is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Where clients
+            clip smashed data, or these travel by a codec, there are stages at the cut that do the same to them. Its
+            input is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
 
         Raises
         ------
@@ -99,8 +100,13 @@ class Trained:
         else:
             _load_weights(segment, weights, self._folder, self.config.model)
         server = copy.deepcopy(self._server_segment)
+        # What clients clip is part of the function that was trained; their noise protects what travels, and is none.
+        between: list[tuple[str, nn.Module]] = []
+        if self.config.smashed_clip:
+            between.append(("smashed_clip", Clip(self.config.smashed_clip)))
         up, _ = assembly.wire_codecs(self.config)
-        between = [] if up.off else [("wire", Wire(up))]
+        if not up.off:
+            between.append(("wire", Wire(up)))
         return nn.Sequential(OrderedDict([*_stages(segment), *between, *_stages(server)])).eval()
 
     @torch.inference_mode()

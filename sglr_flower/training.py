@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from sglr_flower import assembly, checkpoint, methods
+from sglr_flower.accounting import Ledger
 from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
-from sglr_flower.errors import TooFewClients
+from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.metrics import History, RoundMetrics, byte_columns, evaluation_columns
 from sglr_flower.nodetable import departures
 from sglr_flower.rundir import RunDirectory
@@ -168,6 +169,9 @@ def train(
         history = History.from_json(restored.history)
         shared = restored.shared_weights()
     directory.begin(history)
+    ledger = Ledger.open(config, directory.path, len(history.rows))
+    if ledger is not None and not ledger.claims:
+        log.warning("noise-seed = %d: the noise can be drawn again, so no epsilon is stated", config.noise_seed)
     # With client-side evaluation the server needs no data of its own.
     images = assembly.evaluation_images(config) if config.evaluate == "server" else {}
     if images and config.partition != "own":
@@ -175,9 +179,12 @@ def train(
     for server_round in range(len(history.rows) + 1, config.num_server_rounds + 1):
         started = time.perf_counter()
         plan = assembly.plan(config, server_round)
-        done = _train_until_done(server, plan, nodes, directory, shared, config.round_retries)
+        if ledger is not None and not ledger.affords(plan, nodes.sizes):
+            _refuse_unscored(history, ledger, plan, nodes.sizes)
+            break
+        done = _train_until_done(server, plan, nodes, directory, shared, config.round_retries, ledger)
         shared = done.shared
-        last = server_round == config.num_server_rounds
+        last = server_round == config.num_server_rounds or _spent(config, ledger, server_round, nodes.sizes)
         due = last or (config.evaluate_every > 0 and server_round % config.evaluate_every == 0)
         save = last or server_round % config.checkpoint_every == 0
         states: Mapping[int, dict[str, Tensor]] = {}
@@ -212,6 +219,7 @@ def train(
             nodes=done.attended.nodes,
             dropped_clients=done.attended.dropped_clients,
             attempts=done.attempts,
+            epsilon=None if ledger is None else ledger.epsilon,
         )
         history.add(row, scores)
         if save:
@@ -229,6 +237,8 @@ def train(
         directory.record(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
+        if last:
+            break
     from sglr_flower.analysis import client  # its counter's import is not the training's to wait for
 
     summary = {
@@ -244,9 +254,42 @@ def train(
         **departures(directory.nodes()),
         "client": client.bore(config, nodes.sizes, directory.nodes()),
         "seed": config.seed,
+        **({} if ledger is None else _privacy_summary(config, ledger, history)),
     }
     directory.finish(summary)
     return summary
+
+
+def _spent(config: RunConfig, ledger: Ledger | None, server_round: int, samples: Mapping[int, int]) -> bool:
+    """Whether the privacy budget allows no round after this one."""
+    return ledger is not None and not ledger.affords(assembly.plan(config, server_round + 1), samples)
+
+
+def _charge(ledger: Ledger, plan: RoundPlan, samples: Mapping[int, int]) -> None:
+    """Count an attempt of a round before anything is sent: what a round that fails has sent is known to the clients."""
+    if not ledger.affords(plan, samples):
+        raise TooFewClients(f"round {plan.server_round}: the privacy budget does not allow it another time")
+    ledger.charge(plan, samples)
+
+
+def _refuse_unscored(history: History, ledger: Ledger, plan: RoundPlan, samples: Mapping[int, int]) -> None:
+    """Refuse to end a run before a round where there is nothing yet to end with.
+
+    Raises
+    ------
+    UserError
+        If no round has been trained, or none that is left has been evaluated.
+    """
+    if history.last_evaluated() is None:
+        raise UserError(
+            f"run-config key dp-epsilon-budget = {ledger.budget:g}: round {plan.server_round} would bring epsilon to "
+            f"{ledger.cost(plan, samples):.4g}, and no round before it is there with an evaluation"
+        )
+
+
+def _privacy_summary(config: RunConfig, ledger: Ledger, history: History) -> dict[str, Any]:
+    ended = len(history.rows) < config.num_server_rounds
+    return {"epsilon": ledger.epsilon, "delta": ledger.delta, "ended_by_privacy_budget": ended}
 
 
 @dataclass(frozen=True)
@@ -267,12 +310,15 @@ def _train_until_done(
     directory: RunDirectory,
     shared: Weights | None,
     retries: int,
+    ledger: Ledger | None,
 ) -> _Trained:
     """A round, trained again from the weights before it if too few clients are left at its end."""
     before = {name: tensor.clone() for name, tensor in server.state().items()} if retries else {}
     for attempt in itertools.count(1):
         try:
             with nodes.attempt(plan, attempt) as attended:
+                if ledger is not None:
+                    _charge(ledger, attended.plan, nodes.sizes)
                 done = _train_round(server, attended, nodes, directory, shared)
             return replace(done, attempts=attempt)
         except TooFewClients as error:
@@ -376,8 +422,9 @@ def _score(
         if own is not None:
             averaging.load(segment, own)
         segments[client] = segment.to(server.device)
-    up, _ = assembly.wire_codecs(config)
-    session = EvaluateSession(segments, assembly.dtype(config), server_round, images, server.memory_format, up)
+    defence, (up, _) = assembly.defence(config), assembly.wire_codecs(config)
+    dtype, layout = assembly.dtype(config), server.memory_format
+    session = EvaluateSession(segments, dtype, server_round, images, layout, defence, up)
     return evaluate_round(server, LocalLink({0: session}))
 
 

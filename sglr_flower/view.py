@@ -180,6 +180,8 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         rows["of that"] = parts
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
+    if "epsilon" in summary:
+        rows["privacy"] = _privacy(summary)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
@@ -229,6 +231,13 @@ def _parts(summary: Mapping[str, Any]) -> str:
     sizes = {name: summary.get(f"bytes_{part}", 0) for part, name in _PARTS.items()}
     sizes["framing"] = summary.get("bytes_framing_up", 0) + summary.get("bytes_framing_down", 0)
     return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
+
+
+def _privacy(summary: Mapping[str, Any]) -> str:
+    if summary["epsilon"] is None:
+        return "no epsilon: its noise can be drawn again from noise-seed"
+    ended = "; the budget allowed no further round" if summary["ended_by_privacy_budget"] else ""
+    return f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}{ended}"
 
 
 def _departures(summary: Mapping[str, Any]) -> str:

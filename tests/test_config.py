@@ -49,7 +49,7 @@ def test_a_whole_number_is_a_rate() -> None:
     ("values", "words"),
     [
         ({"splitlr-alhpa": 1.0}, ["splitlr-alhpa", "splitlr-alpha"]),
-        ({"nonsense": 1}, ["nonsense", "num-clients"]),
+        ({"unheard-of": 1}, ["unheard-of", "num-clients"]),
         ({"num-clients": "many"}, ["num-clients", "'many'", "integer"]),
         ({"num-clients": 2.5}, ["num-clients", "2.5", "integer"]),
         ({"num-clients": True}, ["num-clients", "True", "integer"]),

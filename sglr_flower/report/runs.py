@@ -71,6 +71,7 @@ class Result(BaseModel):
     exchange: str
     clients: int = Field(default=1, ge=1)
     client: Client | None = None  # runs of versions that did not know it lack it
+    ended_by_privacy_budget: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def read(run_dir: Path) -> Run:
     config = RunDirectory(run_dir).read_config()
     rows = _read_rows(run_dir / "metrics.csv")
     result = _read_result(run_dir / "summary.json")
-    if result is not None and len(rows) != config.num_server_rounds:
+    if result is not None and len(rows) != config.num_server_rounds and not result.ended_by_privacy_budget:
         raise UserError(
             f"{run_dir / 'metrics.csv'} is damaged: it has {len(rows)} rounds of a finished run of "
             f"{config.num_server_rounds}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -172,6 +172,9 @@ class Cohort:
         else:
             outputs, labels = self._forward_together(self._stack, plan, present, step, again=again)
         self._sizes = {client: len(output) for client, output in zip(present, outputs, strict=True)}
+        if plan.defence is not None:
+            named = [("smashed", client, plan.server_round, step) for client in present]
+            outputs = [plan.defence.sent(output, *name) for output, name in zip(outputs, named, strict=True)]
         upload = Upload(
             server_round=plan.server_round,
             step=step,
@@ -273,7 +276,10 @@ class Cohort:
             images = torch.cat([batch.images for batch in group.values()]).to(self.device)
             inputs = to_input(images, self.dtype).unflatten(0, (len(group), size))
             labels = torch.stack([batch.labels for batch in group.values()])
-            yield stack.forward(tuple(group), inputs, lr, keep_buffers=again), labels
+            done = stack.forward(tuple(group), inputs, lr, keep_buffers=again)
+            if plan.defence is not None:
+                done = replace(done, output=plan.defence.shaped(inputs, done.output, batch_dims=2))
+            yield done, labels
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
         """One step of local training, where the client segment is the whole network; no exchange.
@@ -321,9 +327,8 @@ class Cohort:
         """
         inputs, labels = self._batch(plan, client, step)
         segment = self._members[client].segment
-        if buffers is None:
-            return segment(inputs), labels
-        return torch.func.functional_call(segment, {**buffers}, (inputs,)), labels
+        smashed = segment(inputs) if buffers is None else torch.func.functional_call(segment, {**buffers}, (inputs,))
+        return smashed if plan.defence is None else plan.defence.shaped(inputs, smashed), labels
 
     def _recomputed(self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor]) -> Tensor:
         return self._forward(plan, client, step, buffers)[0]

@@ -13,6 +13,8 @@ from torch import Tensor
 from sglr_flower import splitavg, splitlr
 from sglr_flower.codecs import OFF, Codec
 from sglr_flower.seeds import generator
+from sglr_flower.split.defences import Defence
+from sglr_flower.split.privacy import GaussianDp
 
 ServerLr = Callable[[float, int, float], float]
 """A rule for the server's learning rate, as `splitlr.server_lr`: (eta_0, number of clients, alpha) -> eta_s."""
@@ -72,6 +74,10 @@ class RoundPlan:
         Which of the round's server steps is the first of this turn, and how many there are; known to the server alone.
     up, down : Codec
         How smashed data and cut gradients travel.
+    defence : Defence | None
+        What clients do to their smashed data; None: nothing.
+    privacy : GaussianDp | None
+        What the server does to what it learns and sends; None: nothing.
     """
 
     seed: int
@@ -96,6 +102,10 @@ class RoundPlan:
     server_schedule: splitlr.Schedule = splitlr.constant
     first_step: int = 0
     round_steps: int = 0
+    up: Codec = OFF
+    down: Codec = OFF
+    defence: Defence | None = None
+    privacy: GaussianDp | None = None
 
     def client_rate(self, batch: int = 0, batches: int = 1) -> float:
         """eta_c of a client's step.
@@ -114,9 +124,6 @@ class RoundPlan:
         """eta_s of a step, the ``step``-th of this turn from 0, with the batches of so many ``clients``."""
         done = (self.first_step + step) / self.round_steps if self.round_steps else 0.0
         return self.server_lr(self.client_lr * self.server_schedule(self.server_round - 1 + done), clients, self.alpha)
-
-    up: Codec = OFF
-    down: Codec = OFF
 
     def turns(self) -> list[RoundPlan]:
         """The round's parts, one after the other: each client by itself in a sequential method, else all at once."""

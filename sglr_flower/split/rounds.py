@@ -21,6 +21,7 @@ from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.models import laid_out
 from sglr_flower.split import coding
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.defences import Defence, defended
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.sent import Sent, total
@@ -91,13 +92,14 @@ class EvaluateSession:
         server_round: int,
         images: Mapping[str, ImageSet],
         memory_format: torch.memory_format = torch.contiguous_format,
+        defence: Defence | None = None,
         codec: Codec = OFF,
     ) -> None:
         self._segments, self._dtype, self._round = segments, dtype, server_round
-        self._memory_format, self._codec = memory_format, codec
+        self._memory_format, self._defence, self._codec = memory_format, defence, codec
         size = max(1, EVALUATION_SAMPLES // len(segments))
         self._chunks = [
-            (split, images[split].take(indices))
+            (split, int(indices[0]), images[split].take(indices))
             for split in ("validation", "test")
             for indices in torch.arange(len(images[split])).split(size)
         ]
@@ -121,11 +123,14 @@ class EvaluateSession:
         self._step += 1
         if self._step == len(self._chunks):
             return None
-        split, chunk = self._chunks[self._step]
+        split, first, chunk = self._chunks[self._step]
         device = next(next(iter(self._segments.values())).parameters()).device
         inputs = laid_out(to_input(chunk.images.to(device), self._dtype), self._memory_format)
         with torch.no_grad():
-            smashed = [segment.eval()(inputs) for segment in self._segments.values()]
+            smashed = [
+                defended(segment.eval()(inputs), self._defence, "evaluation", split, client, self._round, first=first)
+                for client, segment in self._segments.items()
+            ]
         upload = Upload(
             server_round=self._round,
             step=self._step,

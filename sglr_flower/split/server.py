@@ -2,7 +2,7 @@
 
 `ServerSegment` makes one step over the joint batch of all clients (PSL, SGLR). The two forms of SplitFed (Thapa et al.,
 arXiv 2004.12088) differ in just that: `ServerCopies` keeps a segment per client (V1), `ServerInTurn` makes a step per
-client (V2).
+client (V2). `PrivateServer` learns with differential privacy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sglr_flower import splitavg
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, coding, optimizers
+from sglr_flower.split import averaging, coding, optimizers, privacy
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -232,6 +232,46 @@ class ServerCopies(ServerSegment):
         return self._copies[client]
 
 
+class PrivateServer(ServerSegment):
+    """One step on the mean of all clients' gradients, each of them bounded, with noise on that mean.
+
+    Abadi et al., "Deep learning with differential privacy", arXiv 1607.00133, Algorithm 1, with a client's batch in
+    place of an example. Each client's batch is computed by itself, so that given the weights no client's cut gradient
+    depends on another one's data; batch norm then normalises each batch by itself.
+    """
+
+    def update(
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+    ) -> tuple[dict[int, Tensor], float]:
+        """A forward and backward for each client, and one noisy optimizer step."""
+        dp = plan.privacy
+        assert dp is not None
+        weights = [weight for weight in self.segment.train().parameters() if weight.requires_grad]
+        samples = sum(len(own) for own in smashed.values())
+        gradients: dict[int, Tensor] = {}
+        total = 0.0
+        mean = torch.zeros(sum(weight.numel() for weight in weights), dtype=torch.float64, device=self.device)
+        for client, own in smashed.items():
+            share = len(own) / samples
+            batch = laid_out(own.to(self.device).detach(), self.memory_format).requires_grad_()
+            seed_torch(self.device, plan.seed, "server", plan.server_round, step, client)
+            loss = mean_loss(plan.loss, self.segment(batch), labels[client].to(self.device))
+            cut, *parts = torch.autograd.grad(loss, [batch, *weights], materialize_grads=True)
+            gradients[client] = cut if plan.gradient_scale == "own" else cut * share
+            flat = torch.cat([part.flatten() for part in parts])
+            mean += share * privacy.within(flat[None], dp.server_clip)[0].double()
+            total += share * loss.item()
+        # Another gradient of the largest client moves the mean by twice its bound, times its share.
+        sensitivity = 2 * dp.server_clip * max(len(own) for own in smashed.values()) / samples
+        mean = dp.noisy(mean, sensitivity, "dp-server", plan.server_round, step)
+        for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
+            weight.grad = torch.empty_like(weight).copy_(part.view(weight.shape))
+        self._optimizer.lr = plan.server_rate(len(smashed), step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return gradients, total
+
+
 SERVERS: dict[str, type[ServerSegment]] = {
     "joint": ServerSegment,
     "in-turn": ServerInTurn,
@@ -268,7 +308,10 @@ def distribute(
     """
     draw = generator(plan.seed, "splitavg", plan.server_round, step)
     active = splitavg.draw_active(tuple(gradients), plan.phi, draw)
-    average = plan.cut_gradient(gradients, active, plan.average_over) if active else None
+    if plan.privacy is not None:
+        average, gradients = privacy.released(plan, step, gradients, active)
+    else:
+        average = plan.cut_gradient(gradients, active, plan.average_over) if active else None
     chosen = frozenset(active)
     downloads = {}
     for node, upload in uploads.items():
