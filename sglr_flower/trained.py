@@ -87,6 +87,15 @@ class Trained:
         UserError
             If the run has no such client, or the client's file is damaged.
         """
+        segment, server = self.client_segment(client), copy.deepcopy(self._server_segment)
+        return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
+
+    def client_segment(self, client: int) -> nn.Sequential:
+        """A client's segment by itself: what turns its images into smashed data.
+
+        Parameters, returns and raises as `network`, of which it is the stages up to the cut; the whole of it where the
+        method does not cut.
+        """
         self.check_client(client)
         segment = copy.deepcopy(self._client_segment)
         weights = self._shared
@@ -96,8 +105,7 @@ class Trained:
             segment = assembly.model(self.config, len(self.classes)).client_segment(client)
         else:
             _load_weights(segment, weights, self._folder, self.config.model)
-        server = copy.deepcopy(self._server_segment)
-        return nn.Sequential(OrderedDict([*_stages(segment), *_stages(server)])).eval()
+        return segment.eval()
 
     @torch.inference_mode()
     def logits(self, client: int, images: Tensor) -> Tensor:
