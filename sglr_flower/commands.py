@@ -45,6 +45,7 @@ _ELSEWHERE = {
     "evaluate": "evaluation:evaluate_command",
     "export": "export:export_command",
     "predict": "prediction:predict_command",
+    "attack": "attack.command:command",
     "paper": "paper.command:command",
     "estimate": "estimate:command",
     "analyze": "analyze:command",

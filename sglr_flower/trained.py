@@ -81,14 +81,30 @@ class Trained:
         Returns
         -------
         nn.Sequential
-            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Where clients
-            clip smashed data, or these travel by a codec, there are stages at the cut that do the same to them. Its
-            input is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+            The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Where
+            clients clip smashed data, or these travel by a codec, there are stages at the cut that do the same to them.
+            Its input is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
 
         Raises
         ------
         UserError
             If the run has no such client, or the client's file is damaged.
+        """
+        segment, server = self.client_segment(client), copy.deepcopy(self._server_segment)
+        # What clients clip is part of the function that was trained; their noise protects what travels, and is none.
+        between: list[tuple[str, nn.Module]] = []
+        if self.config.smashed_clip:
+            between.append(("smashed_clip", Clip(self.config.smashed_clip)))
+        up, _ = assembly.wire_codecs(self.config)
+        if not up.off:
+            between.append(("wire", Wire(up)))
+        return nn.Sequential(OrderedDict([*_stages(segment), *between, *_stages(server)])).eval()
+
+    def client_segment(self, client: int) -> nn.Sequential:
+        """A client's segment by itself: what turns its images into smashed data.
+
+        Parameters, returns and raises as `network`, of which it is the stages up to the cut; the whole of it where the
+        method does not cut.
         """
         self.check_client(client)
         segment = copy.deepcopy(self._client_segment)
@@ -99,15 +115,7 @@ class Trained:
             segment = assembly.model(self.config, len(self.classes)).client_segment(client)
         else:
             _load_weights(segment, weights, self._folder, self.config.model)
-        server = copy.deepcopy(self._server_segment)
-        # What clients clip is part of the function that was trained; their noise protects what travels, and is none.
-        between: list[tuple[str, nn.Module]] = []
-        if self.config.smashed_clip:
-            between.append(("smashed_clip", Clip(self.config.smashed_clip)))
-        up, _ = assembly.wire_codecs(self.config)
-        if not up.off:
-            between.append(("wire", Wire(up)))
-        return nn.Sequential(OrderedDict([*_stages(segment), *between, *_stages(server)])).eval()
+        return segment.eval()
 
     @torch.inference_mode()
     def logits(self, client: int, images: Tensor) -> Tensor:

@@ -21,10 +21,13 @@ class Cell:
         What tells it from the other cells: method, clients, ..., seed, in the order of the columns of ``results.csv``.
     config : RunConfig
         All settings of the run; ``run-dir`` is left empty.
+    attack : bool
+        Whether ``sglr attack`` follows the training.
     """
 
     labels: Mapping[str, Label]
     config: RunConfig
+    attack: bool = False
 
     @property
     def name(self) -> str:

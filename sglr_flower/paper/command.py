@@ -102,7 +102,7 @@ class Book:
         return self.experiment.cells(self.scale, sorted(seeds))
 
     def write(self) -> Grid:
-        """Write ``results.csv``, ``table.md`` and ``picture.png`` anew, each as a whole; returns the table."""
+        """Write ``results.csv``, ``table.md`` and the pictures anew, each as a whole; returns the table."""
         known = self.known()
         results = read(self.folder, known)
         shown = {cell.name for cell in self.selected} | {result.cell.name for result in results}
@@ -111,16 +111,15 @@ class Book:
         petaflops = self._petaflops(cells)
         table = grid(self.experiment, places, petaflops)
         sentences = caption(self.experiment, self.scale, places, cells, len(results))
-        write_atomic(self.folder / "results.csv", to_csv(self.folder, results))
+        write_atomic(self.folder / "results.csv", to_csv(self.folder, results, self.experiment.measures))
         earlier = len(cells) > len(self.selected)
         line = f"{self.line}    # and earlier calls, for the cells that this one leaves out" if earlier else self.line
         markdown = to_markdown(self.experiment.title, sentences, table, line)
         write_atomic(self.folder / "table.md", markdown.encode())
         if results:
-            write_atomic(
-                self.folder / "picture.png",
-                draw(self.experiment, places, results, petaflops, subtitle(self.experiment, self.scale, cells)),
-            )
+            for name, kind in self.experiment.pictures.items():
+                words = subtitle(kind, self.scale, cells)
+                write_atomic(self.folder / name, draw(self.experiment, kind, places, results, petaflops, words))
         return table
 
     def _petaflops(self, cells: Sequence[Cell]) -> dict[str, float]:
@@ -139,7 +138,7 @@ def _sweep(book: Book, found: workers.Workers) -> tuple[Grid, list[Failure]]:
         raise UserError(f"--out {book.folder} cannot be written: {error.strerror or error}") from None
     with sweep.locked(book.folder) as lock:
         sweep.check_same(book.folder, book.known())
-        done = sum(sweep.is_finished(sweep.run_dir(book.folder, cell)) for cell in book.selected)
+        done = sum(sweep.is_finished(book.folder, cell) for cell in book.selected)
         console.print(
             f"{len(book.selected)} cells, {done} of them finished, {found.jobs} at once: {book.folder}",
             highlight=False,
@@ -206,7 +205,7 @@ def _close(book: Book, table: Grid, failures: Sequence[Failure]) -> None:
     if not console.is_terminal:  # a file has no width at which a table must break
         console = Console(width=_FILE_WIDTH)
     console.print(to_terminal(book.experiment.title, table))
-    for name in ("table.md", "results.csv", "picture.png"):
+    for name in ("table.md", "results.csv", *book.experiment.pictures):
         if (book.folder / name).exists():
             console.print(str(book.folder / name), highlight=False, soft_wrap=True, markup=False)
     for failure in failures:

@@ -11,10 +11,11 @@ from sglr_flower.config import RunConfig, Scalar
 from sglr_flower.methods import METHODS
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import Cell, Label
+from sglr_flower.paper.measures import ACCURACY, CROSS_ENTROPY, LEAKAGE, MEGABYTES, Measure
 from sglr_flower.paper.scales import SCALES, Scale
 
 Grid = Mapping[str, Sequence[Label]]
-Picture = Literal["lines", "heat map", "points", "curves", "bytes"]
+Picture = Literal["lines", "heat map", "points", "curves", "bytes", "reconstructions", "feature maps"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Experiment:
     settings : Callable[[Mapping[str, Label]], dict[str, Scalar]]
         The run-config values that follow from a combination, ``method`` among them.
     paper : Callable[[Mapping[str, Label]], float | None]
-        The accuracy in percent that the paper reports for a cell's labels.
+        What the paper reports for a cell's labels, in the unit of ``measure``.
     picture : Picture
         What is drawn.
     note : str
@@ -41,8 +42,14 @@ class Experiment:
         Whether the client's computation stands beside the accuracy (Table 4).
     baseline : str
         The row that the others are compared with, seed by seed; empty: none.
-    traffic : bool
-        Whether what training sends for a client stands beside the accuracy, and is drawn against it.
+    measure : Measure
+        What the table reports, beside the paper's.
+    beside : tuple[Measure, ...]
+        What stands beside it without the paper's; for tables of one column.
+    attack : bool
+        Whether each run is attacked when it is trained.
+    also : tuple[Picture, ...]
+        Further pictures.
     """
 
     name: str
@@ -56,7 +63,20 @@ class Experiment:
     note: str = ""
     compute: bool = False
     baseline: str = ""
-    traffic: bool = False
+    measure: Measure = ACCURACY
+    beside: tuple[Measure, ...] = ()
+    attack: bool = False
+    also: tuple[Picture, ...] = ()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """All that its table has."""
+        return (self.measure, *self.beside)
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """File name -> what is drawn in it."""
+        return {"picture.png": self.picture} | {f"{kind.replace(' ', '_')}.png": kind for kind in self.also}
 
     def base(self, scale: Scale) -> dict[str, Scalar]:
         """The run-config values that all of its cells have in common."""
@@ -71,7 +91,8 @@ class Experiment:
     def _cell(self, scale: Scale, labels: Mapping[str, Label], seed: int) -> Cell:
         settings = self.settings(labels)
         values = {**self.base(scale), "num-clients": int(labels["clients"]), **settings, "seed": seed}
-        return Cell({"method": str(settings["method"]), **labels, "seed": seed}, RunConfig.parse(values))
+        labelled = {"method": str(settings["method"]), **labels, "seed": seed}
+        return Cell(labelled, RunConfig.parse(values), self.attack)
 
 
 def split_settings(alpha: float, phi: float, phase: str = "all") -> dict[str, Scalar]:
@@ -123,6 +144,10 @@ def _paper_of_method(labels: Mapping[str, Label]) -> float | None:
     return published.accuracy(int(labels["clients"]), *_HALVES.get(method, (0.0, 0.0)))
 
 
+def _paper_reconstruction(labels: Mapping[str, Label]) -> float | None:
+    return published.reconstruction(int(labels["clients"]), float(labels["phi"]))
+
+
 def _paper_alexnet(labels: Mapping[str, Label]) -> float | None:
     row = published.alexnet(str(labels["method"]))
     return row.accuracy if row else None
@@ -164,6 +189,11 @@ _CODECS = (
     "topk:0.02",
     "randtopk:0.02:0.1+topk:0.02",
 )
+_PHIS: Mapping[str, Grid] = {
+    "full": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "small": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "smoke": {"clients": (4,), "phi": (0.0, 1.0)},
+}
 _AT_HALF = "alpha and phi are 0.5 where a method has them"
 
 EXPERIMENTS = {
@@ -231,6 +261,25 @@ EXPERIMENTS = {
             compute=True,
         ),
         Experiment(
+            name="table5",
+            title="Table 5: what an attack reconstructs, by phi",
+            rows="phi",
+            columns=("clients",),
+            grids=_PHIS,
+            settings=_by_alpha_and_phi,
+            paper=_paper_reconstruction,
+            picture="points",
+            note="alpha 0 is our choice. Of each run one drawn client is attacked after training, by sglr attack as it "
+            "is by default: the decoder is trained on validation images and their smashed data from that client's "
+            "segment, and is scored on that client's training images. Cross-entropy is binary, in nats per pixel; its "
+            "floor is that of the images with themselves, and of the mean image is what a guess without smashed data "
+            "has. How the paper scaled the pixels is not known, so its numbers may have another floor",
+            measure=CROSS_ENTROPY,
+            beside=(*LEAKAGE, ACCURACY),
+            attack=True,
+            also=("reconstructions", "feature maps"),
+        ),
+        Experiment(
             name="fig2",
             title="Figure 2: accuracy per round for each alpha",
             rows="alpha",
@@ -259,6 +308,18 @@ EXPERIMENTS = {
             paper=_paper_accuracy,
             picture="curves",
             note="alpha 0 and the number of clients are our choice; "
+            "the paper's column is Table 2's, the figure itself has no numbers",
+        ),
+        Experiment(
+            name="fig4",
+            title="Figure 4: feature maps at the cut for each phi",
+            rows="phi",
+            columns=("clients",),
+            grids=_PHIS,
+            settings=_by_alpha_and_phi,
+            paper=_paper_accuracy,
+            picture="feature maps",
+            note="alpha 0, the client and the image are our choice; "
             "the paper's column is Table 2's, the figure itself has no numbers",
         ),
         Experiment(
@@ -311,7 +372,7 @@ EXPERIMENTS = {
             "gradients of its own. MB are of smashed data and cut gradients, of one client over the whole training. "
             "Not a table of the paper",
             baseline="none",
-            traffic=True,
+            beside=(MEGABYTES,),
         ),
     )
 }

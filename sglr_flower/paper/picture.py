@@ -11,19 +11,20 @@ import numpy as np
 
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import text
-from sglr_flower.paper.experiments import Experiment
+from sglr_flower.paper.experiments import Experiment, Picture
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.table import Entry, column_of
+
+_MARKERS = "osD^vPX"
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ACCURACY = "test accuracy (%)"
-
 
 def draw(
     experiment: Experiment,
+    kind: Picture,
     places: Sequence[Entry],
     results: Sequence[Result],
     petaflops: Mapping[str, float],
@@ -34,32 +35,39 @@ def draw(
     Parameters
     ----------
     experiment : Experiment
-        Says what is drawn.
+        Whose picture it is.
+    kind : Picture
+        What is drawn: one of the experiment's `pictures`.
     places : Sequence[Entry]
         From `table.entries`.
     results : Sequence[Result]
-        The finished cells; not empty. Curves are drawn from their runs' ``metrics.csv``.
+        The finished cells; not empty. Curves, reconstructions and feature maps are drawn from their run directories.
     petaflops : Mapping[str, float]
         Method -> 10^15 operations of a client, where the experiment reports that.
     subtitle : str
         Stands under the experiment's title: what a reader must know who sees the picture alone.
     """
+    title = f"{experiment.title}\n{subtitle}"
+    if kind in ("reconstructions", "feature maps"):
+        from sglr_flower.paper import rows  # what reads trained networks
+
+        return rows.draw(experiment, kind, results, title)
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    if experiment.picture == "curves":
+    if kind == "curves":
         _curves(figure, experiment, results)
-    elif experiment.picture == "points":
+    elif kind == "points":
         _points(figure, experiment, places, petaflops)
-    elif experiment.picture == "bytes":
+    elif kind == "bytes":
         _by_bytes(figure, experiment, places)
-    elif experiment.picture == "heat map":
+    elif kind == "heat map":
         _heat_maps(figure, experiment, places)
     else:
         _lines(figure, experiment, places)
-    figure.suptitle(f"{experiment.title}\n{subtitle}", fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
@@ -71,7 +79,7 @@ def _lines(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> N
     rows = list(dict.fromkeys(entry.labels[experiment.rows] for entry in places))
     for column in dict.fromkeys(column_of(experiment, entry.labels) for entry in places):
         there = [entry for entry in places if column_of(experiment, entry.labels) == column]
-        done = [(rows.index(entry.labels[experiment.rows]), entry.accuracy) for entry in there if entry.accuracy]
+        done = [(rows.index(entry.labels[experiment.rows]), entry.ours) for entry in there if entry.ours]
         ours.errorbar(
             [position for position, _ in done],
             [accuracy.mean for _, accuracy in done],
@@ -88,7 +96,7 @@ def _lines(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> N
         axes.set_xticks(range(len(rows)), [text(row) for row in rows])
         axes.set_xlabel(experiment.rows)
         _plain(axes)
-    ours.set_ylabel(_ACCURACY)
+    ours.set_ylabel(experiment.measure.axis)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize="small")
 
 
@@ -100,7 +108,7 @@ def _heat_maps(figure: Figure, experiment: Experiment, places: Sequence[Entry]) 
     ours, paper = np.full(shape, np.nan), np.full(shape, np.nan)
     for entry in places:
         place = rows.index(entry.labels[experiment.rows]), columns.index(column_of(experiment, entry.labels))
-        ours[place] = entry.accuracy.mean if entry.accuracy else np.nan
+        ours[place] = entry.ours.mean if entry.ours else np.nan
         paper[place] = np.nan if entry.paper is None else entry.paper
     figure.set_size_inches(max(6.0, 1.5 + 0.75 * len(columns)), 2.4 + 0.7 * len(rows))
     low, high = float(np.nanmin([ours, paper])), float(np.nanmax([ours, paper]))
@@ -115,7 +123,7 @@ def _heat_maps(figure: Figure, experiment: Experiment, places: Sequence[Entry]) 
         axes.set_yticks(range(len(rows)), [text(row) for row in rows])
         axes.set_xticks(range(len(columns)), [column.replace(", ", "\n") for column in columns], fontsize="small")
         axes.set_ylabel(experiment.rows)
-    figure.colorbar(image, ax=panels, label=_ACCURACY)
+    figure.colorbar(image, ax=panels, label=experiment.measure.axis)
 
 
 def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str, float]) -> None:
@@ -127,7 +135,7 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
     for index, column in enumerate(columns):
         there = [entry for entry in places if column_of(experiment, entry.labels) == column]
         shift = 0.2 * (index - (len(columns) - 1) / 2)
-        done = [(_at(entry, experiment, rows) + shift, entry.accuracy) for entry in there if entry.accuracy]
+        done = [(_at(entry, experiment, rows) + shift, entry.ours) for entry in there if entry.ours]
         panels[0].errorbar(
             [accuracy.mean for _, accuracy in done],
             [position for position, _ in done],
@@ -148,7 +156,7 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
         )
     panels[0].set_yticks(range(len(rows)), rows)
     panels[0].invert_yaxis()
-    panels[0].set_xlabel(_ACCURACY)
+    panels[0].set_xlabel(experiment.measure.axis)
     if experiment.compute:
         _computation(panels[1], rows, petaflops)
     for axes in panels:
@@ -157,21 +165,25 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
 
 
 def _by_bytes(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
-    """Accuracy by what training sends for a client, a point with its interval and its name for each row."""
+    """Accuracy by what training sends for a client, a point with its interval for each row."""
     axes = figure.subplots()
-    done = [entry for entry in places if entry.accuracy and entry.megabytes]
-    for index, entry in enumerate(sorted(done, key=lambda entry: entry.megabytes or 0.0)):
-        assert entry.accuracy is not None
-        assert entry.megabytes is not None
-        point = entry.megabytes, entry.accuracy.mean
-        axes.errorbar(*point, _widths([(0, entry.accuracy)]), fmt="o", capsize=3, color=f"C{index}")
-        above = 8 if index % 2 else -14  # neighbours' names do not lie on each other
-        name = text(entry.labels[experiment.rows])
-        axes.annotate(name, point, (4, above), textcoords="offset points", fontsize="small", color=f"C{index}")
+    done = [(entry.beside[0].mean, entry.ours, entry) for entry in places if entry.ours and entry.beside[0]]
+    at = 0.0
+    for index, (megabytes, accuracy, entry) in enumerate(sorted(done, key=lambda point: point[0])):
+        at = max(megabytes, 1.06 * at)  # else intervals of points with as many bytes would lie on each other
+        axes.errorbar(
+            at,
+            accuracy.mean,
+            _widths([(0, accuracy)]),
+            fmt=_MARKERS[index % len(_MARKERS)],
+            capsize=3,
+            color=f"C{index % 10}",
+            label=text(entry.labels[experiment.rows]),
+        )
     axes.set_xscale("log")
-    axes.set_xlabel("smashed data and cut gradients of a client (MB)")
-    axes.set_ylabel(_ACCURACY)
-    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel(f"{experiment.beside[0].axis}; equal ones side by side")
+    axes.set_ylabel(experiment.measure.axis)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
     _plain(axes)
 
 
@@ -214,7 +226,7 @@ def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -
         if len(found) > 1:
             banded = True
             axes.fill_between(rounds, means - widths, means + widths, color=f"C{index}", alpha=0.2, linewidth=0)
-    axes.set(xlabel="round", ylabel=_ACCURACY)
+    axes.set(xlabel="round", ylabel=experiment.measure.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     band = "band: 95 % interval over seeds" if banded else "one seed"
     axes.legend(loc="lower right", frameon=False, fontsize="small", title=band, title_fontsize="small")

@@ -55,6 +55,10 @@ _TABLE_4 = {
 }
 
 
+# Table 5 (6 clients): phi -> cross-entropy between original and reconstructed image.
+_TABLE_5 = {0.0: 0.2153, 0.25: 0.2142, 0.5: 0.2166, 0.75: 0.2296, 1.0: 0.2759}
+
+
 def accuracy(clients: int, alpha: float, phi: float) -> float | None:
     """Top-1 percent of Tables 1 and 2; None if the paper does not report the cell."""
     row, column = _TABLES_1_AND_2.get(clients), (alpha, phi)
@@ -70,6 +74,11 @@ def phased_accuracy(clients: int, phase: str) -> float | None:
 def alexnet(method: str) -> AlexNetResult | None:
     """A row of Table 4 by our name of the method; None if it has no such row."""
     return _TABLE_4.get(method)
+
+
+def reconstruction(clients: int, phi: float) -> float | None:
+    """Cross-entropy of Table 5, higher is more private; None if the paper does not report it."""
+    return _TABLE_5.get(phi) if clients == 6 else None
 
 
 # The worked example beside Table 6: SGLR moves so many percent less than each of these.

@@ -14,6 +14,7 @@ import numpy as np
 
 from sglr_flower.metrics import BYTE_COLUMNS
 from sglr_flower.paper.cells import Cell, Label
+from sglr_flower.paper.measures import Measure
 from sglr_flower.paper.sweep import is_finished, run_dir
 from sglr_flower.report.groups import half_width
 from sglr_flower.rundir import read_json
@@ -41,17 +42,6 @@ class Result:
     cell: Cell
     directory: Path
     summary: dict[str, Any]
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over clients of the test accuracy at each one's best validation round, in percent."""
-        return 100 * float(self.summary["test_accuracy_mean"])
-
-    @property
-    def megabytes(self) -> float:
-        """Smashed data and cut gradients of a client, on the average over them, in 10^6 bytes."""
-        sent = sum(self.summary[f"bytes_{part}"] for part in ("smashed", "unicast", "broadcast"))
-        return float(sent) / int(self.cell.labels["clients"]) / 1e6
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ def read(folder: Path, cells: Iterable[Cell]) -> list[Result]:
     return [
         Result(cell, directory, read_json(directory / "summary.json"))
         for cell, directory in directories
-        if is_finished(directory)
+        if is_finished(folder, cell)
     ]
 
 
@@ -103,13 +93,18 @@ def by_place(results: Iterable[Result]) -> dict[tuple[tuple[str, Label], ...], l
     return places
 
 
-def to_csv(folder: Path, results: Sequence[Result]) -> bytes:
-    """One row per finished cell: its labels, its figures, and its run directory relative to ``folder``."""
+def to_csv(folder: Path, results: Sequence[Result], measures: Sequence[Measure]) -> bytes:
+    """One row per finished cell: its labels, its figures, and its run directory relative to ``folder``.
+
+    ``measures``: those of the experiment; of them the ones that are in no summary have columns too.
+    """
+    added = [measure for measure in measures if measure.column]
     labels = list(results[0].cell.labels) if results else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*labels, *SUMMARY_COLUMNS, "run_dir"])
+    writer.writerow([*labels, *SUMMARY_COLUMNS, *(measure.column for measure in added), "run_dir"])
     for result in results:
         figures = [result.summary.get(column) for column in SUMMARY_COLUMNS]
+        figures += [measure.value(result.directory) for measure in added]
         writer.writerow([*result.cell.labels.values(), *figures, result.directory.relative_to(folder)])
     return text.getvalue().encode()

@@ -19,16 +19,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import tomli_w
 
+from sglr_flower.attack.record import is_attacked
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.paper.cells import Cell
 from sglr_flower.paper.leash import GRACE_SECONDS
 from sglr_flower.paper.workers import Workers
 from sglr_flower.rundir import RunDirectory, read_json
+
+Step = Literal["train", "attack"]
+"""What a process does for a cell."""
 
 _PLACES = ("run-dir", "data-dir", "resume")
 """Keys that say where a run is and that it goes on, and nothing of what is trained."""
@@ -48,9 +52,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Running:
-    """A cell under way: the place it occupies, its process, and where its output begins in its log."""
+    """A cell under way: what is done for it, in which place, its process, and where its output begins in its log.
+
+    ``started`` is when the first of its steps in this call was.
+    """
 
     cell: Cell
+    step: Step
     run_dir: Path
     place: int
     process: subprocess.Popen[bytes]
@@ -77,9 +85,17 @@ def run_dir(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / cell.name
 
 
-def is_finished(directory: Path) -> bool:
-    """Whether a run directory holds a result."""
-    return "test_accuracy_mean" in read_json(directory / "summary.json")
+def is_finished(folder: Path, cell: Cell) -> bool:
+    """Whether a sweep's folder holds all of a cell's results."""
+    return _step(folder, cell) is None
+
+
+def _step(folder: Path, cell: Cell) -> Step | None:
+    """What is to be done next for a cell; None: it is finished."""
+    directory = run_dir(folder, cell)
+    if "test_accuracy_mean" not in read_json(directory / "summary.json"):
+        return "train"
+    return "attack" if cell.attack and not is_attacked(directory, cell.config) else None
 
 
 def check_same(folder: Path, cells: Sequence[Cell]) -> None:
@@ -159,19 +175,25 @@ def run(cells: Sequence[Cell], folder: Path, lock: int, workers: Workers, watche
     list[Failure]
         Of the cells that have no result; the others were run nevertheless.
     """
-    pending = deque(cell for cell in cells if not is_finished(run_dir(folder, cell)))
+    pending = deque(cell for cell in cells if not is_finished(folder, cell))
+    begun: dict[str, float] = {}
     free = deque(range(workers.jobs))
     running: list[Running] = []
     failures: list[Failure] = []
     try:
         while pending or running:
             while pending and free:
-                running.append(_start(pending.popleft(), folder, lock, workers, free.popleft()))
-            for ended in [cell for cell in running if cell.process.poll() is not None]:
+                cell = pending.popleft()
+                begun.setdefault(cell.name, time.monotonic())
+                running.append(_start(cell, folder, lock, workers, free.popleft(), begun[cell.name]))
+            for ended in [one for one in running if one.process.poll() is not None]:
                 running.remove(ended)
                 free.append(ended.place)
-                if is_finished(ended.run_dir):
+                step = _step(folder, ended.cell)
+                if step is None:
                     watcher.finished(ended)
+                elif step != ended.step:
+                    pending.appendleft(ended.cell)
                 else:
                     failures.append(Failure(ended.cell, _reason(ended), ended.log))
                     watcher.failed(failures[-1])
@@ -182,9 +204,12 @@ def run(cells: Sequence[Cell], folder: Path, lock: int, workers: Workers, watche
     return failures
 
 
-def _start(cell: Cell, folder: Path, lock: int, workers: Workers, place: int) -> Running:
-    directory = run_dir(folder, cell)
-    if _is_started(directory):
+def _start(cell: Cell, folder: Path, lock: int, workers: Workers, place: int, started: float) -> Running:
+    directory, step = run_dir(folder, cell), _step(folder, cell)
+    assert step is not None
+    if step == "attack":
+        command = workers.attack(directory)
+    elif _is_started(directory):
         command = workers.resume(directory)
     else:
         _put_aside(directory)
@@ -204,7 +229,7 @@ def _start(cell: Cell, folder: Path, lock: int, workers: Workers, place: int) ->
             process_group=0,  # Ctrl-C in a terminal reaches the sweep alone, which then ends the cells in good order
             pass_fds=(lock,),
         )
-    return Running(cell, directory, place, process, log_file, log_start, time.monotonic())
+    return Running(cell, step, directory, place, process, log_file, log_start, started)
 
 
 def _is_started(directory: Path) -> bool:

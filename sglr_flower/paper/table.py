@@ -12,7 +12,8 @@ from rich.table import Table
 import sglr_flower
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import Cell, Label, text
-from sglr_flower.paper.experiments import Experiment
+from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.measures import Measure
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.scales import SCALES, Scale
 
@@ -29,22 +30,22 @@ class Entry:
     ----------
     labels : Mapping[str, Label]
         All but the seed.
-    accuracy : Estimate | None
-        In percent, over seeds; None if no seed is finished.
+    ours : Estimate | None
+        The experiment's measure over seeds; None if no seed is finished.
     paper : float | None
-        The paper's, in percent; None if it reports none.
+        The paper's; None if it reports none.
     over : Estimate | None
         By how much it is above the experiment's baseline, in percentage points: a difference for every seed that both
         have, as they share data, split and order of samples.
-    megabytes : float | None
-        What training sends for a client, where the experiment reports that; every seed sends as much.
+    beside : tuple[Estimate | None, ...]
+        The measures beside it.
     """
 
     labels: Mapping[str, Label]
-    accuracy: Estimate | None
+    ours: Estimate | None
     paper: float | None
     over: Estimate | None = None
-    megabytes: float | None = None
+    beside: tuple[Estimate | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,33 +58,36 @@ class Grid:
 
 def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Result]) -> list[Entry]:
     """The places of ``cells`` in the table, with what is finished of them."""
-    there = {place: estimate([result.accuracy for result in found]) for place, found in by_place(results).items()}
+    there = by_place(results)
     places = dict.fromkeys(cell.place for cell in cells)
-    sent = {result.cell.place: result.megabytes for result in results} if experiment.traffic else {}
     return [
         Entry(
             dict(place),
-            there.get(place),
+            _estimated(experiment.measure, there.get(place, ())),
             experiment.paper(dict(place)),
             _over(experiment, dict(place), results),
-            sent.get(place),
+            tuple(_estimated(measure, there.get(place, ())) for measure in experiment.beside),
         )
         for place in places
     ]
 
 
+def _estimated(measure: Measure, results: Sequence[Result]) -> Estimate | None:
+    return estimate([measure.value(result.directory) for result in results]) if results else None
+
+
 def _over(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> Estimate | None:
     if not experiment.baseline or place[experiment.rows] == experiment.baseline:
         return None
-    own = _by_seed(place, results)
-    base = _by_seed({**place, experiment.rows: experiment.baseline}, results)
+    own = _by_seed(experiment, place, results)
+    base = _by_seed(experiment, {**place, experiment.rows: experiment.baseline}, results)
     differences = [own[seed] - base[seed] for seed in own.keys() & base.keys()]
     return estimate(differences) if differences else None
 
 
-def _by_seed(place: Mapping[str, Label], results: Sequence[Result]) -> dict[Label, float]:
+def _by_seed(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> dict[Label, float]:
     found = by_place(results).get(tuple(place.items()), [])
-    return {result.cell.labels["seed"]: result.accuracy for result in found}
+    return {result.cell.labels["seed"]: experiment.measure.value(result.directory) for result in found}
 
 
 def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
@@ -107,52 +111,55 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
     rows = dict.fromkeys(entry.labels[experiment.rows] for entry in places)
     found = {(entry.labels[experiment.rows], column_of(experiment, entry.labels)): entry for entry in places}
     if len(columns) > 1:
-        fields = [[_compact(found.get((row, column))) for column in columns] for row in rows]
+        fields = [[_compact(experiment, found.get((row, column))) for column in columns] for row in rows]
         return Grid([experiment.rows, *columns], [[text(row), *line] for row, line in zip(rows, fields, strict=True)])
-    header = [experiment.rows, f"accuracy (%) {columns[0]}".strip(), "paper", "difference"]
-    lines = [[text(row), *_three(found[row, columns[0]])] for row in rows]
+    header = [experiment.rows, f"{experiment.measure.heading} {columns[0]}".strip(), "paper", "difference"]
+    lines = [[text(row), *_three(experiment, found[row, columns[0]])] for row in rows]
+    header += [measure.heading for measure in experiment.beside]
+    lines = [[*line, *_beside(experiment, found[row, columns[0]])] for row, line in zip(rows, lines, strict=True)]
     if experiment.baseline:
         header.append(f"over {experiment.baseline}")
         lines = [[*line, _signed(found[row, columns[0]].over)] for row, line in zip(rows, lines, strict=True)]
-    if experiment.traffic:
-        header += ["client MB", f"of {experiment.baseline} (%)"]
-        base = found[experiment.baseline, columns[0]].megabytes if (experiment.baseline, columns[0]) in found else None
-        lines = [[*line, *_sent(found[row, columns[0]].megabytes, base)] for row, line in zip(rows, lines, strict=True)]
     if experiment.compute:
         header += ["client PFLOP", "paper", "ratio"]
         lines = [[*line, *_computation(line[0], petaflops)] for line in lines]
     return Grid(header, lines)
 
 
-def _three(entry: Entry) -> list[str]:
-    paper = f"{entry.paper:.2f}" if entry.paper is not None else _MISSING
-    return [_ours(entry.accuracy), paper, _difference(entry)]
+def _three(experiment: Experiment, entry: Entry) -> list[str]:
+    decimals = experiment.measure.decimals
+    paper = f"{entry.paper:.{decimals}f}" if entry.paper is not None else _MISSING
+    return [_shown(entry.ours, decimals), paper, _difference(entry, decimals)]
 
 
-def _compact(entry: Entry | None) -> str:
+def _beside(experiment: Experiment, entry: Entry) -> list[str]:
+    pairs = zip(entry.beside, experiment.beside, strict=True)
+    return [_shown(figure, measure.decimals) for figure, measure in pairs]
+
+
+def _compact(experiment: Experiment, entry: Entry | None) -> str:
     if entry is None:
         return _MISSING
-    if entry.paper is None:
-        return _ours(entry.accuracy)
-    return f"{_ours(entry.accuracy)}\n{entry.paper:.2f}\n{_difference(entry)}"
+    three = _three(experiment, entry)
+    return three[0] if entry.paper is None else "\n".join(three)
 
 
-def _ours(accuracy: Estimate | None) -> str:
-    return _MISSING if accuracy is None else f"{accuracy.mean:.2f}{_interval(accuracy)}"
+def _shown(figure: Estimate | None, decimals: int) -> str:
+    return _MISSING if figure is None else f"{figure.mean:.{decimals}f}{_interval(figure, decimals)}"
 
 
 def _signed(difference: Estimate | None) -> str:
-    return _MISSING if difference is None else f"{difference.mean:+.2f}{_interval(difference)}"
+    return _MISSING if difference is None else f"{difference.mean:+.2f}{_interval(difference, 2)}"
 
 
-def _interval(estimate: Estimate) -> str:
-    return "" if estimate.half_width is None else f" ± {estimate.half_width:.2f}"
+def _interval(estimate: Estimate, decimals: int) -> str:
+    return "" if estimate.half_width is None else f" ± {estimate.half_width:.{decimals}f}"
 
 
-def _difference(entry: Entry) -> str:
-    if entry.accuracy is None or entry.paper is None:
+def _difference(entry: Entry, decimals: int) -> str:
+    if entry.ours is None or entry.paper is None:
         return _MISSING
-    return f"{entry.accuracy.mean - entry.paper:+.2f}"
+    return f"{entry.ours.mean - entry.paper:+.{decimals}f}"
 
 
 def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
@@ -160,12 +167,6 @@ def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
     if paper is None:
         return [f"{ours:.3g}", _MISSING, _MISSING]
     return [f"{ours:.3g}", f"{paper.client_petaflops:.3f}", f"{ours / paper.client_petaflops:.3g}"]
-
-
-def _sent(megabytes: float | None, base: float | None) -> list[str]:
-    if megabytes is None:
-        return [_MISSING, _MISSING]
-    return [f"{megabytes:,.2f}", _MISSING if base is None else f"{100 * megabytes / base:.1f}"]
 
 
 def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], done: int) -> str:
@@ -190,14 +191,17 @@ def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells
     return " ".join(filter(None, sentences))
 
 
-def subtitle(experiment: Experiment, scale: Scale, cells: Sequence[Cell]) -> str:
-    """The caption in a line, for the picture."""
+def subtitle(kind: Picture, scale: Scale, cells: Sequence[Cell]) -> str:
+    """The caption in a line, for a picture; of one that shows a single seed, without the seeds."""
     config, seeds = cells[0].config, len({cell.labels["seed"] for cell in cells})
-    spread = "" if experiment.picture == "heat map" else ", 95 % intervals"
-    return (
+    setting = (
         f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
-        f"{config.num_server_rounds} rounds; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
+        f"{config.num_server_rounds} rounds"
     )
+    if kind in ("reconstructions", "feature maps"):
+        return setting
+    spread = "" if kind == "heat map" else ", 95 % intervals"
+    return f"{setting}; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
 
 
 def _setting(cells: Sequence[Cell]) -> str:
@@ -248,7 +252,7 @@ def _accuracy(cell: Cell) -> str:
 
 def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
     seeds = sorted({int(cell.labels["seed"]) for cell in cells})
-    counts = [entry.accuracy.seeds for entry in places if entry.accuracy]
+    counts = [entry.ours.seeds for entry in places if entry.ours]
     if len(seeds) == 1:
         return f"One seed ({seeds[0]}), so there is no interval."
     named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, seeds))}"

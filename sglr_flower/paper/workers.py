@@ -64,6 +64,10 @@ class Workers:
         """The command that continues a run."""
         return [*_SGLR, "resume", str(run_dir)]
 
+    def attack(self, run_dir: Path) -> list[str]:
+        """The command that attacks a finished run."""
+        return [*_SGLR, "attack", str(run_dir)]
+
 
 _SGLR = (sys.executable, "-m", "sglr_flower.cli")
 

@@ -88,6 +88,8 @@ def test_the_papers_number_beside_a_cell_is_that_cells() -> None:
     assert number("table4", "method=fedavg") == 89.7
     assert number("fig2", "alpha=1.5") == 84.21
     assert number("fig3", "phi=1") is None
+    assert number("table5", "phi=0.75") == 0.2296
+    assert number("fig4", "phi=0.5") == 84.02
     assert number("methods", "method=sglr,clients=10") == 85.22
     assert number("methods", "method=slr,clients=20") == 86.25
     assert number("methods", "method=fedavg,clients=20") is None
@@ -117,6 +119,14 @@ def test_a_codec_is_of_both_directions_or_each_has_its_own() -> None:
     assert wires["none+int8"] == ("none", "int8")
     assert wires["randtopk:0.1:0.1+topk:0.1"] == ("randtopk:0.1:0.1", "topk:0.1")
     assert len({cell.name for cell in cells}) == len(cells) == 11
+
+
+def test_table_5_and_figure_4_are_of_the_same_runs() -> None:
+    table, figure = (EXPERIMENTS[name].cells(FULL, [0, 1]) for name in ("table5", "fig4"))
+    assert [(cell.name, cell.config) for cell in table] == [(cell.name, cell.config) for cell in figure]
+    assert [cell.labels["phi"] for cell in table[:5]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert all(cell.attack and cell.config.num_clients == 6 for cell in table)
+    assert not any(cell.attack for cell in figure)
 
 
 def test_methods_has_every_method() -> None:

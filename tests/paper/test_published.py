@@ -54,6 +54,15 @@ def test_table_3_has_no_6_clients() -> None:
     assert published.phased_accuracy(6, "none") is None
 
 
+@pytest.mark.parametrize(
+    ("phi", "entropy"), [(0.0, 0.2153), (0.25, 0.2142), (0.5, 0.2166), (0.75, 0.2296), (1.0, 0.2759)]
+)
+def test_table_5(phi: float, entropy: float) -> None:
+    assert published.reconstruction(6, phi) == entropy
+    assert published.reconstruction(4, phi) is None
+    assert published.reconstruction(6, 0.1) is None
+
+
 def test_table_4() -> None:
     rows = {method: published.alexnet(method) for method in ("centralized", "fedavg", "sglr", "sfl", "psl")}
     assert [row.accuracy for row in rows.values() if row] == [90.5, 89.7, 89.3, 86.0, 84.7]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 
+from sglr_flower.attack.attack import Settings
 from sglr_flower.errors import UserError
 from sglr_flower.paper import sweep
 from sglr_flower.paper.cells import Cell, select
@@ -149,6 +151,58 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     notes = Notes()
     assert run(tmp_path, cells, notes, 2, alpha_1=FAIL) == []
     assert notes.names == []
+
+
+WRITE_ATTACK = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1]) / "attack"
+folder.mkdir(exist_ok=True)
+(folder / "attack.json").write_text(sys.argv[2])
+"""
+
+
+@dataclass(frozen=True)
+class Attacking(Workers):
+    """Writes a run's result in place of a training, and in place of an attack what it is told to."""
+
+    script: str = ""
+    written: str = ""
+
+    def train(self, config: Path, run_dir: Path) -> list[str]:
+        return [sys.executable, "-c", WRITE_RESULT, str(run_dir)]
+
+    def attack(self, run_dir: Path) -> list[str]:
+        return [sys.executable, "-c", self.script, str(run_dir), self.written]
+
+
+def attacked(round_: int, settings: Settings) -> str:
+    return json.dumps({"run": {"round": round_}, "settings": asdict(settings)})
+
+
+def test_a_cell_that_is_to_be_attacked_is_finished_when_it_is(tmp_path: Path) -> None:
+    """Two rounds and seed 0. The attack fails; the sweep that goes on leaves the training alone and attacks again."""
+    cells = EXPERIMENTS["table5"].cells(SMOKE, [0])[:1]
+    (tmp_path / "cells").mkdir()
+    done = attacked(2, Settings(seed=0))
+
+    def go_on(script: str, written: str, jobs: int) -> tuple[list[str], list[Failure]]:
+        notes = Notes()
+        with sweep.locked(tmp_path) as lock:
+            failures = sweep.run(cells, tmp_path, lock, Attacking(jobs, 2, (), True, script, written), notes)
+        return notes.names, failures
+
+    names, (failure,) = go_on(FAIL, "", 1)
+    assert failure.reason == "the data are missing"
+    summary = sweep.run_dir(tmp_path, cells[0]) / "summary.json"
+    trained = summary.stat().st_mtime_ns
+    for wrong in (attacked(1, Settings(seed=0)), attacked(2, Settings(seed=0, decoder_steps=3))):
+        names, failures = go_on(WRITE_ATTACK, wrong, 1)
+        assert len(failures) == 1
+    names, failures = go_on(WRITE_ATTACK, done, 2)
+    assert (names, failures) == ([cells[0].name], [])
+    assert summary.stat().st_mtime_ns == trained
+    assert go_on(FAIL, "", 1) == ([], [])
+    assert sweep.is_finished(tmp_path, cells[0])
 
 
 def test_ctrl_c_ends_the_cells_under_way_in_good_order(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Pictures made of small ones: what an attack reconstructed, and feature maps at the cut, a line for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safetensors.torch import load_file
+
+from sglr_flower import assembly, trained
+from sglr_flower.attack.pictures import Row, as_image, draw_rows, feature_maps
+from sglr_flower.attack.record import EXAMPLES, FOLDER
+from sglr_flower.attack.smashed import smashed
+from sglr_flower.data import datasets
+from sglr_flower.paper.cells import text
+from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.results import Result
+
+_MAPS = 12
+
+
+def draw(experiment: Experiment, kind: Picture, results: Sequence[Result], title: str) -> bytes:
+    """The picture as PNG, of the first seed that has results: of one seed data, client and images are the same.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Names the rows.
+    kind : Picture
+        "reconstructions" or "feature maps".
+    results : Sequence[Result]
+        The finished cells; not empty.
+    title : str
+        Stands above.
+    """
+    seed = min(int(result.cell.labels["seed"]) for result in results)
+    found = [result for result in results if result.cell.labels["seed"] == seed]
+    rows = _reconstructions(experiment, found) if kind == "reconstructions" else _feature_maps(experiment, found)
+    return draw_rows(rows, f"{title}; seed {seed}")
+
+
+def _named(experiment: Experiment, result: Result) -> str:
+    return f"{experiment.rows} {text(result.cell.labels[experiment.rows])}"
+
+
+def _reconstructions(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
+    """The attacked images, and below them what was made of them with each row's setting and its measure."""
+    examples = [load_file(result.directory / FOLDER / EXAMPLES) for result in results]
+    rows = [Row("original", [as_image(pixels) for pixels in examples[0]["original"]])]
+    for result, example in zip(results, examples, strict=True):
+        value = experiment.measure.value(result.directory)
+        name = f"{_named(experiment, result)}\n{value:.{experiment.measure.decimals}f}"
+        rows.append(Row(name, list(example["reconstructed"])))
+    return rows
+
+
+def _feature_maps(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
+    """A test image, and the first feature maps that the first client's segment makes of it."""
+    rows = []
+    for result in results:
+        model = trained.load(result.directory)
+        image = datasets.subset(assembly.splits(model.config).test, 1, model.config.seed).images
+        maps = feature_maps(smashed(model, model.clients[0], image, "shown")[0], _MAPS)
+        rows.append(Row(_named(experiment, result), [as_image(image[0]), *maps]))
+    return rows
