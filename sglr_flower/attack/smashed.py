@@ -20,8 +20,8 @@ def smashed(model: Trained, client: int, images: Tensor, name: str) -> Tensor:
     """What the server would get of images from a client of a trained run.
 
     They are what the server computes with: clipped and with noise where the run has these defences, and after the way
-    there and back of a codec. The segment is in eval mode: batch norm uses the statistics of the training, and dropout is
-    off.
+    there and back of a codec. The segment is in eval mode: batch norm uses the statistics of the training, and dropout
+    is off.
 
     Parameters
     ----------
