@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ACCURACY = "test accuracy (%)"
+_MARKERS = "osD^vPX"
 
 
 def draw(
@@ -157,21 +158,25 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
 
 
 def _by_bytes(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
-    """Accuracy by what training sends for a client, a point with its interval and its name for each row."""
+    """Accuracy by what training sends for a client, a point with its interval for each row."""
     axes = figure.subplots()
-    done = [entry for entry in places if entry.accuracy and entry.megabytes]
-    for index, entry in enumerate(sorted(done, key=lambda entry: entry.megabytes or 0.0)):
-        assert entry.accuracy is not None
-        assert entry.megabytes is not None
-        point = entry.megabytes, entry.accuracy.mean
-        axes.errorbar(*point, _widths([(0, entry.accuracy)]), fmt="o", capsize=3, color=f"C{index}")
-        above = 8 if index % 2 else -14  # neighbours' names do not lie on each other
-        name = text(entry.labels[experiment.rows])
-        axes.annotate(name, point, (4, above), textcoords="offset points", fontsize="small", color=f"C{index}")
+    done = [(entry.megabytes, entry.accuracy, entry) for entry in places if entry.accuracy and entry.megabytes]
+    at = 0.0
+    for index, (megabytes, accuracy, entry) in enumerate(sorted(done, key=lambda point: point[0])):
+        at = max(megabytes, 1.06 * at)  # else intervals of points with as many bytes would lie on each other
+        axes.errorbar(
+            at,
+            accuracy.mean,
+            _widths([(0, accuracy)]),
+            fmt=_MARKERS[index % len(_MARKERS)],
+            capsize=3,
+            color=f"C{index % 10}",
+            label=text(entry.labels[experiment.rows]),
+        )
     axes.set_xscale("log")
-    axes.set_xlabel("smashed data and cut gradients of a client (MB)")
+    axes.set_xlabel("smashed data and cut gradients of a client (MB); equal ones side by side")
     axes.set_ylabel(_ACCURACY)
-    axes.margins(x=0.15, y=0.15)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
     _plain(axes)
 
 
