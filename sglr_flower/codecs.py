@@ -200,7 +200,8 @@ def decode(coded: Coded, dtype: torch.dtype, shape: Sequence[int] | None = None)
         return values.to(dtype)
     shape = aside["shape"].tolist() if shape is None else shape
     flat = values.new_zeros((len(values), math.prod(shape)), dtype=dtype)
-    return flat.scatter_(1, aside["positions"].long(), values.to(dtype)).unflatten(1, shape)
+    dense: Tensor = flat.scatter_(1, aside["positions"].long(), values.to(dtype)).unflatten(1, shape)
+    return dense
 
 
 def sent(coded: Coded) -> Tensor:

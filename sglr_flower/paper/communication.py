@@ -108,13 +108,13 @@ class _Reading:
 
 _EXAMPLE = Sizes(clients=100, samples=50_000, batch_size=8, cut=CUT, client_segment=67e6, network=200e6)
 _EXAMPLE_ROWS = (
-    _Reading("fedavg", "fedavg", "2 |C| S(w)"),
-    _Reading("sfl", "sfl", "2 |D| S(L) + 2 |C| S(w_c)"),
-    _Reading("psl", "psl", "2 |D| S(L)"),
-    _Reading("sglr, as Table 6 counts", "sglr", "(2 - phi) |D| S(L) + S(L)"),
+    _Reading("fedavg", "fedavg", "2 C S(w)"),
+    _Reading("sfl", "sfl", "2 D S(L) + 2 C S(w_c)"),
+    _Reading("psl", "psl", "2 D S(L)"),
+    _Reading("sglr, as Table 6 counts", "sglr", "(2 - phi) D S(L) + S(L)"),
     _Reading("sglr, one sample's average a step", "sglr", "... + steps S(L)", "clients-and-samples"),
     _Reading("sglr, one batch's average a step", "sglr", "... + steps B S(L)", "clients"),
-    _Reading("sglr, that to each active client", "sglr", "... + steps B S(L) phi |C|", "clients", 50),
+    _Reading("sglr, that to each active client", "sglr", "... + steps B S(L) phi C", "clients", 50),
 )
 
 
@@ -136,7 +136,7 @@ def example() -> Part:
         rows.append(Row({"method": row.name}, {**_parts(own), "total": total, **percent}))
     header = ["method", "bytes an epoch", "MB", "less than sfl (%)", "less than fedavg (%)", "paper"]
     caption = (
-        "Worked example of the paper, by formula: |C| = 100 clients, |D| = 50,000 samples, phi = 0.5, AlexNet with "
+        "Worked example of the paper, by formula: C = 100 clients, D = 50,000 samples, phi = 0.5, AlexNet with "
         "S(L) = 0.024 MB, S(w) = 200 MB, S(w_c) = 67 MB. Table 6 counts the average as one sample's, once in an epoch, "
         "and received by all at once. The lines below it are what SplitAvg needs as it is defined: an average in every "
         "step, and of a whole batch (B = 8) where it is made position by position. Over connections from one to one it "

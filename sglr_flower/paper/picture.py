@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MARKERS = "osD^vPX"
+
 
 def draw(
     experiment: Experiment,

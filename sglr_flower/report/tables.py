@@ -97,13 +97,17 @@ _PARTS = {
 
 
 def sent(report: Report) -> Table:
-    """What the bytes of the results were; a dash for runs that did not count it."""
+    """What the bytes of the results were, and totals per client; a dash for what a run did not count."""
     rows = []
     for group in report.groups:
         sums = [statistics.fmean(_bytes(run, parts) for run in group.runs) for parts in _PARTS.values()]
         cells = [decimal(round(size)) for size in sums] if any(sums) else [NOTHING] * len(sums)
-        rows.append((group.name, *cells))
-    return Table(("runs", *_PARTS), tuple(rows))
+        shares = [
+            statistics.fmean(getattr(run, total) / run.config.num_clients for run in group.runs)
+            for total in ("bytes_up", "bytes_down")
+        ]
+        rows.append((group.name, *cells, *(decimal(round(share)) for share in shares)))
+    return Table(("runs", *_PARTS, "up per client", "down per client"), tuple(rows))
 
 
 def notes(report: Report) -> list[str]:

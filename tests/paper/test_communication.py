@@ -29,6 +29,11 @@ def test_the_worked_example_has_the_papers_percentages() -> None:
     assert rows["sglr, that to each active client"]["total"] > rows["psl"]["total"]
 
 
+def test_no_bar_of_a_formula_opens_a_column() -> None:
+    table = example().table
+    assert not any("|" in field for row in [table.header, *table.rows] for field in row)
+
+
 def test_real_runs_move_what_the_formulas_say() -> None:
     rows = measured().rows
     assert len(rows) == 10
