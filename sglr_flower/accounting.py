@@ -49,7 +49,7 @@ def epsilon(noise: float, releases: int, delta: float) -> float:
     delta : float
         In (0, 1).
     """
-    from dp_accounting import get_epsilon_gaussian  # a second to import
+    from dp_accounting import get_epsilon_gaussian  # optional, and it imports SciPy
 
     return float(get_epsilon_gaussian(noise / math.sqrt(releases), delta)) if releases else 0.0
 

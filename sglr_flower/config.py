@@ -447,6 +447,7 @@ def _sentence(error: ValidationError) -> str:
     key, value = str(first["loc"][0]), first["input"]
     if first["type"] == "extra_forbidden":
         return _unknown_key(key)
+    key = _kebab(key)  # of a default that does not fit another key's value it is the field's name
     if first["type"] == "value_error":
         return f"run-config key {key} = {value!r}: {first['ctx']['error']}"
     allowed = str(first["msg"]).removeprefix("Input ")
