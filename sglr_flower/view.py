@@ -16,6 +16,7 @@ from rich.text import Text
 
 from sglr_flower.nodetable import GONE, NodeEntry, printable
 from sglr_flower.rundir import read_json
+from sglr_flower.units import flops
 
 MOST_NODES = 12
 """Rows of the table of nodes: what fits on a terminal below the bar."""
@@ -205,15 +206,6 @@ def _client(summary: Mapping[str, Any]) -> dict[str, str]:
             "" if step is None else f"; a step took it {1000 * step:.3g} ms"
         )
     return rows
-
-
-def flops(count: float) -> str:
-    """A number of floating-point operations as a person reads it."""
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PFLOP"
 
 
 _PARTS = {

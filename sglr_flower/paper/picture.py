@@ -15,8 +15,6 @@ from sglr_flower.paper.experiments import Experiment, Picture
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.table import Entry, column_of
 
-_MARKERS = "osD^vPX"
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from sglr_flower.report.groups import SPEAKING, Estimate, Group, Report, printable, text
 from sglr_flower.report.runs import Run
-from sglr_flower.view import flops
+from sglr_flower.units import flops
 
 NOTHING = "—"
 """A cell without a figure."""
