@@ -28,8 +28,9 @@ _Process = subprocess.Popen[bytes]
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 _KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1",
-    "glibc.malloc.arena_max=1",  # other arenas take no block of more than 64 MB, which a step of many clients has
-    "glibc.malloc.mmap_threshold=17179869184",
+    "glibc.malloc.arena_max=1",  # what one thread has freed is there for another
+    # Larger blocks go back at once: kept they are faster, but a heap of them has holes (docs/performance.md).
+    "glibc.malloc.mmap_threshold=33554432",
     "glibc.malloc.trim_threshold=17179869184",
     "glibc.malloc.top_pad=67108864",
 )

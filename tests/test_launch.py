@@ -245,7 +245,7 @@ def test_a_block_that_is_freed_is_there_again_without_new_pages(monkeypatch: pyt
 import ctypes, resource, threading
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-def faults(size=200_000_000):
+def faults(size=30_000_000):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = libc.malloc(ctypes.c_size_t(size))
     ctypes.memset(block, 1, size)
