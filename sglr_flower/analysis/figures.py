@@ -153,6 +153,7 @@ def tables(rows: Iterable[Row], batches: int) -> list[Table]:
 
 
 Figure = Callable[[Row], float | None]
+_LEGEND_WIDTH = 150  # letters, roughly
 
 
 def draw(rows: Sequence[Row]) -> bytes:
@@ -170,7 +171,8 @@ def draw(rows: Sequence[Row]) -> bytes:
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.run, []).append(row)
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(runs)))
+    some = mpl.colormaps["tab10"].colors[: len(runs)]
+    shades = some if len(runs) <= len(some) else mpl.colormaps["viridis"](np.linspace(0, 0.9, len(runs)))
     canvas = Canvas(figsize=(13, 7.2), layout="constrained")
     FigureCanvasAgg(canvas)
     panels = canvas.subplots(2, 3).flatten()
@@ -197,7 +199,9 @@ def draw(rows: Sequence[Row]) -> bytes:
     for axes in panels:
         _plain(axes)
     if len(runs) > 1:
-        canvas.legend(*panels[5].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        handles, labels = panels[5].get_legend_handles_labels()
+        columns = max(1, min(5, _LEGEND_WIDTH // (max(map(len, labels)) + 8)))
+        canvas.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     picture = io.BytesIO()
     canvas.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
