@@ -186,17 +186,21 @@ def analyze(run: Run, at: Checkpoint, name: str, batches: int, phi: float | None
 
 
 def names(runs: Sequence[Run], phi: float | None = None) -> list[str]:
-    """A name for each run: those of its clients, alpha and phi that are not every run's, else its folder."""
+    """A name for each run: those of its clients, alpha, phi and optimizer that are not every run's, else its folder."""
     values = []
     for run in runs:
         plan = assembly.plan(run.config, run.config.num_server_rounds)
         acting = assembly.plan(run.config.replace(splitavg_phase="all"), 1)
         chosen = acting.phi if phi is None else phi
-        values.append({"clients": str(len(plan.clients)), "alpha": f"{plan.alpha:g}", "phi": f"{chosen:g}"})
-    telling = [key for key in values[0] if len({value[key] for value in values}) > 1]
-    found = [", ".join(f"{key} {value[key]}" for key in telling) for value in values]
+        parts = {"clients": len(plan.clients), "alpha": plan.alpha, "phi": chosen}
+        values.append([*(f"{key} {value:g}" for key, value in parts.items()), run.config.optimizer])
+    telling = [k for k in range(len(values[0])) if len({value[k] for value in values}) > 1]
+    found = [", ".join(value[k] for k in telling) for value in values]
     alone = {name for name in found if name and found.count(name) == 1}
-    return [name if name in alone else f"{name} {run.path.name}".strip() for name, run in zip(found, runs, strict=True)]
+    return [
+        name if name in alone else f"{name} ({run.path.name})" if name else run.path.name
+        for name, run in zip(found, runs, strict=True)
+    ]
 
 
 def command(

@@ -43,7 +43,9 @@ class _Counter(TorchDispatchMode):
     Which imports torch's compiler when it is first used: a second, and 150 MB, in the server's process of a run.
     """
 
-    flops: int = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -103,11 +103,13 @@ def _to_csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no nan: null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+def _finite(value: Any) -> Any:
+    """The same with None in place of numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tables(rows: Iterable[Row], batches: int) -> list[Table]:
@@ -153,6 +155,7 @@ def tables(rows: Iterable[Row], batches: int) -> list[Table]:
 
 
 Figure = Callable[[Row], float | None]
+_LEGEND_WIDTH = 150  # letters, roughly
 
 
 def draw(rows: Sequence[Row]) -> bytes:
@@ -170,7 +173,8 @@ def draw(rows: Sequence[Row]) -> bytes:
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.run, []).append(row)
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(runs)))
+    few, many = mpl.colormaps["tab10"], mpl.colormaps["viridis"]
+    shades = [few(k) if len(runs) <= few.N else many(0.9 * k / len(runs)) for k in range(len(runs))]
     canvas = Canvas(figsize=(13, 7.2), layout="constrained")
     FigureCanvasAgg(canvas)
     panels = canvas.subplots(2, 3).flatten()
@@ -197,7 +201,9 @@ def draw(rows: Sequence[Row]) -> bytes:
     for axes in panels:
         _plain(axes)
     if len(runs) > 1:
-        canvas.legend(*panels[5].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        handles, labels = panels[5].get_legend_handles_labels()
+        columns = max(1, min(5, _LEGEND_WIDTH // (max(map(len, labels)) + 8)))
+        canvas.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     picture = io.BytesIO()
     canvas.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
