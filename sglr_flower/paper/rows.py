@@ -35,7 +35,7 @@ def draw(experiment: Experiment, kind: Picture, results: Sequence[Result], title
     seed = min(int(result.cell.labels["seed"]) for result in results)
     found = [result for result in results if result.cell.labels["seed"] == seed]
     rows = _reconstructions(experiment, found) if kind == "reconstructions" else _feature_maps(experiment, found)
-    return draw_rows(rows, f"{title}; seed {seed}")
+    return draw_rows(rows, f"{title}; {kind} of seed {seed}")
 
 
 def _named(experiment: Experiment, result: Result) -> str:
