@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -301,12 +299,9 @@ def sum_metrics(replies: Iterable[Message]) -> MetricRecord:
     return MetricRecord(total)
 
 
-def segment_bytes(message: Message) -> tuple[int, int]:
-    """Bytes of the segments in a message: those of their tensors, and what Flower's records add to them."""
-    records = message.content.array_records.values()
-    arrays = [array for record in records for array in record.values()]
-    tensors = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
-    return tensors, sum(record.count_bytes() for record in records) - tensors
+def array_bytes(message: Message) -> int:
+    """Bytes of the segments in a message, with what Flower's records add to their tensors."""
+    return sum(record.count_bytes() for record in message.content.array_records.values())
 
 
 def local_result(reply: Message) -> RoundResult:

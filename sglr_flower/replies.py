@@ -29,6 +29,11 @@ class SegmentCheck:
     def __init__(self, segment: Mapping[str, Tensor]) -> None:
         self._kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in segment.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors of one segment."""
+        return sum(shape.numel() * dtype.itemsize for shape, dtype in self._kinds.values())
+
     def states(self, reply: Message, clients: Sequence[int]) -> dict[int, dict[str, Tensor]]:
         """The states in a reply to ``query.collect``: those of ``clients`` that have trained.
 

@@ -25,7 +25,7 @@ from sglr_flower import assembly, methods, training
 from sglr_flower.attendance import Attendance
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
-from sglr_flower.delivery import Courier, Failure, local_result, segment_bytes, sum_metrics
+from sglr_flower.delivery import Courier, Failure, array_bytes, local_result, sum_metrics
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
 from sglr_flower.exchange.frames import FrameError
@@ -241,9 +241,10 @@ class SplitStrategy(Strategy):
         config = ConfigRecord({"clients": list(plan.clients), "attempt": attendance.number})
         messages = list(self.configure_train(plan.server_round, arrays, config, self._grid))
         opened = OpenRound(LocalLink({}))
-        for message in messages:
-            payload, rest = segment_bytes(message)
-            opened.segments += Sent(segments_down=payload, framing_down=rest)
+        if shared:
+            payload = len(messages) * self._segments.nbytes
+            framing = sum(array_bytes(message) for message in messages) - payload
+            opened.segments += Sent(segments_down=payload, framing_down=framing)
         if self._method.whole:
             # A node that trains by itself is silent for all its steps, and may have to wait for the others' workers.
             turns = len(messages) if self._roster.simulated else 1
@@ -260,9 +261,10 @@ class SplitStrategy(Strategy):
                 yield opened
             replies = self._with_average(link.replies, plan, attendance)
         averaged, metrics = self.aggregate_train(plan.server_round, replies)
-        for reply in replies:
-            payload, rest = segment_bytes(reply)
-            opened.segments += Sent(segments_up=payload, framing_up=rest)
+        if plan.shares_segment:
+            payload = len(replies) * self._segments.nbytes
+            framing = sum(array_bytes(reply) for reply in replies) - payload
+            opened.segments += Sent(segments_up=payload, framing_up=framing)
         if averaged is not None:
             # Flower averages in floating point; counters become whole numbers again.
             kinds = replies[0].content.array_records[ARRAYS].to_torch_state_dict()
