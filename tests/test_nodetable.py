@@ -124,4 +124,5 @@ def test_a_round_says_how_many_nodes_and_attempts_it_took(tmp_path: Path) -> Non
     RunDirectory(tmp_path).begin(History([replace(metrics(1), nodes=3, dropped_clients=2, attempts=2)]))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         (recorded,) = csv.DictReader(file)
+    assert tuple(recorded) == COLUMNS
     assert [recorded[column] for column in ("nodes", "dropped_clients", "attempts")] == ["3", "2", "2"]

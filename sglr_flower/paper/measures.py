@@ -41,7 +41,8 @@ def _accuracy(run_dir: Path) -> float:
 def _megabytes(run_dir: Path) -> float:
     """Smashed data and cut gradients of a client in the whole training, on the average over clients, in 10^6 bytes."""
     summary = read_json(run_dir / "summary.json")
-    return sum(summary[f"bytes_{part}"] for part in ("smashed", "unicast", "broadcast")) / summary["clients"] / 1e6
+    sent = sum(int(summary[f"bytes_{part}"]) for part in ("smashed", "unicast", "broadcast"))
+    return sent / int(summary["clients"]) / 1e6
 
 
 def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measure:
