@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower.metrics import History, RoundMetrics
+from sglr_flower.metrics import COLUMNS, History, RoundMetrics
 from sglr_flower.nodetable import (
     LONGEST_TEXT,
     NODE_COLUMNS,
