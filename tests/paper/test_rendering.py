@@ -23,7 +23,11 @@ def finish(folder: Path, cell: Cell, percent: float, curve: tuple[float, ...] = 
     """Write what a finished run of ``cell`` leaves, as far as tables and pictures read it."""
     directory = run_dir(folder, cell)
     directory.mkdir(parents=True)
-    summary = dict.fromkeys(SUMMARY_COLUMNS, 7) | {"test_accuracy_mean": percent / 100, "train_loss": None}
+    summary = dict.fromkeys(SUMMARY_COLUMNS, 7) | {
+        "test_accuracy_mean": percent / 100,
+        "train_loss": None,
+        "clients": 4,
+    }
     (directory / "summary.json").write_text(json.dumps(summary))
     rows = [
         dict.fromkeys(COLUMNS, "") | {"round": number, "test_accuracy_mean": value / 100}
