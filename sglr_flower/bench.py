@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 def bench_command(
     name: Annotated[str, typer.Argument(help=f"{', '.join(NAMES)}; left out: all of them.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and repetitions: minutes, not an hour.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases and repetitions: minutes, not hours.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for JSON and pictures; default: benchmarks/results in the checkout.")
     ] = None,

@@ -221,7 +221,7 @@ class _SuperLink:
 def _steady_memory() -> dict[str, str]:
     """Environment of a simulation's processes, which allocate and free the same memory in every step.
 
-    glibc keeps what is freed for the next step, in huge pages: else the kernel would have to clear pages in every step.
+    glibc keeps blocks of up to 32 MB for the next step, in huge pages: else the kernel would clear pages each time.
     GNU OpenMP's idle threads wait for more work a thirtieth as long as they would, as waiting they keep a core from the
     other processes. What the user has set goes before: of two values of a tunable the last counts.
     """

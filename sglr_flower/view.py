@@ -176,9 +176,9 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
         "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
     }
-    rows |= _client(summary)
     if parts := _parts(summary):
         rows["of that"] = parts
+    rows |= _client(summary)
     if summary.get("departures"):
         rows["nodes that left"] = _departures(summary)
     if "epsilon" in summary:
