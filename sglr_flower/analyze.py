@@ -68,6 +68,14 @@ def read(run_dir: Path, data_dir: Path | None = None) -> Run:
         )
     if config.partition == "own":
         raise UserError(f"{run_dir}: with partition = 'own' the training data are on the devices, and not here")
+    changed = {
+        "a defence of smashed data": assembly.defence(config),
+        "differential privacy (dp-noise)": assembly.privacy(config),
+        "a codec (wire-up, wire-down)": next((codec for codec in assembly.wire_codecs(config) if not codec.off), None),
+    }
+    for name, setting in changed.items():
+        if setting is not None:
+            raise UserError(f"{run_dir}: a run with {name} makes other steps than those which are analyzed")
     directory.latest_checkpoint()  # which says so if all are damaged
     found = checkpoint.whole(directory.checkpoints)
     if not found:

@@ -179,7 +179,9 @@ def encode(codec: Codec, tensor: Tensor, draws: Sequence[tuple[torch.Generator, 
         return Coded(tensor.to(torch.bfloat16))
     if codec.kind == "float16":
         limit = torch.finfo(torch.float16).max
-        return Coded(tensor.clamp(-limit, limit).to(torch.float16))
+        near = tensor.clamp(-limit, limit)
+        # What is infinite stays so: the receiver says that the training diverges.
+        return Coded(near.where(tensor.isfinite(), tensor).to(torch.float16))
     if codec.sparse:
         return _sparse(codec, tensor, draws)
     scale = tensor.abs().amax(_scaled_together(codec, tensor.dim()), keepdim=True) / LEVELS

@@ -98,7 +98,13 @@ class Trained:
         up, _ = assembly.wire_codecs(self.config)
         if not up.off:
             between.append(("wire", Wire(up)))
-        return nn.Sequential(OrderedDict([*_stages(segment), *between, *_stages(server)])).eval()
+        stages = [*_stages(segment), *between, *_stages(server)]
+        if len({name for name, _ in stages}) < len(stages):
+            raise UserError(
+                f"run-config key model = {self.config.model!r}: a stage of it is named as the clipping or the codec at "
+                "the cut, smashed_clip or wire, so that the two cannot be one network"
+            )
+        return nn.Sequential(OrderedDict(stages)).eval()
 
     def client_segment(self, client: int) -> nn.Sequential:
         """A client's segment by itself: what turns its images into smashed data.

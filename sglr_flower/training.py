@@ -252,7 +252,7 @@ def train(
         **history.summary(),
         **_per_client(history, len(assembly.clients(config))),
         **departures(directory.nodes()),
-        "client": client.bore(config, nodes.sizes, directory.nodes()),
+        "client": client.bore(config, len(history.rows), nodes.sizes, directory.nodes()),
         "seed": config.seed,
         **({} if ledger is None else _privacy_summary(config, ledger, history)),
     }
@@ -268,7 +268,8 @@ def _spent(config: RunConfig, ledger: Ledger | None, server_round: int, samples:
 def _charge(ledger: Ledger, plan: RoundPlan, samples: Mapping[int, int]) -> None:
     """Count an attempt of a round before anything is sent: what a round that fails has sent is known to the clients."""
     if not ledger.affords(plan, samples):
-        raise TooFewClients(f"round {plan.server_round}: the privacy budget does not allow it another time")
+        again = f"round {plan.server_round} another time"
+        raise UserError(f"run-config key dp-epsilon-budget = {ledger.budget:g}: it does not allow {again}")
     ledger.charge(plan, samples)
 
 

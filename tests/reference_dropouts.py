@@ -65,9 +65,10 @@ def plain_rounds(
             optimizers[i] = plain._optimizer(config, clients[i])
         leaves = gone.get(server_round, {})
         before = {i: copy.deepcopy((clients[i].state_dict(), optimizers[i].state_dict())) for i in leaves}
-        rate, phi = plain._rate(config, server_round), plain._phi(config, server_round)
+        phi = plain._phi(config, server_round)
         participants = plain._participants(config, server_round)
         order = {i: plain._batches(config, server_round, i, len(data[i])) for i in participants}
+        steps = max(len(batches) for batches in order.values())
         stays = {i: min(len(order[i]), leaves.get(i, len(order[i]))) for i in order}
         for step in range(max(stays.values())):
             here = [i for i in order if step < stays[i]]
@@ -78,6 +79,7 @@ def plain_rounds(
                 cut[i] = smashed[i].detach().requires_grad_()
             joint = plain._loss(config, server(torch.cat([cut[i] for i in here])), torch.cat([labels[i] for i in here]))
             joint.backward()
+            rate = plain._server_rate(config, server_round, step, steps)
             plain._update(server_optimizer, rate * len(here) ** alpha)  # eq. 13, C: the clients that are left
             samples = sum(len(labels[i]) for i in here)
             own = {i: cut[i].grad * samples / len(labels[i]) for i in here}  # eq. 5
@@ -85,7 +87,7 @@ def plain_rounds(
             for i in here:
                 averaged = plain._position_average(own, active, len(own[i])) if i in active else own[i]
                 smashed[i].backward(averaged)
-                plain._update(optimizers[i], rate)
+                plain._update(optimizers[i], plain._client_rate(config, server_round, step, len(order[i])))
         for i, (segment, moments) in before.items():
             clients[i].load_state_dict(segment)
             optimizers[i].load_state_dict(moments)

@@ -193,6 +193,20 @@ def test_a_method_without_a_joint_step_is_refused(tmp_path: Path, method: str) -
         analyze.read(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"smashed_clip": 5.0}, "a defence of smashed data"),
+        ({"wire_down": "int8"}, "a codec"),
+        ({"dp_noise": 1.0}, "differential privacy"),
+    ],
+)
+def test_a_run_whose_steps_are_others_is_refused(tmp_path: Path, changes: dict[str, object], named: str) -> None:
+    trained_runs.run(tmp_path / "run", **changes)
+    with pytest.raises(UserError, match=re.escape(named)):
+        analyze.read(tmp_path / "run")
+
+
 def test_mistakes_are_sentences(tmp_path: Path, runs: dict[float, Path]) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         analyze.read(tmp_path)

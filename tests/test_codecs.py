@@ -211,3 +211,9 @@ def test_a_score_is_taken_without_chance() -> None:
     assert parse("randtopk:0.1:0.2").scoring() == parse("topk:0.1")
     assert parse("int8").scoring() == parse("int8")
     assert math.isclose(parse("randtopk:0.1:0.2").tail, 0.2)
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "float16"])
+def test_what_is_not_finite_is_not_hidden(codec: str) -> None:
+    tensor = torch.tensor([[float("inf"), float("nan"), -float("inf"), 1.0]])
+    assert torch.equal(decode(encode(parse(codec), tensor), torch.float32).isfinite(), tensor.isfinite())

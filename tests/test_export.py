@@ -75,8 +75,8 @@ def test_without_this_package_it_gives_the_same_logits_for_one_image_and_for_sev
 
 
 @pytest.mark.parametrize("codec", ["int8", "topk:0.1"])
-def test_a_codec_at_the_cut_is_exported_with_the_network(tmp_path: Path, codec: str) -> None:
-    trained_runs.run(tmp_path / "run", wire_up=codec)
+def test_clipping_and_a_codec_at_the_cut_are_exported_with_the_network(tmp_path: Path, codec: str) -> None:
+    trained_runs.run(tmp_path / "run", wire_up=codec, smashed_clip=15.0)
     model = trained.load(tmp_path / "run")
     exported = export.export(model, 1)
     images = datasets.to_input(assembly.splits(model.config).test.images[:8], torch.float32)

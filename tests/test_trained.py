@@ -86,12 +86,13 @@ def test_the_caller_may_change_a_network(model: Trained) -> None:
 
 
 @pytest.mark.parametrize("codec", ["int8-channel", "randtopk:0.1:0.2"])
-def test_where_smashed_data_travelled_by_a_codec_the_network_has_it_at_the_cut(tmp_path: Path, codec: str) -> None:
+def test_where_smashed_data_were_clipped_and_coded_the_network_has_both_at_the_cut(tmp_path: Path, codec: str) -> None:
     """With it the network scores what the run recorded, on all images, in its only round."""
-    summary = trained_runs.run(tmp_path / "run", wire_up=codec)
+    summary = trained_runs.run(tmp_path / "run", wire_up=codec, smashed_clip=15.0)
     model = trained.load(tmp_path / "run")
     network = model.network(0)
-    assert "wire" in dict(network.named_children())
+    names = [name for name, _ in network.named_children()]
+    assert names.index("smashed_clip") + 1 == names.index("wire")
     assert list(network.state_dict()) == list(assembly.model(model.config).whole().state_dict())
 
     test = assembly.splits(model.config).test

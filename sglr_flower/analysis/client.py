@@ -48,22 +48,23 @@ def client_cost(config: RunConfig) -> ClientCost:
     return ClientCost(forward, backward, held.weights, held.gradients, held.optimizer, held.activations)
 
 
-def samples_trained(config: RunConfig, sizes: Mapping[int, int]) -> float:
+def samples_trained(config: RunConfig, rounds: int, sizes: Mapping[int, int]) -> float:
     """Samples that a client trained on, each as often as it was used: the mean over all clients, as the run planned it.
 
     Parameters
     ----------
     config : RunConfig
-        The run; of all its rounds.
+        The run.
+    rounds : int
+        How many it has made.
     sizes : Mapping[int, int]
         Client -> its number of samples; those that were never reached are left out.
     """
-    clients = assembly.clients(config)
-    rounds = range(1, config.num_server_rounds + 1)
+    clients, made = assembly.clients(config), range(1, rounds + 1)
     if config.fraction_train == 1:
-        each = config.num_server_rounds * sum(sizes.values())
+        each = rounds * sum(sizes.values())
     else:
-        drawn = (draw_participants(config.seed, r, len(clients), config.fraction_train) for r in rounds)
+        drawn = (draw_participants(config.seed, r, len(clients), config.fraction_train) for r in made)
         each = sum(sizes.get(client, 0) for taking_part in drawn for client in taking_part)
     return config.local_epochs * each / len(clients)
 
@@ -78,7 +79,7 @@ def step_seconds(nodes: Iterable[NodeRow]) -> float | None:
     return statistics.median(times) if times else None
 
 
-def bore(config: RunConfig, sizes: Mapping[int, int], nodes: Iterable[NodeRow]) -> dict[str, Any]:
+def bore(config: RunConfig, rounds: int, sizes: Mapping[int, int], nodes: Iterable[NodeRow]) -> dict[str, Any]:
     """What ``summary.json`` has under ``client``: a `ClientCost`, ``samples`` and ``step_seconds``.
 
     A network that cannot be counted does not make a run that is done a failure: operations and memory are then left
@@ -89,4 +90,4 @@ def bore(config: RunConfig, sizes: Mapping[int, int], nodes: Iterable[NodeRow]) 
         counted = asdict(client_cost(config))
     except Exception as error:
         log.warning("a client's operations and memory could not be counted: %s", error)
-    return {**counted, "samples": samples_trained(config, sizes), "step_seconds": step_seconds(nodes)}
+    return {**counted, "samples": samples_trained(config, rounds, sizes), "step_seconds": step_seconds(nodes)}

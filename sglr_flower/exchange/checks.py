@@ -198,7 +198,8 @@ def check_answer(upload: Upload, download: Download) -> None:
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither infinities nor NaN."""
     # A sum is finite only if all its terms are, and needs one pass and no memory; of large terms it may overflow.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[str]) -> None:

@@ -149,7 +149,8 @@ def clients(report: Report) -> Table | None:
 CLIENTS_NOTE = (
     "Operations are those of convolutions, linear layers and attention, two for a multiply-add; memory is weights, "
     "gradients, optimizer and activations of one client; bytes are the run's divided by its clients; the time is a "
-    "node's from an answer to its next frame divided by its clients, where nodes were timed."
+    "node's from an answer to its next frame divided by its clients, where nodes were timed. A forward that is made "
+    "again, with `recompute` or over Flower's messages, is counted once, and activations as if they were kept."
 )
 """A note under what one client bore."""
 

@@ -206,14 +206,14 @@ def train_round(
     on_step : Callable[[int, float], None]
         Told the number of steps done and the step's loss.
     """
-    steps, samples, total, stamps = 0, 0, 0.0, [time.perf_counter()]
+    steps, samples, losses, stamps = 0, 0, 0.0, [time.perf_counter()]
     server.begin(plan)
     while uploads := link.receive():
         downloads, loss = server.step(plan, uploads)
         link.send(downloads)
         stamps.append(time.perf_counter())
         size = sum(sum(upload.sizes) for upload in uploads.values())
-        steps, samples, total = steps + 1, samples + size, total + loss * size
+        steps, samples, losses = steps + 1, samples + size, losses + loss * size
         if on_step is not None:
             on_step(steps, loss)
     if not steps:
@@ -221,21 +221,21 @@ def train_round(
     server.end()
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
     # The first one holds the opening of the round: start-up of the nodes, not a step.
-    return RoundResult(steps, samples, total / samples, statistics.median(seconds[1:] or seconds))
+    return RoundResult(steps, samples, losses / samples, statistics.median(seconds[1:] or seconds))
 
 
 def train_locally(cohort: Cohort, plan: RoundPlan) -> RoundResult:
     """A round of local training on one node: no server segment, no exchange (FedAvg's ClientUpdate)."""
     cohort.begin(plan)
-    samples, total, stamps = 0, 0.0, [time.perf_counter()]
+    samples, losses, stamps = 0, 0.0, [time.perf_counter()]
     for step in itertools.count():
         loss, count = cohort.local_step(plan, step)
         if not count:
             break
-        samples, total = samples + count, total + loss
+        samples, losses = samples + count, losses + loss
         stamps.append(time.perf_counter())
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
-    return RoundResult(len(seconds), samples, total / samples, statistics.median(seconds))
+    return RoundResult(len(seconds), samples, losses / samples, statistics.median(seconds))
 
 
 def merge(results: Sequence[RoundResult], *, together: bool) -> RoundResult:

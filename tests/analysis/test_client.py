@@ -43,13 +43,14 @@ def test_activations_of_a_batch_are_those_that_its_forward_saves(name: str, batc
 
 def test_a_clients_samples_are_counted_as_often_as_they_are_used() -> None:
     config = RunConfig.parse({"num-clients": 4, "num-server-rounds": 3, "local-epochs": 2})
-    assert client.samples_trained(config, {0: 10, 1: 20, 2: 30, 3: 40}) == 3 * 2 * 25
+    assert client.samples_trained(config, 3, {0: 10, 1: 20, 2: 30, 3: 40}) == 3 * 2 * 25
+    assert client.samples_trained(config, 1, {0: 10, 1: 20, 2: 30, 3: 40}) == 2 * 25  # a run that ended early
     some = config.replace(fraction_train=0.5)
     drawn = [draw_participants(some.seed, r, 4, 0.5) for r in (1, 2, 3)]
     expected = 2 * sum(10 * (i + 1) for taking_part in drawn for i in taking_part) / 4
-    assert client.samples_trained(some, {0: 10, 1: 20, 2: 30, 3: 40}) == expected
+    assert client.samples_trained(some, 3, {0: 10, 1: 20, 2: 30, 3: 40}) == expected
     pooled = config.replace(method="centralized")
-    assert client.samples_trained(pooled, {0: 100}) == 3 * 2 * 100
+    assert client.samples_trained(pooled, 3, {0: 100}) == 3 * 2 * 100
 
 
 def test_a_clients_step_takes_its_share_of_its_nodes_time() -> None:

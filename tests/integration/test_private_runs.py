@@ -29,6 +29,8 @@ ALL = {
     "smashed-clip": 20,
     "smashed-noise": 0.05,
     "dp-noise": 0.01,
+    "wire-up": "randtopk:0.5:0.2",
+    "wire-down": "int8",
     "noise-seed": 7,
 }
 LIMITED = {
