@@ -89,7 +89,7 @@ def clipped(smashed: Tensor, bound: float, batch_dims: int = 1) -> Tensor:
     """Each sample scaled down to an L2 norm of at most ``bound``; gradients flow through the norm too."""
     norms: Tensor = torch.linalg.vector_norm(smashed.flatten(batch_dims), dim=-1)
     # Divided by at least the bound, so that a sample of zeros has a gradient.
-    scale = bound / norms.clamp(min=bound)
+    scale = norms.new_tensor(bound) / norms.clamp(min=bound)
     return smashed * scale.view(*scale.shape, *[1] * (smashed.dim() - batch_dims))
 
 
