@@ -80,9 +80,14 @@ class Outcome:
 
 
 def simulate(
-    settings: Mapping[str, Any], *, nodes: int = 2, watch_memory: bool = False, timeout: float = 3600
+    settings: Mapping[str, Any],
+    *,
+    nodes: int = 2,
+    watch_memory: bool = False,
+    timeout: float = 3600,
+    checkout: Path = ROOT,
 ) -> Outcome:
-    """Run `sglr run` to its end.
+    """Run the `sglr run` of a checkout to its end.
 
     Raises
     ------
@@ -93,7 +98,7 @@ def simulate(
         folder, mark = Path(home), Path(home).name
         config, run_dir = folder / "run.toml", folder / "run"
         config.write_text(tomli_w.dumps({**settings, "run-dir": str(run_dir)}), encoding="utf-8")
-        env = environment() | {MARK: mark}
+        env = environment(checkout) | {MARK: mark}
         command = [sys.executable, "-m", "sglr_flower.cli", "run", str(config), "--nodes", str(nodes)]
         memory, ended = Memory(), threading.Event()
         watcher = threading.Thread(target=_watch, args=(mark, memory, ended))
@@ -101,7 +106,7 @@ def simulate(
         if watch_memory:
             watcher.start()
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=checkout, env=env, stdout=log, stderr=log)
             try:
                 first = _first_step(process, run_dir, started)
                 process.wait(timeout)
@@ -127,11 +132,11 @@ def _first_step(process: subprocess.Popen[bytes], run_dir: Path, started: float)
     return None
 
 
-def environment() -> dict[str, str]:
-    """The environment of this process, without what would set Flower's or torch's ways."""
+def environment(checkout: Path = ROOT) -> dict[str, str]:
+    """The environment of this process, without what would set Flower's or torch's ways, for a checkout's code."""
     ours = ("FLWR_", "OMP_", "MKL_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return kept | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONPATH": path}
 
 

@@ -131,6 +131,7 @@ def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
         # Segments are averaged or handed on only where they started alike (SplitFed and FedAvg, Algorithm 1 of each).
         shared=method.shares_segment or config.initial_segments == "shared",
         dtype=dtype(config),
+        mixed=config.autocast == "bfloat16",
     )
 
 

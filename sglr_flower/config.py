@@ -226,6 +226,11 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="bfloat16: segments multiply in bfloat16 by torch.autocast, which is faster where the device has "
+        "instructions for it; weights, optimizers and what travels stay float32; the results are others",
+    )
     server_device: str = Field(
         "",
         description="where the server segment computes: cpu, cuda, or cuda:N; empty: the GPU if there is one",
@@ -311,6 +316,13 @@ class RunConfig(BaseModel):
     def _at_most_all_clients(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("num_clients", value):
             raise ValueError(f"it must be at most num-clients = {info.data['num_clients']}")
+        return value
+
+    @field_validator("autocast")
+    @classmethod
+    def _only_of_float32(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("dtype") == "float64":
+            raise ValueError("it must be none with dtype = 'float64', which is there to check numbers")
         return value
 
     @field_validator("server_device")

@@ -20,20 +20,12 @@ from pathlib import Path
 from typing import IO, Self
 
 from sglr_flower.errors import UserError
-from sglr_flower.machine import available_cpus, gpu_places
+from sglr_flower.machine import available_cpus, gpu_places, steady_memory
 from sglr_flower.processes import complaint, environment, free_port, keeper, said_since, script
 
 _Process = subprocess.Popen[bytes]
 
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
-_KEEP_MEMORY = (
-    "glibc.malloc.hugetlb=1",
-    "glibc.malloc.arena_max=1",  # what one thread has freed is there for another
-    # Larger blocks go back at once: kept they are faster, but a heap of them has holes (docs/performance.md).
-    "glibc.malloc.mmap_threshold=33554432",
-    "glibc.malloc.trim_threshold=17179869184",
-    "glibc.malloc.top_pad=67108864",
-)
 
 # What Flower raises in place of the exception that matters; that one stands earlier in the log.
 _WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
@@ -218,20 +210,6 @@ class _SuperLink:
         return {}
 
 
-def _steady_memory() -> dict[str, str]:
-    """Environment of a simulation's processes, which allocate and free the same memory in every step.
-
-    glibc keeps blocks of up to 32 MB for the next step, in huge pages: else the kernel would clear pages each time.
-    GNU OpenMP's idle threads wait for more work a thirtieth as long as they would, as waiting they keep a core from the
-    other processes. What the user has set goes before: of two values of a tunable the last counts.
-    """
-    own = os.environ.get("GLIBC_TUNABLES")
-    return {
-        "GLIBC_TUNABLES": ":".join([*_KEEP_MEMORY, own] if own else _KEEP_MEMORY),
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
-    }
-
-
 @contextlib.contextmanager
 def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
@@ -239,7 +217,7 @@ def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
         port = free_port()
-        env = environment(home, code_dir) | _steady_memory()
+        env = environment(home, code_dir) | steady_memory()
         (Path(home) / "config.toml").write_text(
             f'[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )

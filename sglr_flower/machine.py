@@ -6,6 +6,15 @@ import math
 import os
 import sys
 
+_KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1",
+    "glibc.malloc.arena_max=1",  # what one thread has freed is there for another
+    # Larger blocks go back at once: kept they are faster, but a heap of them has holes (docs/performance.md).
+    "glibc.malloc.mmap_threshold=33554432",
+    "glibc.malloc.trim_threshold=17179869184",
+    "glibc.malloc.top_pad=67108864",
+)
+
 
 def available_cpus() -> int:
     """CPUs that this process may run on: fewer than the machine has under taskset, SLURM or a cpuset."""
@@ -68,3 +77,17 @@ def assigned_cpus() -> int:
     if not simulated():
         return 0
     return max(1, int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
+def steady_memory() -> dict[str, str]:
+    """Environment of training processes, which allocate and free the same memory in every step.
+
+    glibc keeps blocks of up to 32 MB for the next step, in huge pages: else the kernel would clear pages each time.
+    GNU OpenMP's idle threads wait for more work a thirtieth as long as they would, as waiting they keep a core from the
+    other processes. What the user has set goes before: of two values of a tunable the last counts.
+    """
+    own = os.environ.get("GLIBC_TUNABLES")
+    return {
+        "GLIBC_TUNABLES": ":".join([*_KEEP_MEMORY, own] if own else _KEEP_MEMORY),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+    }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower import launch
+from sglr_flower import launch, machine
 from sglr_flower.errors import UserError
 from sglr_flower.launch import Outcome, Resources, Simulation, check_fits
 
@@ -230,10 +230,10 @@ def test_a_simulation_that_was_not_used_is_gone_at_once() -> None:
 def test_freed_memory_is_kept_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    usual = launch._steady_memory()
+    usual = machine.steady_memory()
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     monkeypatch.setenv("GOMP_SPINCOUNT", "5")
-    own = launch._steady_memory()
+    own = machine.steady_memory()
     assert usual["GOMP_SPINCOUNT"] == "10000"
     assert own == {"GLIBC_TUNABLES": f"{usual['GLIBC_TUNABLES']}:glibc.malloc.hugetlb=0", "GOMP_SPINCOUNT": "5"}
 
@@ -257,7 +257,7 @@ thread.start(); thread.join()
 print(max(found[1:]))
 """
     counts = {}
-    for name, settings in {"usual": {}, "kept": launch._steady_memory()}.items():
+    for name, settings in {"usual": {}, "kept": machine.steady_memory()}.items():
         env = {**os.environ, **settings}
         done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
         counts[name] = int(done.stdout)

@@ -8,6 +8,7 @@ function in the run-config: ``model = "package.module:function"``.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -100,6 +101,19 @@ def cut_index(network: nn.Sequential, cut: str) -> int:
     )
 
 
+class MixedPrecision(nn.Sequential):
+    """Stages that compute in bfloat16 where `torch.autocast` does; weights, input and output keep their dtype.
+
+    Slices are of the same class, so both segments of such a network compute like this.
+    """
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """The stages in order, (n, *shape)."""
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            output: torch.Tensor = super().forward(batch)
+        return output.to(batch.dtype)
+
+
 @dataclass(frozen=True)
 class SplitModel:
     """A model, a cut and a seed: everything that fixes the initial weights of all segments.
@@ -123,6 +137,8 @@ class SplitModel:
         Whether all clients start from the same weights (client 0's).
     dtype : torch.dtype
         Of weights and activations.
+    mixed : bool
+        Whether segments compute in bfloat16 where autocast does (`MixedPrecision`).
     """
 
     name: str
@@ -132,6 +148,7 @@ class SplitModel:
     seed: int
     shared: bool = False
     dtype: torch.dtype = torch.float32
+    mixed: bool = False
 
     def whole(self, client: int = 0) -> nn.Sequential:
         """The unsplit network with client ``client``'s initial weights.
@@ -147,7 +164,7 @@ class SplitModel:
             seed_torch(torch.device("cpu"), self.seed, "model", 0 if self.shared else client)
             network = model.build(self.num_classes, self.image_size).to(self.dtype)
         _work_out_of_place(network)
-        return network
+        return MixedPrecision(OrderedDict(network._modules)) if self.mixed else network
 
     def client_segment(self, client: int) -> nn.Sequential:
         """Initial client segment of one client: the stages up to the cut."""

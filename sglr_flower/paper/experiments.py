@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sglr_flower.config import RunConfig, Scalar
+from sglr_flower.config import RunConfig, Scalar, parse_assignment
 from sglr_flower.methods import METHODS
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import Cell, Label
-from sglr_flower.paper.measures import ACCURACY, CROSS_ENTROPY, LEAKAGE, MEGABYTES, Measure
+from sglr_flower.paper.measures import ACCURACY, CROSS_ENTROPY, EPSILON, LEAKAGE, MEGABYTES, Measure
 from sglr_flower.paper.scales import SCALES, Scale
 
 Grid = Mapping[str, Sequence[Label]]
-Picture = Literal["lines", "heat map", "points", "curves", "bytes", "reconstructions", "feature maps"]
+Picture = Literal["lines", "heat map", "points", "curves", "trade-off", "reconstructions", "feature maps"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Experiment:
     rows, columns : str, tuple[str, ...]
         The label that tells the rows of its table apart, and those that tell its columns apart (none: one column).
     grids : Mapping[str, Grid]
-        Scale -> label -> its values; the cells are all combinations.
+        Scale -> label -> its values; the cells are all combinations. ``tiny`` has those of ``small``.
     settings : Callable[[Mapping[str, Label]], dict[str, Scalar]]
         The run-config values that follow from a combination, ``method`` among them.
     paper : Callable[[Mapping[str, Label]], float | None]
@@ -84,7 +84,7 @@ class Experiment:
 
     def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
         """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
-        grid = self.grids[scale.name]
+        grid = self.grids["small" if scale.name == "tiny" else scale.name]
         combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
 
@@ -127,6 +127,22 @@ def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
 def _by_codec(labels: Mapping[str, Label]) -> dict[str, Scalar]:
     up, _, down = str(labels["codec"]).partition("+")
     return {**split_settings(0.0, 0.0), "wire-up": up, "wire-down": down or up}
+
+
+def _with_keys(labels: Mapping[str, Label], label: str) -> dict[str, Scalar]:
+    """The run-config values that a label names as ``key=value`` with spaces between, or ``none``."""
+    named = str(labels[label]).split()
+    return dict(parse_assignment(pair) for pair in named if pair != "none")
+
+
+def _by_defence(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    # Noise follows from a number, so that the table can be made again: this attacker does not use that.
+    return {**split_settings(0.0, 0.0), "noise-seed": 0, **_with_keys(labels, "defence")}
+
+
+def _by_privacy(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    bounds: dict[str, Scalar] = {"dp-clip": 0.05, "dp-server-clip": 2.0}
+    return {**split_settings(0.5, 0.5), **bounds, **_with_keys(labels, "privacy")}
 
 
 def _alexnet_by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
@@ -188,6 +204,24 @@ _CODECS = (
     "randtopk:0.1:0.1+topk:0.1",
     "topk:0.02",
     "randtopk:0.02:0.1+topk:0.02",
+)
+_DEFENCES = (
+    "none",
+    "nopeek-weight=0.5",
+    "nopeek-weight=5",
+    "smashed-noise=0.5",
+    "smashed-noise=2",
+    "smashed-clip=20 smashed-noise=0.5",
+    "smashed-clip=20 smashed-noise=2",
+)
+_PRIVACY = (
+    "none",
+    "dp-noise=0.001",
+    "dp-noise=0.01",
+    "dp-noise=0.1",
+    "dp-noise=1",
+    "dp-noise=0.01 dp-protects=messages",
+    "dp-noise=0.1 dp-protects=messages",
 )
 _PHIS: Mapping[str, Grid] = {
     "full": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
@@ -367,12 +401,51 @@ EXPERIMENTS = {
             },
             settings=_by_codec,
             paper=lambda labels: None,
-            picture="bytes",
+            picture="trade-off",
             note="a codec is of both directions, or UP+DOWN; the method is psl, in which every client receives "
             "gradients of its own. MB are of smashed data and cut gradients, of one client over the whole training. "
             "Not a table of the paper",
             baseline="none",
             beside=(MEGABYTES,),
+        ),
+        Experiment(
+            name="defences",
+            title="Defences: accuracy by what an attack reconstructs",
+            rows="defence",
+            columns=("clients",),
+            grids={
+                "full": {"defence": _DEFENCES, "clients": (6,)},
+                "small": {"defence": _DEFENCES, "clients": (6,)},
+                "smoke": {"defence": ("none", "smashed-clip=20 smashed-noise=2"), "clients": (4,)},
+            },
+            settings=_by_defence,
+            paper=lambda labels: None,
+            picture="trade-off",
+            note="the method is psl; each run is attacked as in table5, and the attack gets what the defence leaves. "
+            "A higher cross-entropy is a worse reconstruction. Not a table of the paper",
+            baseline="none",
+            beside=(CROSS_ENTROPY, *LEAKAGE),
+            attack=True,
+            also=("reconstructions",),
+        ),
+        Experiment(
+            name="privacy",
+            title="Differential privacy of what clients receive: accuracy by epsilon",
+            rows="privacy",
+            columns=("clients",),
+            grids={
+                "full": {"privacy": _PRIVACY, "clients": (10,)},
+                "small": {"privacy": _PRIVACY, "clients": (10,)},
+                "smoke": {"privacy": ("none", "dp-noise=0.01"), "clients": (4,)},
+            },
+            settings=_by_privacy,
+            paper=lambda labels: None,
+            picture="trade-off",
+            note="alpha and phi are 0.5; a client's cut gradient is bounded to a norm of 0.05, and its gradient by the "
+            "server's weights to 2, which is about what they have in the first hundred steps without it; epsilon is at "
+            "delta 1e-5. Not a table of the paper, which names it as future work",
+            baseline="none",
+            beside=(EPSILON,),
         ),
     )
 }

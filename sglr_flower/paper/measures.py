@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ class Measure:
     decimals : int
         With which it is shown.
     value : Callable[[Path], float]
-        Reads it from the run directory.
+        Reads it from the run directory; nan of a run that has no such figure.
+    log : bool
+        Whether it is drawn on a logarithmic axis.
     """
 
     column: str
@@ -31,6 +34,7 @@ class Measure:
     axis: str
     decimals: int
     value: Callable[[Path], float]
+    log: bool = False
 
 
 def _accuracy(run_dir: Path) -> float:
@@ -45,6 +49,11 @@ def _megabytes(run_dir: Path) -> float:
     return sent / int(summary["clients"]) / 1e6
 
 
+def _epsilon(run_dir: Path) -> float:
+    """What the run has spent; nan where it states no epsilon."""
+    return float(read_json(run_dir / "summary.json").get("epsilon") or math.nan)
+
+
 def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measure:
     def value(run_dir: Path) -> float:
         return float(read_json(run_dir / FOLDER / RESULT)["measures"][name]["mean"])
@@ -53,7 +62,8 @@ def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measur
 
 
 ACCURACY = Measure("", "accuracy (%)", "test accuracy (%)", 2, _accuracy)
-MEGABYTES = Measure("", "client MB", "smashed data and cut gradients of a client (MB)", 2, _megabytes)
+MEGABYTES = Measure("", "client MB", "smashed data and cut gradients of a client (MB)", 2, _megabytes, log=True)
+EPSILON = Measure("epsilon", "epsilon", "epsilon", 1, _epsilon, log=True)
 CROSS_ENTROPY = _of_attack("cross_entropy", "cross-entropy", 4, "binary cross-entropy of the reconstruction")
 LEAKAGE = (
     _of_attack("entropy", "its floor", 4),

@@ -61,8 +61,8 @@ def draw(
         _curves(figure, experiment, results)
     elif kind == "points":
         _points(figure, experiment, places, petaflops)
-    elif kind == "bytes":
-        _by_bytes(figure, experiment, places)
+    elif kind == "trade-off":
+        _trade_off(figure, experiment, places)
     elif kind == "heat map":
         _heat_maps(figure, experiment, places)
     else:
@@ -164,24 +164,32 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
     panels[0].legend(loc="best", frameon=False, fontsize="small")
 
 
-def _by_bytes(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
-    """Accuracy by what training sends for a client, a point with its interval for each row."""
+def _trade_off(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
+    """The measure over the first one beside it, a point with its intervals for each row that has both."""
     axes = figure.subplots()
-    done = [(entry.beside[0].mean, entry.ours, entry) for entry in places if entry.ours and entry.beside[0]]
+    price = experiment.beside[0]
+    done = [(entry.beside[0], entry.ours, entry) for entry in places if entry.ours and entry.beside[0]]
     at = 0.0
-    for index, (megabytes, accuracy, entry) in enumerate(sorted(done, key=lambda point: point[0])):
-        at = max(megabytes, 1.06 * at)  # else intervals of points with as many bytes would lie on each other
+    for index, (cost, gained, entry) in enumerate(sorted(done, key=lambda point: point[0].mean)):
+        # On a logarithmic axis points with the same price would lie on each other, intervals and all.
+        at = max(cost.mean, 1.06 * at) if price.log else cost.mean
         axes.errorbar(
             at,
-            accuracy.mean,
-            _widths([(0, accuracy)]),
+            gained.mean,
+            _widths([(0, gained)]),
+            _widths([(0, cost)]),
             fmt=_MARKERS[index % len(_MARKERS)],
             capsize=3,
             color=f"C{index % 10}",
             label=text(entry.labels[experiment.rows]),
         )
-    axes.set_xscale("log")
-    axes.set_xlabel(f"{experiment.beside[0].axis}; equal ones side by side")
+    if price.log:
+        axes.set_xscale("log")
+    for entry in places:
+        if entry.ours and not entry.beside[0]:
+            label = f"{text(entry.labels[experiment.rows])} (no {price.heading})"
+            axes.axhline(entry.ours.mean, color="grey", linestyle="--", linewidth=1, label=label)
+    axes.set_xlabel(f"{price.axis}; equal ones side by side" if price.log else price.axis)
     axes.set_ylabel(experiment.measure.axis)
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     _plain(axes)

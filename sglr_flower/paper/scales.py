@@ -1,4 +1,4 @@
-"""How much of the paper's setting is run: all of it, an honest reduction, or a test that everything works."""
+"""How much of the paper's setting is run: all, an honest reduction or a third of that, or a test that all works."""
 
 from __future__ import annotations
 
@@ -73,6 +73,17 @@ SCALES = {
                 "evaluate-samples": 1000,
             },
             curves={"evaluate-every": 1, "evaluate-samples": 500},
+        ),
+        Scale(
+            "tiny",
+            {
+                **_FULL,
+                "samples-per-client": 150,
+                "num-server-rounds": 10,
+                "evaluate-every": 0,
+                "evaluate-samples": 500,
+            },
+            curves={"evaluate-every": 1},
         ),
         Scale("full", _FULL),
     )

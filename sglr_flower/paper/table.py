@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,7 +74,8 @@ def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Res
 
 
 def _estimated(measure: Measure, results: Sequence[Result]) -> Estimate | None:
-    return estimate([measure.value(result.directory) for result in results]) if results else None
+    values = [measure.value(result.directory) for result in results]
+    return None if any(map(math.isnan, values)) or not values else estimate(values)
 
 
 def _over(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> Estimate | None:

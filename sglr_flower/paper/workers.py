@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglr_flower.errors import UserError
-from sglr_flower.machine import available_cpus
+from sglr_flower.machine import available_cpus, steady_memory
 
 PER_GPU = 4
 """Cells at once on a GPU: a cell's small batches leave most of one idle, and each cell needs a CPU beside it."""
@@ -43,7 +43,7 @@ class Workers:
 
     def environment(self, place: int) -> dict[str, str]:
         """The environment of a cell in one of the places, from 0."""
-        environment = dict(os.environ)
+        environment = dict(os.environ) | steady_memory()
         if self.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(self.cpus_each)
         if self.gpus:
