@@ -1,9 +1,9 @@
 """A training step through `sglr run` beside the same step of a plain PyTorch loop, ResNet16, batches of eight.
 
-``sglr bench step`` or ``python -m benchmarks.step``; a quarter of an hour on two cores, with ``--quick`` three minutes.
+``sglr bench step`` or ``python -m benchmarks.step``; half an hour on two cores, with ``--quick`` four minutes.
 The two take turns, each in fresh processes, so that a machine that gets slower or faster meanwhile does so for both; so
 does a third, which measures how fast the machine multiplies matrices, and with that what the step's operations take at
-least (`benchmarks.floor`).
+least (`benchmarks.floor`), and a run with ``autocast``, whose results are others.
 The images are the bundled digits at 32 x 32, so that nothing has to be there; a step's cost does not depend on them.
 """
 
@@ -51,12 +51,14 @@ def main(
     for _ in range(repetitions):
         for clients in counts:
             seconds[clients, "run"].append(run_step_seconds(clients))
+            seconds[clients, "mixed"].append(run_step_seconds(clients, autocast="bfloat16"))
             seconds[clients, "plain loop"].append(measured("benchmarks.plain", clients))
             seconds[clients, "floor"].append(measured("benchmarks.floor", clients))
     cells = [
         {
             "clients": clients,
             "run_seconds": machine.spread(seconds[clients, "run"]),
+            "mixed_precision_run_seconds": machine.spread(seconds[clients, "mixed"]),
             "plain_loop_seconds": machine.spread(seconds[clients, "plain loop"]),
             "ratio": machine.spread(machine.ratios(seconds[clients, "run"], seconds[clients, "plain loop"])),
             "floor_seconds": machine.spread(seconds[clients, "floor"]),
@@ -74,9 +76,9 @@ def settings(clients: int) -> dict[str, Any]:
     return {**RUN, "num-clients": clients, "local-epochs": max(10, 200 // clients)}
 
 
-def run_step_seconds(clients: int) -> float:
-    """Median time of a run's step, two nodes."""
-    (row,) = simulate(settings(clients), nodes=NODES).rows
+def run_step_seconds(clients: int, **changes: str) -> float:
+    """Median time of a run's step, two nodes; ``changes`` to its settings."""
+    (row,) = simulate(settings(clients) | changes, nodes=NODES).rows
     return float(row["step_seconds_median"])
 
 
@@ -94,12 +96,13 @@ def measured(module: str, clients: int) -> float:
 def table(cells: list[dict[str, Any]]) -> Table:
     """Milliseconds per step by clients, and the ratio."""
     found = Table("clients", title=f"A step of a run on {NODES} nodes beside the plain loop's")
-    for heading in ("plain loop (ms)", "run (ms)", "run / plain loop", "operations alone (ms)"):
+    headings = ("plain loop (ms)", "run (ms)", "run / plain loop", "operations alone (ms)", "run in bfloat16 (ms)")
+    for heading in headings:
         found.add_column(heading, justify="right")
     for cell in cells:
         times = [machine.milliseconds(cell[name]) for name in ("plain_loop_seconds", "run_seconds")]
-        floor = machine.milliseconds(cell["floor_seconds"])
-        found.add_row(str(cell["clients"]), *times, machine.ratio(cell["ratio"]), floor)
+        others = [machine.milliseconds(cell[name]) for name in ("floor_seconds", "mixed_precision_run_seconds")]
+        found.add_row(str(cell["clients"]), *times, machine.ratio(cell["ratio"]), *others)
     return found
 
 

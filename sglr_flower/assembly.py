@@ -80,9 +80,7 @@ def privacy(config: RunConfig) -> GaussianDp | None:
 
 
 def wire_codecs(config: RunConfig) -> tuple[Codec, Codec]:
-    """How smashed data and cut gradients travel; of a network that is not cut there are none."""
-    if methods.get(config.method).whole:
-        return codecs.OFF, codecs.OFF
+    """How smashed data and cut gradients travel."""
     return codecs.parse(config.wire_up), codecs.parse(config.wire_down)
 
 

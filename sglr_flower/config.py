@@ -341,8 +341,10 @@ class RunConfig(BaseModel):
 
     @field_validator("wire_up", "wire_down")
     @classmethod
-    def _known_codec(cls, value: str) -> str:
-        codecs.parse(value)
+    def _known_codec(cls, value: str, info: ValidationInfo) -> str:
+        name = info.data.get("method", "")
+        if not codecs.parse(value).off and name and methods.get(name).whole:
+            raise ValueError(f"it must be none with method {name}, which sends no smashed data")
         return value
 
     @field_validator("splitavg_phase")

@@ -151,6 +151,8 @@ def refusal(segment: nn.Module) -> str:
     Given its weights, what it computes in training of a client's batch must be a function of that batch. Batch norm's
     running statistics are only written then; what else it keeps may be read.
     """
+    if not any(weight.requires_grad for weight in segment.parameters()):
+        return "its server segment has no weight that is trained, so there is no update to protect (dp-protects)"
     for name, module in segment.named_modules():
         if not isinstance(module, _BatchNorm) and next(module.named_buffers(recurse=False), None) is not None:
             return (

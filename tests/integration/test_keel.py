@@ -36,6 +36,7 @@ SCHEDULES = {
 }
 CASES: list[Case] = list(itertools.product(PHIS, ALPHAS, ("float32", "float64"), ("constant",)))
 CASES += [(0.5, 1.0, dtype, "cyclic") for dtype in ("float32", "float64")]
+CASES += [(0.5, 1.0, "bfloat16", "constant")]  # float32 with autocast
 LAYOUTS = {1: "1 x 4", 2: "2 x 2", 4: "4 x 1"}
 EXCHANGES = ("in-process", "stream", "grid")
 
@@ -49,7 +50,8 @@ def settings(case: Case) -> dict[str, object]:
         "num-server-rounds": 2,
         "splitavg-phi": phi,
         "splitlr-alpha": alpha,
-        "dtype": dtype,
+        "dtype": "float64" if dtype == "float64" else "float32",
+        "autocast": "bfloat16" if dtype == "bfloat16" else "none",
         "evaluate-every": 0,
         "evaluate-samples": 10,
         "checkpoint-every": 2,

@@ -187,6 +187,28 @@ def test_weights_have_the_runs_dtype() -> None:
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_multiplies_in_bfloat16_and_leaves_the_rest_as_it_is(name: str) -> None:
+    plain, mixed = (SplitModel(name, "", 10, seed=0, mixed=mixed) for mixed in (False, True))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for build in (lambda model: model.client_segment(0), lambda model: model.server_segment()):
+        ours, theirs = build(mixed).eval(), build(plain).eval()
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        assert {weight.dtype for weight in ours.parameters()} == {torch.float32}
+        inputs = [images.clone().requires_grad_() for _ in range(2)]
+        outputs = [segment(batch) for segment, batch in zip((ours, theirs), inputs, strict=True)]
+        assert outputs[0].dtype == torch.float32
+        seen = [output.detach() for output in outputs]
+        # bfloat16 has 8 bits: other numbers, but not by much.
+        assert 0 < (seen[0] - seen[1]).norm() < 0.05 * seen[1].norm()
+        for output, batch in zip(outputs, inputs, strict=True):
+            output.square().mean().backward()
+            assert batch.grad is not None and batch.grad.dtype == torch.float32
+        gradients = [batch.grad for batch in inputs]
+        assert (gradients[0] - gradients[1]).norm() < 0.2 * gradients[1].norm()
+        images = seen[1]
+
+
 def test_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"model = 'vgg'.*resnet16, alexnet, resnet18, vit.*package\.module:function"):
         models.get("vgg")

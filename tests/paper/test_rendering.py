@@ -167,9 +167,10 @@ def test_cells_of_earlier_calls_stay_in_the_table(tmp_path: Path) -> None:
     assert "# and earlier calls, for the cells that this one leaves out" in (tmp_path / "table.md").read_text()
 
 
-# Feature maps are drawn from a run's network: tests/paper/test_rows.py makes some.
+# Feature maps and attacks are of a run's network: tests/paper/test_rows.py makes some.
 @pytest.mark.parametrize(
-    "name", [name for name, one in EXPERIMENTS.items() if "feature maps" not in one.pictures.values()]
+    "name",
+    [name for name, one in EXPERIMENTS.items() if not one.attack and "feature maps" not in one.pictures.values()],
 )
 def test_every_experiment_draws_its_picture(tmp_path: Path, name: str) -> None:
     """Of two seeds, with one cell missing; that a picture shows what it should is for eyes."""

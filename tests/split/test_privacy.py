@@ -318,6 +318,7 @@ def test_a_segment_whose_buffers_may_hold_others_data_is_refused() -> None:
     assert refusal(network()) == ""
     assert refusal(assembly.model(RunConfig.parse({})).server_segment()) == ""
     assert "part 1 keeps a buffer" in refusal(nn.Sequential(nn.Linear(3, 3), Remembering()))
+    assert "no weight that is trained" in refusal(nn.Sequential(nn.Flatten()))
 
 
 def test_a_run_is_not_begun_with_such_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,20 @@ def test_a_run_with_stacked_cohorts_has_the_weights_of_a_plain_loop(method: str,
     assert largest_difference(final_weights(tmp_path / "run"), plain_loop(config)) < 1e-9
 
 
+def test_clients_are_computed_together_in_mixed_precision_too(together: list[int]) -> None:
+    """An output's distance from float32 is that of bfloat16, whichever way clients are computed."""
+    drawn = {mixed: assembly.model(RunConfig.parse({"autocast": mixed})) for mixed in ("none", "bfloat16")}
+    data, outputs = {client: images(4, client) for client in EQUAL}, {}
+    for kind, mixed, is_stacked in (("exact", "none", False), ("loop", "bfloat16", False), ("stack", "bfloat16", True)):
+        trained = Cohort(data, drawn[mixed].client_segment, "adam", stacked=is_stacked)
+        trained.begin(PLAN)
+        outputs[kind] = trained.forward(PLAN, 0).smashed
+    assert together == [4]
+    rounding = (outputs["loop"] - outputs["exact"]).norm()
+    assert 0 < (outputs["stack"] - outputs["exact"]).norm() < 1.5 * rounding
+    assert (outputs["stack"] - outputs["loop"]).norm() < 1.5 * rounding < 0.02 * outputs["exact"].norm()
+
+
 def test_states_are_saved_and_loaded_as_without_a_stack() -> None:
     plans = [replace(PLAN, server_round=k, clients=clients) for k, clients in ((1, (0, 1, 2)), (2, (0, 1, 3)))]
     loop = train(cohort(EQUAL), server(), plans)
