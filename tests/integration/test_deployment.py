@@ -30,6 +30,21 @@ SETTINGS = {
     "evaluate": "client",
     "dtype": "float64",
 }
+PRIVATE = {
+    **SETTINGS,
+    "nopeek-weight": 0.2,
+    "smashed-clip": 20,
+    "smashed-noise": 0.05,
+    "dp-noise": 0.01,
+    "noise-seed": 7,
+    "wire-up": "randtopk:0.5:0.2",
+    "wire-down": "int8",
+}
+RUNS = {
+    "plain": SETTINGS | {"exchange": "stream"},
+    "private-stream": PRIVATE | {"exchange": "stream"},
+    "private-grid": PRIVATE | {"exchange": "grid", "samples-per-client": 16, "evaluate-samples": 10},
+}
 
 
 def free_port() -> int:
@@ -85,34 +100,46 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-@pytest.mark.timeout(300)
-def test_a_deployed_run_has_the_weights_of_an_in_process_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run directories of `RUNS`, and what the nodes keep."""
+    root = tmp_path_factory.mktemp("deployed")
     # The app as a checkout has it, so that nothing that lies about in the working tree is packed.
-    app = tmp_path / "app"
+    app = root / "app"
     app.mkdir()
     for name in ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, app / name)
     shutil.copytree(ROOT / "sglr_flower", app / "sglr_flower")
-    run_config = tmp_path / "run.toml"
-    run_config.write_text(tomli_w.dumps({**SETTINGS, "run-dir": str(tmp_path / "deployed")}))
+    with federation(root / "federation") as env:
+        for name, settings in RUNS.items():
+            run_config = root / f"{name}.toml"
+            run_config.write_text(tomli_w.dumps({**settings, "run-dir": str(root / name)}))
+            command = [str(BIN / "flwr"), "run", str(app), "loop", "--stream", "--run-config", str(run_config)]
+            flwr = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+            # Flower's own exit status is 0 of a failed run too.
+            assert (root / name / "summary.json").exists(), flwr.stdout + flwr.stderr
+    return root
 
-    with federation(tmp_path / "federation") as env:
-        command = [str(BIN / "flwr"), "run", str(app), "loop", "--stream", "--run-config", str(run_config)]
-        flwr = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
 
-    summary = json.loads((tmp_path / "deployed" / "summary.json").read_text()) if flwr.returncode == 0 else {}
-    assert summary.get("exchange") == "stream", flwr.stdout + flwr.stderr
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", list(RUNS))
+def test_a_deployed_run_has_the_weights_of_an_in_process_one(deployed: Path, name: str, tmp_path: Path) -> None:
+    summary = json.loads((deployed / name / "summary.json").read_text())
+    assert summary["exchange"] == RUNS[name]["exchange"]
     assert summary["nodes"] == 2
-    local = RunConfig.parse({**SETTINGS, "run-dir": str(tmp_path / "local")})
+    local = RunConfig.parse({**RUNS[name], "run-dir": str(tmp_path / "local")})
     expected = inprocess.run(local, 2)
     assert summary["test_accuracy_mean"] == pytest.approx(expected["test_accuracy_mean"])
     # No client's weights left its node: the server has only its own, the nodes kept theirs.
-    server = final_weights(tmp_path / "deployed")
+    server = final_weights(deployed / name)
     assert set(server) == {"server"}
     assert largest_difference(server, {"server": final_weights(tmp_path / "local")["server"]}) < 1e-9
-    kept = {
-        path.parent.name: path.parts
-        for path in (tmp_path / "federation").glob("node-*/*/client-*/round-0001.safetensors")
-    }
-    assert set(kept) == {f"client-{i:05d}" for i in range(4)}
-    assert "node-1" in kept["client-00003"]
+
+
+def test_every_node_keeps_its_own_clients(deployed: Path) -> None:
+    kept = [path.parts for path in (deployed / "federation").glob("node-*/*/client-*/round-0001.safetensors")]
+    assert len(kept) == 4 * len(RUNS)
+    for parts in kept:
+        (node,) = (part for part in parts if part.startswith("node-"))
+        (client,) = (part for part in parts if part.startswith("client-"))
+        assert node == ("node-0" if client <= "client-00001" else "node-1")
