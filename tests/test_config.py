@@ -73,7 +73,10 @@ def test_a_whole_number_is_a_rate() -> None:
         ({"server-device": "cuda:200"}, ["server-device", "'cuda:200'", "cpu, cuda, cuda:N, or empty"]),
         ({"server-device": "cuda:01"}, ["server-device", "'cuda:01'", "cpu, cuda, cuda:N, or empty"]),
         ({"server-device": "gpu"}, ["server-device", "'gpu'", "cpu, cuda, cuda:N, or empty"]),
-        ({"dtype": "float64", "autocast": "bfloat16"}, ["autocast", "'bfloat16'", "it must be none with dtype = 'float64'"]),
+        (
+            {"dtype": "float64", "autocast": "bfloat16"},
+            ["autocast", "'bfloat16'", "it must be none with dtype = 'float64'"],
+        ),
         ({"autocast": "float16"}, ["autocast", "'float16'", "'none' or 'bfloat16'"]),
         ({"method": "fedavg", "wire-up": "int8"}, ["wire-up", "'int8'", "it must be none with method fedavg"]),
     ],

@@ -54,6 +54,11 @@ def _epsilon(run_dir: Path) -> float:
     return float(read_json(run_dir / "summary.json").get("epsilon") or math.nan)
 
 
+def _excess(run_dir: Path) -> float:
+    """By how much the reconstructions' cross-entropy is above that of the images with themselves."""
+    return CROSS_ENTROPY.value(run_dir) - FLOOR.value(run_dir)
+
+
 def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measure:
     def value(run_dir: Path) -> float:
         return float(read_json(run_dir / FOLDER / RESULT)["measures"][name]["mean"])
@@ -65,8 +70,10 @@ ACCURACY = Measure("", "accuracy (%)", "test accuracy (%)", 2, _accuracy)
 MEGABYTES = Measure("", "client MB", "smashed data and cut gradients of a client (MB)", 2, _megabytes, log=True)
 EPSILON = Measure("epsilon", "epsilon", "epsilon", 1, _epsilon, log=True)
 CROSS_ENTROPY = _of_attack("cross_entropy", "cross-entropy", 4, "binary cross-entropy of the reconstruction")
+FLOOR = _of_attack("entropy", "its floor", 4)
+EXCESS = Measure("excess", "above its floor", "cross-entropy of the reconstruction above its floor", 4, _excess)
 LEAKAGE = (
-    _of_attack("entropy", "its floor", 4),
+    FLOOR,
     _of_attack("mean_image_cross_entropy", "of the mean image", 4),
     _of_attack("mse", "MSE", 4),
     _of_attack("psnr", "PSNR (dB)", 2),

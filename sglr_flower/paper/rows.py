@@ -13,6 +13,7 @@ from sglr_flower.attack.smashed import smashed
 from sglr_flower.data import datasets
 from sglr_flower.paper.cells import text
 from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.measures import CROSS_ENTROPY
 from sglr_flower.paper.results import Result
 
 _MAPS = 12
@@ -39,16 +40,17 @@ def draw(experiment: Experiment, kind: Picture, results: Sequence[Result], title
 
 
 def _named(experiment: Experiment, result: Result) -> str:
-    return f"{experiment.rows} {text(result.cell.labels[experiment.rows])}"
+    label = result.cell.labels[experiment.rows]
+    return f"{experiment.rows} {text(label)}" if isinstance(label, float) else text(label)
 
 
 def _reconstructions(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
-    """The attacked images, and below them what was made of them with each row's setting and its measure."""
+    """The attacked images, and below them what was made of them with each row's setting and its cross-entropy."""
     examples = [load_file(result.directory / FOLDER / EXAMPLES) for result in results]
     rows = [Row("original", [as_image(pixels) for pixels in examples[0]["original"]])]
     for result, example in zip(results, examples, strict=True):
-        value = experiment.measure.value(result.directory)
-        name = f"{_named(experiment, result)}\n{value:.{experiment.measure.decimals}f}"
+        value = CROSS_ENTROPY.value(result.directory)
+        name = f"{_named(experiment, result)}\n{value:.{CROSS_ENTROPY.decimals}f}"
         rows.append(Row(name, list(example["reconstructed"])))
     return rows
 

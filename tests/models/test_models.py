@@ -203,7 +203,7 @@ def test_mixed_precision_multiplies_in_bfloat16_and_leaves_the_rest_as_it_is(nam
         assert 0 < (seen[0] - seen[1]).norm() < 0.05 * seen[1].norm()
         for output, batch in zip(outputs, inputs, strict=True):
             output.square().mean().backward()
-            assert batch.grad is not None and batch.grad.dtype == torch.float32
+            assert batch.grad.dtype == torch.float32
         gradients = [batch.grad for batch in inputs]
         assert (gradients[0] - gradients[1]).norm() < 0.2 * gradients[1].norm()
         images = seen[1]
