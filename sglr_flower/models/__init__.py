@@ -110,7 +110,7 @@ class MixedPrecision(nn.Sequential):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """The stages in order, (n, *shape)."""
         with torch.autocast(batch.device.type, torch.bfloat16):
-            output: torch.Tensor = super().forward(batch)
+            output: torch.Tensor = super().forward(batch)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return output.to(batch.dtype)
 
 

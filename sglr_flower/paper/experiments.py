@@ -422,7 +422,8 @@ EXPERIMENTS = {
             paper=lambda labels: None,
             picture="trade-off",
             note="the method is psl; each run is attacked as in table5, and the attack gets what the defence leaves. "
-            "A higher cross-entropy is a worse reconstruction; its floor differs between seeds, as images do. Not a table of the paper",
+            "A higher cross-entropy is a worse reconstruction; its floor differs between seeds, as images do. Not a "
+            "table of the paper",
             baseline="none",
             beside=(EXCESS, CROSS_ENTROPY, *LEAKAGE),
             attack=True,
