@@ -1,5 +1,6 @@
-"""A step of this checkout beside that of an older revision: what was built since may cost nothing where it is off.
+"""A run of this checkout beside that of an older revision: what was built since may cost nothing where it is off.
 
+Two times are compared: that of a step, and from ``sglr run`` to the first step.
 ``python -m benchmarks.revision REVISION``; some six minutes on two cores. The revision is checked out in a folder of
 its own for as long. Both take turns, each in fresh processes, with the same settings of the allocator and of idle
 threads, which older revisions did not make.
@@ -10,18 +11,19 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.simulation import simulate
+from benchmarks.simulation import Outcome, simulate
 from benchmarks.step import NODES, settings
+from sglr_flower.errors import UserError
 from sglr_flower.machine import steady_memory
 
 CLIENTS = 20
@@ -32,34 +34,61 @@ def main(
     revision: Annotated[str, typer.Argument(help="A commit, tag or branch.")],
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "revision.json",
 ) -> None:
-    """Compare the step of this checkout with an older one's."""
+    """Compare the step and the start of this checkout with an older one's."""
     os.environ.update(steady_memory())
     described = machine.describe()
     with checked_out(revision) as older:
-        seconds: dict[Path, list[float]] = {machine.ROOT: [], older: []}
+        found: dict[Path, list[Outcome]] = {machine.ROOT: [], older: []}
         for _ in range(REPETITIONS):
-            for checkout, found in seconds.items():
-                (row,) = simulate(settings(CLIENTS), nodes=NODES, checkout=checkout).rows
-                found.append(float(row["step_seconds_median"]))
-        now, before = seconds.values()
-    figures = {
-        "now_seconds": machine.spread(now),
-        "before_seconds": machine.spread(before),
-        "ratio": machine.spread(machine.ratios(now, before)),
-    }
-    run = settings(CLIENTS) | {"num-clients": CLIENTS}
-    machine.save(out, {"machine": described, "revision": revision, "nodes": NODES, "run": run, **figures})
-    table = Table("", title=f"A step of {CLIENTS} clients on {NODES} nodes, now and at {revision}")
+            for checkout, outcomes in found.items():
+                outcomes.append(simulate(settings(CLIENTS), nodes=NODES, checkout=checkout))
+    figures = {name: compared(*([of(one) for one in outcomes] for outcomes in found.values())) for name, of in TIMES}
+    run = settings(CLIENTS)
+    machine.save(out, {"machine": described, "revision": revision, "nodes": NODES, "run": run, "times": figures})
+    console = Console()
+    console.print(table(revision, figures))
+    console.print(f"written: {out}", soft_wrap=True)
+
+
+def _step_seconds(outcome: Outcome) -> float:
+    (row,) = outcome.rows
+    return float(row["step_seconds_median"])
+
+
+TIMES: tuple[tuple[str, Callable[[Outcome], float]], ...] = (
+    ("step", _step_seconds),
+    ("to the first step", lambda outcome: outcome.seconds_to_first_step),
+)
+
+
+def compared(now: list[float], before: list[float]) -> dict[str, Any]:
+    """Seconds of repetitions that took turns, and their ratios."""
+    ratios = machine.ratios(now, before)
+    return {name: machine.spread(of) for name, of in (("now", now), ("before", before), ("ratio", ratios))}
+
+
+def table(revision: str, figures: Mapping[str, Any]) -> Table:
+    """A line for each of the times."""
+    shown = Table("", title=f"{CLIENTS} clients on {NODES} nodes, now and at {revision}")
     for heading in ("now (ms)", "before (ms)", "now / before"):
-        table.add_column(heading, justify="right")
-    times = [machine.milliseconds(figures[name]) for name in ("now_seconds", "before_seconds")]
-    table.add_row("step", *times, machine.ratio(figures["ratio"]))
-    Console().print(table)
+        shown.add_column(heading, justify="right")
+    for name, of in figures.items():
+        shown.add_row(name, *(machine.milliseconds(of[when]) for when in ("now", "before")), machine.ratio(of["ratio"]))
+    return shown
 
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """A folder with the files of a revision, for as long as it is needed."""
+    """A folder with the files of a revision, for as long as it is needed.
+
+    Raises
+    ------
+    UserError
+        If there is no such revision.
+    """
+    known = ["git", "-C", str(machine.ROOT), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+    if subprocess.run(known, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+        raise UserError(f"revision {revision!r}: it must be a commit, tag or branch of {machine.ROOT}")
     git = ["git", "-C", str(machine.ROOT), "worktree"]
     with tempfile.TemporaryDirectory(prefix="sglr-revision-") as home:
         folder = Path(home) / "checkout"

@@ -39,7 +39,8 @@ def command(
         str,
         typer.Option(
             click_type=click.Choice(list(SCALES)),
-            help="full: the paper's setting; small: fewer rounds and samples, hours on a few CPUs; smoke: minutes.",
+            help="full: the paper's setting; small: fewer rounds and samples, hours on a few CPUs; "
+            "tiny: a third of that; smoke: minutes.",
         ),
     ] = "small",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of each cell.", min=1, metavar="N")] = 1,

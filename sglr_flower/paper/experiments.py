@@ -29,7 +29,7 @@ class Experiment:
     rows, columns : str, tuple[str, ...]
         The label that tells the rows of its table apart, and those that tell its columns apart (none: one column).
     grids : Mapping[str, Grid]
-        Scale -> label -> its values; the cells are all combinations. ``tiny`` has those of ``small``.
+        Scale -> label -> its values; the cells are all combinations.
     settings : Callable[[Mapping[str, Label]], dict[str, Scalar]]
         The run-config values that follow from a combination, ``method`` among them.
     paper : Callable[[Mapping[str, Label]], float | None]
@@ -84,7 +84,7 @@ class Experiment:
 
     def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
         """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
-        grid = self.grids["small" if scale.name == "tiny" else scale.name]
+        grid = self.grids[scale.cells_of or scale.name]
         combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
 

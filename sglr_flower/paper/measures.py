@@ -68,7 +68,7 @@ def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measur
 
 ACCURACY = Measure("", "accuracy (%)", "test accuracy (%)", 2, _accuracy)
 MEGABYTES = Measure("", "client MB", "smashed data and cut gradients of a client (MB)", 2, _megabytes, log=True)
-EPSILON = Measure("epsilon", "epsilon", "epsilon", 1, _epsilon, log=True)
+EPSILON = Measure("epsilon", "epsilon", "epsilon", 0, _epsilon, log=True)
 CROSS_ENTROPY = _of_attack("cross_entropy", "cross-entropy", 4, "binary cross-entropy of the reconstruction")
 FLOOR = _of_attack("entropy", "its floor", 4)
 EXCESS = Measure("excess", "above its floor", "cross-entropy of the reconstruction above its floor", 4, _excess)

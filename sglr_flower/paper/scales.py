@@ -20,11 +20,14 @@ class Scale:
         Run-config keys, kebab-case; keys left out have their defaults.
     curves : Mapping[str, Scalar]
         Changes to ``values`` where accuracy is drawn per round.
+    cells_of : str
+        Name of the scale whose cells its experiments have; empty: they have their own.
     """
 
     name: str
     values: Mapping[str, Scalar]
     curves: Mapping[str, Scalar] = field(default_factory=dict)
+    cells_of: str = ""
 
     def settings(self, curves: bool) -> dict[str, Scalar]:
         """The values of an experiment that draws curves, or of one that does not."""
@@ -84,6 +87,7 @@ SCALES = {
                 "evaluate-samples": 500,
             },
             curves={"evaluate-every": 1},
+            cells_of="small",
         ),
         Scale("full", _FULL),
     )

@@ -100,6 +100,8 @@ def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
 def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str, float]) -> Grid:
     """Lay the places out: a single column's figures side by side, those of several columns in one field each.
 
+    The paper's column is there if it reports any of the places.
+
     Parameters
     ----------
     experiment : Experiment
@@ -115,8 +117,13 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
     if len(columns) > 1:
         fields = [[_compact(experiment, found.get((row, column))) for column in columns] for row in rows]
         return Grid([experiment.rows, *columns], [[text(row), *line] for row, line in zip(rows, fields, strict=True)])
-    header = [experiment.rows, f"{experiment.measure.heading} {columns[0]}".strip(), "paper", "difference"]
-    lines = [[text(row), *_three(experiment, found[row, columns[0]])] for row in rows]
+    header = [experiment.rows, f"{experiment.measure.heading} {columns[0]}".strip()]
+    lines = [[text(row), _ours(experiment, found[row, columns[0]])] for row in rows]
+    if any(entry.paper is not None for entry in places):
+        header += ["paper", "difference"]
+        lines = [
+            [*line, *_published(experiment, found[row, columns[0]])] for row, line in zip(rows, lines, strict=True)
+        ]
     header += [measure.heading for measure in experiment.beside]
     lines = [[*line, *_beside(experiment, found[row, columns[0]])] for row, line in zip(rows, lines, strict=True)]
     if experiment.baseline:
@@ -128,10 +135,14 @@ def grid(experiment: Experiment, places: Sequence[Entry], petaflops: Mapping[str
     return Grid(header, lines)
 
 
-def _three(experiment: Experiment, entry: Entry) -> list[str]:
+def _ours(experiment: Experiment, entry: Entry) -> str:
+    return _shown(entry.ours, experiment.measure.decimals)
+
+
+def _published(experiment: Experiment, entry: Entry) -> list[str]:
     decimals = experiment.measure.decimals
     paper = f"{entry.paper:.{decimals}f}" if entry.paper is not None else _MISSING
-    return [_shown(entry.ours, decimals), paper, _difference(entry, decimals)]
+    return [paper, _difference(entry, decimals)]
 
 
 def _beside(experiment: Experiment, entry: Entry) -> list[str]:
@@ -142,12 +153,12 @@ def _beside(experiment: Experiment, entry: Entry) -> list[str]:
 def _compact(experiment: Experiment, entry: Entry | None) -> str:
     if entry is None:
         return _MISSING
-    three = _three(experiment, entry)
-    return three[0] if entry.paper is None else "\n".join(three)
+    ours = _ours(experiment, entry)
+    return ours if entry.paper is None else "\n".join([ours, *_published(experiment, entry)])
 
 
 def _shown(figure: Estimate | None, decimals: int) -> str:
-    return _MISSING if figure is None else f"{figure.mean:.{decimals}f}{_interval(figure, decimals)}"
+    return _MISSING if figure is None else f"{figure.mean:,.{decimals}f}{_interval(figure, decimals)}"
 
 
 def _signed(difference: Estimate | None) -> str:
@@ -155,7 +166,8 @@ def _signed(difference: Estimate | None) -> str:
 
 
 def _interval(estimate: Estimate, decimals: int) -> str:
-    return "" if estimate.half_width is None else f" ± {estimate.half_width:.{decimals}f}"
+    # A figure that is the same for every seed, as an epsilon is, has no interval to show.
+    return f" ± {estimate.half_width:.{decimals}f}" if estimate.half_width else ""
 
 
 def _difference(entry: Entry, decimals: int) -> str:

@@ -86,6 +86,11 @@ def test_a_single_columns_figures_stand_side_by_side(tmp_path: Path) -> None:
     assert "One seed (0), so there is no interval." in (tmp_path / "table.md").read_text()
 
 
+def test_a_table_of_which_the_paper_reports_nothing_has_no_column_of_the_papers(tmp_path: Path) -> None:
+    made = book(tmp_path, "privacy", "tiny", 1, "privacy=none|dp-noise=1")
+    assert [name for name in made.write().header if name in ("paper", "difference")] == []
+
+
 def test_methods_are_compared_with_psl_seed_by_seed(tmp_path: Path) -> None:
     """SGLR 82, 85 against PSL 80, 82: differences 2 and 3, s = 0.7071, t(0.975; 1) = 12.7062, half width 6.3531."""
     made = book(tmp_path, "methods", "small", 2, "method=psl|sglr|sfl")
@@ -157,12 +162,12 @@ def test_the_csv_has_one_whole_row_per_finished_cell(tmp_path: Path) -> None:
 def test_cells_of_earlier_calls_stay_in_the_table(tmp_path: Path) -> None:
     """Another filter, or fewer seeds, adds to what there is."""
     for cell in book(tmp_path, "table1", "smoke", 2, "clients=2").selected:
-        finish(tmp_path, cell, 80.0)
+        finish(tmp_path, cell, 79.0 + 2 * int(cell.labels["seed"]))
     later = book(tmp_path, "table1", "smoke", 1, "clients=4,alpha=1")
     finish(tmp_path, later.selected[0], 90.0)
     table = later.write()
     assert [row[0] for row in table.rows] == ["2", "4"]
-    assert table.rows[0][1] == "80.00 ± 0.00\n82.04\n-2.04"
+    assert table.rows[0][1] == "80.00 ± 12.71\n82.04\n-2.04"
     assert table.rows[1] == ["4", "-", "90.00\n82.93\n+7.07"]
     assert "# and earlier calls, for the cells that this one leaves out" in (tmp_path / "table.md").read_text()
 
