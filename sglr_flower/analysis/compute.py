@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from sglr_flower.analysis.formulas import FORMULAS
 
 _BATCH = 2  # batch norm over a single value has nothing to normalise
 
@@ -38,9 +39,9 @@ class Compute:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the operations of what is computed in its context, by the formulas of PyTorch's own counter.
+    """Adds up the operations of what is computed in its context.
 
-    Which imports torch's compiler when it is first used: a second, and 150 MB, in the server's process of a run.
+    PyTorch's own counter imports its compiler when it is first used: a second, and 150 MB, in the server's process.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := FORMULAS.get(func._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=found)
         return found
 
@@ -70,7 +71,7 @@ def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
     image_size : int
         Pixels of a side of the square images.
     """
-    segment = copy.deepcopy(segment).train()
+    segment = _on_cpu(segment)
     images = _images(segment, image_size)
     with torch.random.fork_rng(devices=[]):
         counter = _Counter()
@@ -83,9 +84,11 @@ def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
 def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute:
     """Count the operations of one training step, by running it, for one sample.
 
-    PyTorch's counter counts convolutions, linear layers and attention, two operations for a multiply-add, and in the
-    backward pass only the gradients that are really computed: those of weights, and of activations except the images.
-    It does not count biases, pooling, normalisation, activation functions, the loss, or the optimizer.
+    Counted are convolutions, linear layers and other matrix products, attention and LSTM layers (see `formulas`), two
+    operations for a multiply-add, and in the backward pass only the gradients that are really computed: those of
+    weights, and of activations except the images. Not counted are biases, pooling, normalisation, activation
+    functions, the loss, and the optimizer. It is run on the CPU wherever the network lies, because by which operators
+    attention is computed, and so how often its scores are, depends on the device.
 
     Parameters
     ----------
@@ -96,15 +99,18 @@ def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute
     image_size : int
         Pixels of a side of the square images.
     """
-    network = copy.deepcopy(network).train()
+    network = _on_cpu(network)
     images = _images(network, image_size)
     with torch.random.fork_rng(devices=[]):  # dropout must not move the caller's random numbers
         return Compute(client=_client_flops(network[:cut], images), whole=_whole_flops(network, images))
 
 
+def _on_cpu(network: nn.Sequential) -> nn.Sequential:
+    return copy.deepcopy(network).cpu().train()
+
+
 def _images(network: nn.Module, image_size: int) -> torch.Tensor:
-    weight = next(network.parameters())
-    return torch.zeros(_BATCH, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+    return torch.zeros(_BATCH, 3, image_size, image_size, dtype=next(network.parameters()).dtype)
 
 
 def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
@@ -118,5 +124,5 @@ def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
 def _whole_flops(network: nn.Sequential, images: torch.Tensor) -> int:
     counter = _Counter()
     with counter:
-        F.cross_entropy(network(images), torch.zeros(_BATCH, dtype=torch.int64, device=images.device)).backward()
+        F.cross_entropy(network(images), torch.zeros(_BATCH, dtype=torch.int64)).backward()
     return counter.flops // _BATCH
