@@ -120,6 +120,7 @@ def left_of(groups: set[int], patience: float) -> list[int]:
     return left
 
 
+@pytest.mark.flower
 @linux
 def test_two_at_once_end_as_recorded_and_leave_nothing(app: Path) -> None:
     groups: set[int] = set()
@@ -145,6 +146,7 @@ def test_two_at_once_end_as_recorded_and_leave_nothing(app: Path) -> None:
     assert not any(folder.exists() for folder in homes)
 
 
+@pytest.mark.flower
 @linux
 def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> None:
     def call(name: str) -> subprocess.Popen[str]:
@@ -181,6 +183,7 @@ def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> N
             caller.wait()
 
 
+@pytest.mark.flower
 def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
     (app.parent / "end.toml").write_text("unknown-key = 1\n")
 
@@ -203,6 +206,7 @@ def test_more_than_the_machine_has_is_refused(resources: Resources, sentence: st
         check_fits(resources, 0)
 
 
+@pytest.mark.flower
 @linux
 def test_a_superlink_that_ends_says_why_in_the_runs_log(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "free_port", lambda: 1_000_000)
@@ -214,6 +218,7 @@ def test_a_superlink_that_ends_says_why_in_the_runs_log(app: Path, monkeypatch: 
     assert (app.parent / "ended.log").read_text().strip()
 
 
+@pytest.mark.flower
 @linux
 def test_a_simulation_that_was_not_used_is_gone_at_once() -> None:
     with Simulation():

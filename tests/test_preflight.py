@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from sglr_flower import preflight
 from sglr_flower.config import RunConfig
 
@@ -67,6 +69,7 @@ def test_a_check_that_is_killed_is_one_sentence(tmp_path: Path) -> None:
     assert said == "mistake: the run could not be checked: the process that makes its model was ended by SIGKILL"
 
 
+@pytest.mark.flower
 def test_interrupted_while_it_checks_it_ends_all_that_it_started(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"

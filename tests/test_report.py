@@ -415,6 +415,7 @@ COUNT_PICTURES = """<script>addEventListener("load", () => {
 });</script>"""
 
 
+@pytest.mark.browser
 def test_a_browser_shows_tables_and_pictures_and_runs_nothing_from_files(runs: Path, tmp_path: Path) -> None:
     for name, colour in {"a0": "red", "a1": "blue", "b0": "red"}.items():
         Image.new("RGB", (60, 40), colour).save(runs / name / "partition.png")
@@ -437,6 +438,7 @@ def test_a_browser_shows_tables_and_pictures_and_runs_nothing_from_files(runs: P
     assert cells == [*expected.header, *(cell for row in expected.rows for cell in row)]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(("dark", "scheme"), [(False, 1), (True, 0)])
 def test_a_browser_draws_the_page_light_and_dark(runs: Path, tmp_path: Path, dark: bool, scheme: int) -> None:
     page, shot = tmp_path / "page.html", tmp_path / "shot.png"

@@ -214,6 +214,7 @@ def test_digits_are_as_published():
     assert fingerprint(load("digits", "", 0)) == PUBLISHED["digits"]
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])
 def test_real_data_are_as_published(dataset, data_dir):
     assert fingerprint(load(dataset, data_dir, 0)) == PUBLISHED[dataset]
@@ -232,6 +233,7 @@ def test_load_depends_on_its_arguments_alone():
 # --- real data ---
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist"])
 def test_real_sizes(dataset, data_dir):
     splits = load(dataset, data_dir, 0)
@@ -245,12 +247,14 @@ def test_real_sizes(dataset, data_dir):
     assert (counts - 1000).abs().max() < 200
 
 
+@pytest.mark.data
 def test_real_train_and_validation_are_the_train_images(data_dir):
     splits = load("fashion-mnist", data_dir, 0)
     theirs = torch.bincount(FashionMNIST(data_dir).targets)
     assert torch.equal(torch.bincount(splits.train.labels) + torch.bincount(splits.validation.labels), theirs)
 
 
+@pytest.mark.data
 @pytest.mark.parametrize(("dataset", "torchvision_class"), [("fashion-mnist", FashionMNIST), ("mnist", MNIST)])
 def test_real_images_are_resized_as_pil_does(dataset, torchvision_class, data_dir):
     ours = load(dataset, data_dir, 0).test

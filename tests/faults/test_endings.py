@@ -24,6 +24,8 @@ from faults.verdict import departures, weights_differ
 
 from sglr_flower.rundir import RunDirectory
 
+pytestmark = pytest.mark.flower
+
 NODES = 2  # each costs seconds of CPU time for every message
 CLIENTS = 3
 FREE_SECONDS = 30.0

@@ -15,6 +15,8 @@ from faults.harness import Federation, Run
 from faults.table import Line
 from faults.verdict import verify
 
+pytestmark = pytest.mark.flower
+
 NODES = 4
 CLIENTS = 5
 """One node has two."""

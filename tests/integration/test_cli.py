@@ -77,6 +77,7 @@ def through_flower(tmp_path_factory) -> tuple[Path, str]:
     return cwd / "whole", out
 
 
+@pytest.mark.flower
 def test_a_run_writes_its_directory_and_a_closing_table(through_flower: tuple[Path, str]) -> None:
     run_dir, out = through_flower
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -97,6 +98,7 @@ def test_a_run_writes_its_directory_and_a_closing_table(through_flower: tuple[Pa
     assert "round 6/6" in out
 
 
+@pytest.mark.flower
 def test_resuming_a_finished_run_shows_its_result(through_flower: tuple[Path, str]) -> None:
     run_dir, _ = through_flower
     code, out, _ = finished(sglr("resume", str(run_dir), cwd=run_dir.parent))
@@ -104,6 +106,7 @@ def test_resuming_a_finished_run_shows_its_result(through_flower: tuple[Path, st
     assert "finished already" in out
 
 
+@pytest.mark.flower
 def test_ones_own_model_and_method_train_through_flower(tmp_path: Path) -> None:
     """From the folder where `sglr` is started; the nodes are processes of Ray with another working directory."""
     (tmp_path / "mine.py").write_text(
@@ -125,6 +128,7 @@ def test_ones_own_model_and_method_train_through_flower(tmp_path: Path) -> None:
     assert (tmp_path / "own" / "partition.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.flower
 def test_the_directory_of_another_run_is_left_alone(through_flower: tuple[Path, str]) -> None:
     run_dir, _ = through_flower
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
@@ -153,6 +157,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.flower
 @pytest.mark.timeout(600)
 def test_killed_and_stopped_inside_rounds_through_flower_it_ends_with_the_same_bits(
     through_flower: tuple[Path, str],

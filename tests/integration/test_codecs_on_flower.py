@@ -17,6 +17,8 @@ from sglr_flower.config import RunConfig
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 CASES = (
     ("int8-channel", "bfloat16"),
     ("randtopk:0.2:0.1", "int8"),

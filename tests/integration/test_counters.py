@@ -14,6 +14,8 @@ from sglr_flower.metrics import BYTE_COLUMNS
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 NODES = 2
 CASES = [
     ("psl", 0.5, "clients"),

@@ -20,6 +20,8 @@ from integration.runs import final_weights, largest_difference
 from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 
+pytestmark = pytest.mark.flower
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SETTINGS = {

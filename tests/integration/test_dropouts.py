@@ -21,6 +21,8 @@ from sglr_flower.errors import TooFewClients
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 SETTINGS: dict[str, Any] = {
     "num-clients": 4,
     "samples-per-client": 24,

@@ -58,7 +58,7 @@ SETTINGS = {
 }
 UP_SECONDS = 900.0
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(3600)]
 
 
 class Lab:

@@ -28,6 +28,8 @@ from sglr_flower import assembly, inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 Case = tuple[float, float, str, str]
 PHIS, ALPHAS = (0.0, 0.5, 1.0), (0.0, 1.0)
 SCHEDULES = {

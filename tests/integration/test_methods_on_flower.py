@@ -16,6 +16,8 @@ from sglr_flower import inprocess
 from sglr_flower.config import RunConfig
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 METHODS = ("sfl", "sfl-v1", "sfl-v2", "ssl", "fedavg", "centralized")
 WAYS = {"stream": "server", "grid": "client"}
 """Exchange -> evaluate: both kinds of evaluation on the way."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
 from integration.test_cli import finished, sglr
+
+pytestmark = pytest.mark.flower
 
 
 def test_a_sweep_through_flower_has_the_results_of_one_process(tmp_path: Path) -> None:

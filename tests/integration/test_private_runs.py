@@ -61,12 +61,14 @@ def trained(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return root, said
 
 
+@pytest.mark.flower
 @pytest.mark.parametrize("exchange", ["stream", "grid"])
 def test_over_flower_it_is_the_training_of_one_process(trained, exchange: str, tmp_path: Path) -> None:
     inprocess.run(RunConfig.parse({**ALL, "run-dir": str(tmp_path / "run")}))
     assert largest_difference(final_weights(trained[0] / exchange), final_weights(tmp_path / "run")) < 1e-9
 
 
+@pytest.mark.flower
 def test_a_run_ends_at_its_budget(trained) -> None:
     summary, status = (
         json.loads((trained[0] / "limited" / f"{name}.json").read_text()) for name in ("summary", "status")
@@ -76,6 +78,7 @@ def test_a_run_ends_at_its_budget(trained) -> None:
     assert summary["evaluated_images"] == 20
 
 
+@pytest.mark.flower
 def test_a_budget_for_no_round_sends_nothing(trained) -> None:
     root, said = trained
     assert said["none"].startswith("run-config key dp-epsilon-budget = 0.01: round 1 would bring epsilon to")

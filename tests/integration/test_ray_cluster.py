@@ -63,12 +63,14 @@ def run_dir(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.flower
 def test_has_the_weights_of_one_process(run_dir: Path, tmp_path: Path) -> None:
     alone = RunConfig.parse({**SETTINGS, "run-dir": str(tmp_path / "alone")})
     inprocess.run(alone, 1)
     assert largest_difference(final_weights(run_dir), final_weights(tmp_path / "alone")) < 1e-9
 
 
+@pytest.mark.flower
 def test_uses_the_gpus_of_both_and_says_once_that_torch_cannot(run_dir: Path) -> None:
     log = (run_dir / "flower.log").read_text()
     (line,) = re.findall(r"GPUs set aside: (.*)", log)

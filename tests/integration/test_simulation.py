@@ -22,6 +22,8 @@ from sglr_flower.metrics import RoundMetrics
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.strategy import serve
 
+pytestmark = pytest.mark.flower
+
 SMALL = {
     "num-clients": 3,
     "samples-per-client": 20,
