@@ -204,7 +204,7 @@ def run(
     parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
     with _start(launch) as simulation:
         # Every mistake that shows without training is found before anything is written.
-        findings = _look(parsed, launch)
+        findings = _look(parsed, launch, simulation)
         resources = None if launch.federation else launch.resources(findings.gpus)
         chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
         parsed = parsed.replace(run_dir=str(chosen))
@@ -234,7 +234,7 @@ def resume(
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     config = config.replace(resume=True, run_dir=str(directory.path))
     with _start(launch) as simulation:
-        findings = _look(config, launch)
+        findings = _look(config, launch, simulation)
         resources = launch.resources(findings.gpus) if launch.simulated else None
         _train(_Checked(config, directory, launch, resources, simulation))
 
@@ -254,7 +254,7 @@ def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
     return Simulation(code_dir) if launch.simulated else contextlib.nullcontext()
 
 
-def _look(config: RunConfig, launch: Launch) -> preflight.Findings:
+def _look(config: RunConfig, launch: Launch, simulation: Simulation | None) -> preflight.Findings:
     """Check a run, in a process of its own unless it is trained in this one.
 
     Raises
@@ -262,8 +262,10 @@ def _look(config: RunConfig, launch: Launch) -> preflight.Findings:
     UserError
         If it has a mistake.
     """
-    look = preflight.look if launch.in_process else preflight.look_apart
-    return look(config, own_data=bool(launch.federation))
+    if launch.in_process:
+        return preflight.look(config, own_data=False)
+    warm = simulation.interpreter if simulation is not None else None
+    return preflight.look_apart(config, own_data=bool(launch.federation), warm=warm)
 
 
 def _read_launch(directory: RunDirectory) -> Launch:
@@ -355,12 +357,14 @@ def _through_flower(checked: _Checked, view: ProgressView) -> None:
         link = connection.read(checked.launch.federation)
         outcome = submit(_app_dir(), link, run_config, log_file, watch)
     else:
-        outcome = checked.simulation.run(_app_dir(), run_config, checked.resources, log_file, watch)
+        app_dir = _light_app(checked.simulation.interpreter.home)
+        outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
         if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
             Console().print("Ray was too slow to start; it is started once more")
             (directory.path / "status.json").unlink(missing_ok=True)
             checked.simulation.restart()
-            outcome = checked.simulation.run(_app_dir(), run_config, checked.resources, log_file, watch)
+            app_dir = _light_app(checked.simulation.interpreter.home)
+            outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
@@ -426,6 +430,18 @@ def _app_dir() -> Path:
     """The folder with the Flower app: the checkout, or what an installed package carries of it."""
     checkout = Path(__file__).resolve().parents[1]
     return checkout if (checkout / "server_app.py").exists() else checkout / "sglr_flower" / "app"
+
+
+def _light_app(home: Path) -> Path:
+    """The Flower app without this package, which a simulation's processes have; made in its private folder.
+
+    Flower packs the folder of an app, and looks at every file below it to do so: in a checkout at a whole environment.
+    """
+    made = home / "app"
+    made.mkdir()
+    for name in ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(_app_dir() / name, made / name)
+    return made
 
 
 def _absolute_data_dir(config: RunConfig) -> str:

@@ -1,8 +1,8 @@
 """Runs a Flower app on a private simulation SuperLink and says how it ended.
 
 ``flwr run`` alone leaves a SuperLink behind that others may share, and exits 0 when the ServerApp raised. Here
-SuperLink, SuperExec, simulation, Ray and the ``flwr`` command form one process group that belongs to one call
-(`processes.keeper`).
+SuperLink, SuperExec, simulation, its nodes and the ``flwr`` command form one process group that belongs to one call,
+forked from one interpreter that has imported what they need (`warm`).
 """
 
 import contextlib
@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from sglr_flower.errors import UserError
 from sglr_flower.machine import available_cpus, gpu_places, steady_memory
-from sglr_flower.processes import complaint, environment, free_port, keeper, said_since, script
-
-_Process = subprocess.Popen[bytes]
+from sglr_flower.processes import complaint, environment, free_port, said_since
+from sglr_flower.warm import Forked, Interpreter, interpreter
 
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 
@@ -91,21 +90,27 @@ class Simulation:
     def __init__(self, code_dir: Path | None = None) -> None:
         self._code_dir = code_dir
         self._started = contextlib.ExitStack()
-        self._has_run = False
+        self._at_rest = True
 
     def __enter__(self) -> Self:
         self._link = self._started.enter_context(_superlink(self._code_dir))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._has_run:
-            self._link.keeper.kill()  # there is nothing to end in good order, which takes seconds; its group is killed
+        if self._at_rest:
+            self._link.interpreter.process.kill()  # there is nothing to end in good order, which takes seconds
         self._started.close()
 
     def restart(self) -> None:
         """End all that belongs to it and begin anew."""
         self._started.close()
+        self._at_rest = True
         self.__enter__()
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """What else can be forked from while a run is prepared, and ends with the simulation."""
+        return self._link.interpreter
 
     def run(
         self,
@@ -138,7 +143,7 @@ class Simulation:
         Outcome
             What the SuperLink recorded about the run, not what the exit code of ``flwr run`` says.
         """
-        link, self._has_run = self._link, True
+        link, self._at_rest = self._link, False
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("ab") as log:
             before = log_file.stat().st_size
@@ -148,71 +153,66 @@ class Simulation:
                 return Outcome(False, f"Flower's SuperLink did not start: {complaint(log_file, before)}")
             command = ["run", str(app_dir), "--stream", "--run-config", str(run_config)]
             command += ["--federation-config", _federation_config(resources)]
-            with link.flwr(command, stdout=log, stderr=subprocess.STDOUT) as client:
-                while client.poll() is None and link.keeper.poll() is None:
+            with link.flwr(command, log.fileno(), log.fileno()) as client:
+                while client.poll() is None and not link.has_ended:
                     watch()
                     time.sleep(interval)
             watch()
-            if link.keeper.poll() is not None:
+            if link.has_ended:
                 log.write(link.log.read_bytes())
                 log.flush()
                 return Outcome(False, f"Flower's SuperLink ended during the run: {complaint(log_file, before)}")
-            return outcome_of(link.recorded_run(), log_file, before)
+            run = link.recorded_run()
+            self._at_rest = bool(run)
+            return outcome_of(run, log_file, before)
 
 
 @dataclass(frozen=True)
 class _SuperLink:
-    """A private SuperLink: its port, its log, its keeper and the environment of everything that belongs to it."""
+    """A private SuperLink: its port, its log, and the warm interpreter that everything belongs to."""
 
     port: int
     log: Path
-    keeper: _Process
-    env: dict[str, str]
+    interpreter: Interpreter
+
+    @property
+    def has_ended(self) -> bool:
+        return self.interpreter.process.poll() is not None
 
     def wait_until_up(self) -> bool:
         deadline = time.monotonic() + START_SECONDS
-        while self.keeper.poll() is None and time.monotonic() < deadline:
+        while not self.has_ended and time.monotonic() < deadline:
             # http.client and not urllib: it uses no proxy, whatever the environment says.
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
             with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
                 connection.request("GET", "/health")
                 if connection.getresponse().status == 200:
                     return True
-            time.sleep(0.1)
+            time.sleep(0.05)
         return False
 
-    @contextlib.contextmanager
-    def flwr(self, arguments: Sequence[str], stdout: IO[bytes] | int, stderr: int) -> Iterator[_Process]:
-        client = subprocess.Popen(
-            [script("flwr"), *arguments],
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            process_group=self.keeper.pid,  # so that the keeper ends it where this process no longer can
-        )
-        try:
-            yield client
-        finally:
-            client.terminate()
-            client.wait()
+    def flwr(self, arguments: Sequence[str], output: int, errors: int) -> contextlib.closing[Forked]:
+        """Start ``flwr`` with some arguments; it ends with the block at the latest."""
+        return contextlib.closing(self.interpreter.start(["flwr", *arguments], subprocess.DEVNULL, output, errors))
 
     def recorded_run(self) -> dict[str, str]:
         """Return what the SuperLink knows of its run, or nothing where it never got one."""
         # The SuperLink is private: the run it lists is ours, so no run id has to be fished out of the log.
         with (
+            (self.interpreter.home / "runs.json").open("w+b") as listing,
+            self.flwr(["ls", "--format", "json"], listing.fileno(), subprocess.DEVNULL) as client,
             contextlib.suppress(ValueError, LookupError, subprocess.TimeoutExpired),
-            self.flwr(["ls", "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client,
         ):
-            listing, _ = client.communicate(timeout=START_SECONDS)
-            run: dict[str, str] = json.loads(listing)["runs"][0]
+            client.wait(START_SECONDS)
+            listing.seek(0)
+            run: dict[str, str] = json.load(listing)["runs"][0]
             return run
         return {}
 
 
 @contextlib.contextmanager
 def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
-    """Start a keeper with a SuperLink in a directory of its own, and end them, with all they started."""
+    """Start a warm interpreter with a SuperLink in a directory of its own, and end them, with all they started."""
     # Ray puts sockets here whose whole path may have 107 bytes (103 on macOS): a long TMPDIR would break them.
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sglr-", dir=short, ignore_cleanup_errors=True) as home:
@@ -223,12 +223,12 @@ def _superlink(code_dir: Path | None) -> Iterator[_SuperLink]:
         )
         # Under --isolation subprocess the SuperLink starts its SuperExec in another session, out of reach of a signal
         # to our group, and a simulation has been seen to outlive both. Under --isolation process we start it.
-        link = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "process"]
+        link = ["flower-superlink", "--insecure", "--simulation", "--isolation", "process"]
         link += ["--host", "127.0.0.1", "--port", str(port)]
-        executor = [script("flower-superexec"), "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
+        executor = ["flower-superexec", "--insecure", "--runtime-api-address", f"127.0.0.1:{port}"]
         log = Path(home) / "superlink.log"
-        with keeper([link, executor], log, env, remove=home) as kept:
-            yield _SuperLink(port, log, kept, env)
+        with interpreter(Path(home), [link, executor], log, env) as warm:
+            yield _SuperLink(port, log, warm)
 
 
 def _federation_config(resources: Resources) -> str:

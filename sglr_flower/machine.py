@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import dataclass
 
 _KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1",
@@ -21,8 +22,39 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a simulated node may use in a simulation without Ray.
+
+    Attributes
+    ----------
+    cpus : int
+        CPUs set aside for a node.
+    at_once : int
+        Nodes that run at the same time.
+    """
+
+    cpus: int
+    at_once: int
+
+
+_place: Place | None = None  # a fact of this process, as Ray's answers are
+
+
+def take_place(place: Place) -> None:
+    """Make this process one that simulated nodes run in; its threads are as many as the node's CPUs."""
+    global _place
+    _place = place
+    if "OMP_NUM_THREADS" not in os.environ:  # what Ray sets, too late for a process that is forked
+        sys.modules["torch"].set_num_threads(place.cpus)
+
+
 def simulated() -> bool:
     """Whether this process is a node of Flower's simulation, and not a device with a disk of its own."""
+    return _place is not None or _on_ray()
+
+
+def _on_ray() -> bool:
     ray = sys.modules.get("ray")  # a SuperNode has not imported it
     return ray is not None and ray.is_initialized()
 
@@ -33,7 +65,9 @@ def concurrent_nodes() -> int:
     Ray gives every node's message an actor with the resources of this one, and Flower handles at most
     ``min(32, cpus + 4)`` messages at once, whatever the number of actors (its thread pool's default size).
     """
-    if not simulated():
+    if _place is not None:
+        return _at_once(_place.at_once)
+    if not _on_ray():
         return 0
     ray = sys.modules["ray"]
     total: dict[str, float] = ray.cluster_resources()
@@ -41,8 +75,11 @@ def concurrent_nodes() -> int:
     places = {kind: math.floor(total[kind] / amount) for kind, amount in own.items() if amount > 0}
     if "GPU" in places:
         places["GPU"] = gpu_places(total["GPU"], own["GPU"])
-    actors = min(places.values(), default=32)
-    return max(1, min(actors, 32, (os.cpu_count() or 1) + 4))
+    return _at_once(min(places.values(), default=32))
+
+
+def _at_once(workers: int) -> int:
+    return max(1, min(workers, 32, (os.cpu_count() or 1) + 4))
 
 
 def available_gpus() -> int:
@@ -59,22 +96,24 @@ def gpu_places(gpus: float, share: float) -> int:
 
 def machines() -> int:
     """How many machines the nodes of this simulation are spread over: those of the user's Ray cluster."""
-    if not simulated():
+    if not _on_ray():
         return 1
     return len({entry["NodeManagerAddress"] for entry in sys.modules["ray"].nodes() if entry["Alive"]})
 
 
 def assigned_gpus() -> list[str]:
     """The GPUs that Ray sets aside for this simulated node, each named with Ray's own word for its machine."""
-    if not simulated():
+    if not _on_ray():
         return []
     context = sys.modules["ray"].get_runtime_context()
     return [f"{context.get_node_id()[:8]}/{gpu}" for gpu in context.get_accelerator_ids().get("GPU", [])]
 
 
 def assigned_cpus() -> int:
-    """The CPUs that Ray sets aside for this simulated node, at least one; 0 outside of a simulation."""
-    if not simulated():
+    """The CPUs that are set aside for this simulated node, at least one; 0 outside of a simulation."""
+    if _place is not None:
+        return _place.cpus
+    if not _on_ray():
         return 0
     return max(1, int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 1)))
 

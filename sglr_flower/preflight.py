@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,16 +20,15 @@ from pydantic import BaseModel, ConfigDict
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.processes import END_SECONDS
+from sglr_flower.warm import FORKS, Interpreter
 
 _CHILD = """
-import json, os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a download takes its scratch folder away
+import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from sglr_flower.preflight import answer
 answer()
-sys.stdout.flush()
-os._exit(0)  # torch would take half a second to end in good order
 """
+_FORKED = "sglr_flower.preflight:answer"
 
 
 class Findings(BaseModel):
@@ -54,6 +54,7 @@ class Findings(BaseModel):
 class _Question(BaseModel):
     config: dict[str, str | int | float | bool]
     own_data: bool
+    path: list[str]
 
 
 class _Answer(BaseModel):
@@ -86,11 +87,35 @@ def look(config: RunConfig, *, own_data: bool) -> Findings:
     return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)))
 
 
-def look_apart(config: RunConfig, *, own_data: bool) -> Findings:
-    """As `look`, without torch in this process; where it is loaded already, as by one's own method, here after all."""
+def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = None) -> Findings:
+    """As `look`, without torch in this process; where it is loaded already, as by one's own method, here after all.
+
+    Parameters
+    ----------
+    config, own_data
+        As of `look`.
+    warm : Interpreter or None
+        The warm interpreter to fork the other process from, if there is one.
+    """
     if "torch" in sys.modules:
         return look(config, own_data=own_data)
-    question = _Question(config=config.values(), own_data=own_data).model_dump_json().encode()
+    question = _Question(config=config.values(), own_data=own_data, path=_import_path()).model_dump_json().encode()
+    code, said = _asked(question) if warm is None or not FORKS else _asked_of_fork(warm, question)
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise UserError(f"the run could not be checked: the process that makes its model was ended by {name}")
+    if code > 0:
+        sys.exit(code)  # a mistake of ours, whose traceback has been shown
+    if not said:  # a module of the user's own has ended it
+        raise UserError("the run could not be checked: the process that makes its model ended without an answer")
+    reply = _Answer.model_validate_json(said)
+    if reply.findings is None:
+        raise UserError(reply.mistake)
+    return reply.findings
+
+
+def _asked(question: bytes) -> tuple[int, bytes]:
+    """The exit code and the answer of a process that is started for the question."""
     with subprocess.Popen(
         [sys.executable, "-c", _CHILD, json.dumps(_import_path())],
         stdin=subprocess.PIPE,
@@ -104,31 +129,36 @@ def look_apart(config: RunConfig, *, own_data: bool) -> Findings:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(END_SECONDS)
             child.kill()
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        raise UserError(f"the run could not be checked: the process that makes its model was ended by {name}")
-    if child.returncode > 0:
-        sys.exit(child.returncode)  # a mistake of ours, whose traceback has been shown
-    if not said:  # a module of the user's own has ended it
-        raise UserError("the run could not be checked: the process that makes its model ended without an answer")
-    reply = _Answer.model_validate_json(said)
-    if reply.findings is None:
-        raise UserError(reply.mistake)
-    return reply.findings
+    return child.returncode, said
+
+
+def _asked_of_fork(warm: Interpreter, question: bytes) -> tuple[int, bytes]:
+    """As `_asked`, of a process that is forked for the question."""
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+        asked.write(question)
+        asked.seek(0)
+        with contextlib.closing(warm.start([_FORKED], asked.fileno(), said.fileno(), 2)) as child:
+            code = child.wait()
+        said.seek(0)
+        return code, said.read()
 
 
 def answer() -> None:
     """Be the other process of `look_apart`: a question on stdin, the answer on stdout."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a download takes its scratch folder away
     # Modules of the user's own may print when they are imported.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         question = _Question.model_validate_json(sys.stdin.buffer.read())
         try:
+            sys.path[:] = question.path
             findings = look(RunConfig.parse(question.config), own_data=question.own_data)
             reply = _Answer(findings=findings)
         except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
             reply = _Answer(mistake=str(error))
         out.write(reply.model_dump_json().encode())
+    sys.stdout.flush()
+    os._exit(0)  # torch would take half a second to end in good order
 
 
 def _import_path() -> list[str]:

@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from sglr_flower.errors import UserError
 
@@ -51,17 +52,41 @@ def keeper(
         The keeper, which leads the group; it has ended once a command has ended by itself.
     """
     output.touch()
-    root = str(Path(__file__).resolve().parents[1])
-    keep = f"import sys; sys.path.insert(0, {root!r}); from sglr_flower.processes import keep; keep(*sys.argv[1:])"
     arguments = [json.dumps([list(command) for command in commands]), str(output.resolve()), remove]
-    process = subprocess.Popen(
-        [sys.executable, "-c", keep, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=env,
-        process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
-    )
+    with group_of("sglr_flower.processes:keep", arguments, env) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def group_of(
+    leader: str, arguments: Sequence[str], env: Mapping[str, str], errors: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a function in a process that leads a group of its own, and end them with the block.
+
+    Parameters
+    ----------
+    leader : str
+        ``module:function`` of this package, which calls `end_group` once its stdin is closed.
+    arguments : sequence of str
+        What it is called with.
+    env : mapping of str to str
+        Its environment.
+    errors : Path or None
+        File to which its stderr is appended.
+    """
+    module, _, function = leader.partition(":")
+    root = str(Path(__file__).resolve().parents[1])
+    program = f"import sys; sys.path.insert(0, {root!r}); from {module} import {function}; {function}(*sys.argv[1:])"
+    with contextlib.ExitStack() as files:
+        process = subprocess.Popen(
+            # -P: what lies in the user's folder, a random.py say, must not come before Python's own modules.
+            [sys.executable, "-P", "-c", program, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if errors is None else files.enter_context(errors.open("ab")),
+            env=env,
+            process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
+        )
     try:
         yield process
     finally:
@@ -93,14 +118,30 @@ def keep(commands: str, output: str, remove: str) -> None:
     while all(child.poll() is None for child in children):
         if select.select([sys.stdin], [], [], 0.5)[0]:
             break
+    end_group([child.pid for child in children], remove)
+
+
+def end_group(children: Iterable[int], remove: str) -> NoReturn:
+    """End the group that this process leads, itself included: in good order, or by force after `END_SECONDS`.
+
+    Parameters
+    ----------
+    children : iterable of int
+        The process ids of this process's children that are given their time.
+    remove : str
+        Folder to remove, if any, unless stdin is still open: its other end may want to read there why a command ended.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(ChildProcessError):
+            while not os.waitpid(child, os.WNOHANG)[0] and time.monotonic() < deadline:
+                time.sleep(0.02)
     if remove and select.select([sys.stdin], [], [], 0)[0]:
         shutil.rmtree(remove, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
+    os._exit(1)  # never reached, as the group is this process's own
 
 
 def environment(home: str, code_dir: Path | None = None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglr_flower.analysis.formulas import FORMULAS
+from sglr_flower.split import upstream
 
 _BATCH = 2  # batch norm over a single value has nothing to normalise
 
@@ -117,7 +118,7 @@ def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
     counter = _Counter()
     with counter:
         smashed = segment(images)
-        smashed.backward(torch.ones_like(smashed))  # any cut gradient
+        upstream.scalar(smashed, torch.ones_like(smashed)).backward()  # any cut gradient
     return counter.flops // _BATCH
 
 

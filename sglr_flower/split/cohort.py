@@ -20,7 +20,7 @@ from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, coding, optimizers
+from sglr_flower.split import averaging, coding, optimizers, upstream
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -209,7 +209,7 @@ class Cohort:
         gradients = self._received(download)
         for one in self._passes:
             optimizer = self._members[one.client].optimizer
-            one.output().backward(gradients[one.client])
+            upstream.scalar(one.output(), gradients[one.client]).backward()
             optimizer.step()
             optimizer.zero_grad()  # now, not before the next step: a thousand clients' gradients are many
         for group in self._stacked_passes:

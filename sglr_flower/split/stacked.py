@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from sglr_flower.models import MixedPrecision
-from sglr_flower.split import optimizers
+from sglr_flower.split import optimizers, upstream
 from sglr_flower.split.optimizers import Optimizer, Slots
 
 _DIFFERENT = 0.01
@@ -117,7 +117,7 @@ class Stack:
 
     def backward(self, done: StackedPass, gradient: Tensor) -> None:
         """Finish a forward with the cut gradients, (k, b, *cut shape), and make its step."""
-        done.output.backward(gradient)
+        upstream.scalar(done.output, gradient).backward()
         optimizer = optimizers.build_stacked(self._optimizer, done.weights)
         optimizer.lr = done.lr
         optimizer.adopt(
