@@ -90,7 +90,7 @@ def clients(config: RunConfig) -> range:
 
 
 def device(chosen: str = "") -> torch.device:
-    """The chosen device; else the GPU that Ray or the user left visible to this process, else the CPU.
+    """The chosen device; else the GPU that Ray set aside for this process or the user left visible to it, else the CPU.
 
     Raises
     ------

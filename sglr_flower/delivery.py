@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from sglr_flower import flower
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.checks import FrameCheck
 from sglr_flower.exchange.grid import GridLink
@@ -276,12 +276,12 @@ class Courier:
 
 
 def _failure(reply: Message) -> Failure:
-    if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+    if reply.error.code == flower.node_unavailable():
         return Failure("it is not there: Flower has no sign of life of it", gone=True)
     # The last line of what may be a whole traceback; the rest is in the log. Flower puts its own words around it.
     lines = [line for line in (reply.error.reason or "").splitlines() if line.strip()] or ["it gave no reason"]
     said = lines[-1].strip().removesuffix("'>")
-    return Failure(printable(said.rpartition("Exception ClientAppException occurred. Message: ")[2]))
+    return Failure(printable(said.rpartition(flower.CLIENT_RAISED)[2]))
 
 
 def sum_metrics(replies: Iterable[Message]) -> MetricRecord:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from sglr_flower import flower
 from sglr_flower.federation.connection import Connection
 from sglr_flower.launch import Outcome, outcome_of
 from sglr_flower.processes import said_since, script
@@ -21,7 +22,7 @@ from sglr_flower.processes import said_since, script
 ASK_SECONDS = 20.0
 """How long a SuperLink that was reached before may be out of reach, when it is asked how a run ended."""
 
-_STARTED = re.compile(r"Successfully started run (\d+)")
+_STARTED = re.compile(rf"{flower.STARTED}(\d+)")
 _ID_SECONDS = 15.0
 
 
@@ -113,7 +114,7 @@ def _ended(connection: Connection, run_id: str, watch: Callable[[], None]) -> di
     deadline = time.monotonic() + ASK_SECONDS
     while time.monotonic() < deadline:
         if run := _ask(connection, run_id):
-            if run["status"].startswith("finished"):
+            if run["status"].startswith(flower.FINISHED):
                 return run
             deadline = time.monotonic() + ASK_SECONDS
         watch()

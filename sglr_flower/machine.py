@@ -83,10 +83,25 @@ def _at_once(workers: int) -> int:
 
 
 def available_gpus() -> int:
-    """GPUs that torch can compute on here: none where the driver or the GPU does not suit it."""
+    """GPUs that torch can compute on here: none where the driver or the GPU does not suit it.
+
+    In a simulated node that Ray has set none aside for there is none either: what such a process sees differs from one
+    version of Ray to another (none in 2.55, all of the machine's in 2.60).
+    """
     import torch  # two seconds, which not everybody who asks about this machine has to wait
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if _simulated_without_gpu() or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.device_count()
+
+
+def _simulated_without_gpu() -> bool:
+    """Whether this process handles a simulated node's messages and Ray has set no GPU aside for it."""
+    if not simulated():
+        return False
+    context = sys.modules["ray"].get_runtime_context()
+    # Nodes are actors. The ServerApp's process is none; it takes what the user left visible.
+    return context.get_actor_id() is not None and not context.get_accelerator_ids().get("GPU")
 
 
 def gpu_places(gpus: float, share: float) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from sglr_flower import flower
 from sglr_flower.errors import UserError
 from sglr_flower.federation.folder import split_address
 
@@ -124,9 +125,7 @@ def _extended(connection: Connection) -> str:
             f"{path} has another SuperLink named {connection.name!r} ({present.get('address', 'no address')}): give "
             "another --name, or remove it there"
         )
-    from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML  # half a second, which most commands need not wait for
-
-    text = text or DEFAULT_FLOWER_CONFIG_TOML
+    text = text or flower.default_connections()
     added = f"{text.rstrip()}\n\n[superlink.{connection.name}]\n{tomli_w.dumps(entry)}"
     after = _parsed(path, added)
     kept = {name: value for name, value in _connections(after).items() if name != connection.name}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sglr_flower import flower
 from sglr_flower.errors import UserError
 from sglr_flower.federation import pki
 from sglr_flower.federation.folder import NodeSettings, split_address
@@ -28,13 +29,9 @@ REFUSED_SECONDS = 120.0
 OVERLAP = 256  # bytes of the log that are read again: a line may have been half there
 SECRET = "superexec.secret"
 TAKEN = "taken"
-_UNKNOWN_KEY = "Failed to activate SuperNode"  # as Flower words it
-_BAD_SIGNATURE = "401 Unauthorized"
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CLOCK = "is this device's clock right?"  # many have none that goes on while they are off
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_CONNECTED = "SuperNode ID: "
-_DEAF = "SSL/TLS handshake error detected"  # after which Flower does not try again, and yet goes on
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def run(device: Device, say: Callable[[str], None]) -> None:
             before = log.stat().st_size if log.exists() else 0
             _run_once(device, log, before, say)
             said = _COLOUR.sub("", said_since(log, before))
-            refused_since = (refused_since or time.monotonic()) if _UNKNOWN_KEY in said else 0.0
+            refused_since = (refused_since or time.monotonic()) if flower.UNKNOWN_KEY in said else 0.0
             if refused_since and not (_was_taken(device) and time.monotonic() - refused_since < REFUSED_SECONDS):
                 raise UserError(
                     f"the SuperLink at {device.settings.superlink} does not take the key of node "
@@ -132,11 +129,11 @@ def run(device: Device, say: Callable[[str], None]) -> None:
 
 def _why(said: str) -> str:
     """Why a SuperNode has ended, from its log, as part of a sentence."""
-    if _UNKNOWN_KEY in said:
+    if flower.UNKNOWN_KEY in said:
         return " as its key is not taken yet: one that was killed counts as connected for up to a minute"
-    if _BAD_SIGNATURE in said:
+    if flower.BAD_SIGNATURE in said:
         return f", its signature was refused: {_CLOCK}"
-    return " as its connection broke in a handshake" if _DEAF in said else ""
+    return " as its connection broke in a handshake" if flower.DEAF in said else ""
 
 
 def _was_taken(device: Device) -> bool:
@@ -228,11 +225,11 @@ def _run_once(device: Device, log: Path, before: int, say: Callable[[str], None]
     with keeper(commands(device), log, environment(str(home))) as process:
         while process.poll() is None:
             new = said_since(log, seen)
-            if not connected and _CONNECTED in new:
+            if not connected and flower.CONNECTED in new:
                 connected = True
                 (home / TAKEN).write_text(_digest(device), encoding="utf-8")
                 say(f"node {device.settings.name} is connected to {device.settings.superlink} (log: {log})")
-            if _DEAF in new:
+            if flower.DEAF in new:
                 return
             seen = max(seen, seen + len(new.encode()) - OVERLAP)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -21,6 +21,7 @@ from pathlib import Path
 import tomli_w
 from filelock import FileLock, Timeout
 
+from sglr_flower import flower
 from sglr_flower.errors import UserError
 from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.folder import VARIABLE, Federation, split_address
@@ -132,7 +133,7 @@ def ask_health(address: str, certificates: Path | None) -> None:
         context = ssl.create_default_context(cafile=str(certificates))
         connection = http.client.HTTPSConnection(host, port, timeout=5, context=context)
     with contextlib.closing(connection):
-        connection.request("GET", "/health")
+        connection.request("GET", flower.HEALTH)
         if (status := connection.getresponse().status) != 200:
             raise OSError(f"it answered {status}, which no SuperLink does")
 
@@ -161,7 +162,7 @@ def _register(federation: Federation, directory: Path, env: dict[str, str], say:
         except subprocess.TimeoutExpired:
             raise UserError(f"the SuperLink did not answer when {key} was registered; it is tried again") from None
         # It has no error code of its own for a key that the database has.
-        if '"success": true' not in answer and "already in use" not in answer:
+        if flower.REGISTERED not in answer and flower.KEY_KNOWN not in answer:
             raise UserError(f"the SuperLink did not take {key}: {' '.join(answer.split())}")
         if say is not None:
             say(f"node {key.stem} may connect")

@@ -19,13 +19,13 @@ from typing import Any
 
 import uvicorn
 
+from sglr_flower import flower
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/v1/fleet/", "/health")
-CONTROL = "/v1/control/"
 REFUSAL = "This SuperLink takes orders from its own machine and its operators' networks only (sglr federation)."
 
 
@@ -58,7 +58,7 @@ class Gate:
 
     def _allows(self, scope: Scope) -> bool:
         path = str(scope["path"])
-        if path.startswith(OPEN[0]) or path == OPEN[1]:
+        if path.startswith(flower.FLEET) or path == flower.HEALTH:
             return True
         client = _address(scope.get("client"))
         if client is None:
@@ -66,7 +66,7 @@ class Gate:
         # What the own machine sends to its own network address comes from that address.
         if client.is_loopback or client == _address(scope.get("server")):
             return True
-        return path.startswith(CONTROL) and any(client in network for network in self._operators)
+        return path.startswith(flower.CONTROL) and any(client in network for network in self._operators)
 
 
 def _address(end: Sequence[Any] | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -92,9 +92,7 @@ def main() -> None:
         run(Gate(app, operators), **{**options, "proxy_headers": False, "access_log": False})
 
     uvicorn.run = guarded  # type: ignore[assignment]
-    from flwr.superlink.cli import flower_superlink
-
-    flower_superlink()
+    flower.superlink()()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 from integration.runs import final_weights, largest_difference
 from integration.simulation import in_time
 from ray.cluster_utils import Cluster
 
-from sglr_flower import commands, inprocess, launch, machine, node
+from sglr_flower import assembly, commands, inprocess, launch, machine, node
 from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 
@@ -78,6 +79,30 @@ def test_uses_the_gpus_of_both_and_says_once_that_torch_cannot(run_dir: Path) ->
     assert len(found) == 2
     assert sum(found.values()) == NODES
     assert log.count("the nodes compute on the CPU") == (0 if torch.cuda.is_available() else 1)
+
+
+class Node:
+    """As Flower's: an actor of Ray. Its torch sees a GPU, as on a machine that has one."""
+
+    def device(self) -> str:
+        torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+        return assembly.device().type
+
+
+def test_a_node_computes_on_a_gpu_only_if_ray_sets_one_aside_for_it(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    ray.init(cluster, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    try:
+        kind = ray.remote(Node)
+        nodes = [kind.options(num_cpus=1, num_gpus=share).remote() for share in (0, 0.5)]
+        assert ray.get([node.device.remote() for node in nodes], timeout=120) == ["cpu", "cuda"]
+        assert assembly.device().type == "cuda"  # the ServerApp's process has no share of Ray's GPUs
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(
