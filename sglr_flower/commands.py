@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,14 +358,13 @@ def _through_flower(checked: _Checked, view: ProgressView) -> None:
         link = connection.read(checked.launch.federation)
         outcome = submit(_app_dir(), link, run_config, log_file, watch)
     else:
-        app_dir = _light_app(checked.simulation.interpreter.home)
-        outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
-        if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
-            Console().print("Ray was too slow to start; it is started once more")
-            (directory.path / "status.json").unlink(missing_ok=True)
-            checked.simulation.restart()
-            app_dir = _light_app(checked.simulation.interpreter.home)
+        with _light_app() as app_dir:
             outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
+            if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
+                Console().print("Ray was too slow to start; it is started once more")
+                (directory.path / "status.json").unlink(missing_ok=True)
+                checked.simulation.restart()
+                outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
@@ -432,16 +432,16 @@ def _app_dir() -> Path:
     return checkout if (checkout / "server_app.py").exists() else checkout / "sglr_flower" / "app"
 
 
-def _light_app(home: Path) -> Path:
-    """The Flower app without this package, which a simulation's processes have; made in its private folder.
+@contextlib.contextmanager
+def _light_app() -> Iterator[Path]:
+    """A folder with the Flower app but not this package, which a simulation's processes have.
 
     Flower packs the folder of an app, and looks at every file below it to do so: in a checkout at a whole environment.
     """
-    made = home / "app"
-    made.mkdir()
-    for name in ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(_app_dir() / name, made / name)
-    return made
+    with tempfile.TemporaryDirectory(prefix="sglr-app-") as made:
+        for name in ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copyfile(_app_dir() / name, Path(made) / name)
+        yield Path(made)
 
 
 def _absolute_data_dir(config: RunConfig) -> str:

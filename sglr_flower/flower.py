@@ -48,6 +48,9 @@ KEY_KNOWN = "already in use"
 RAY_LATE = ("The current node timed out during startup", "Timed out waiting for file ")
 """How Ray says that its node, or a service that it waits for, was not there within the 30 s that it gives itself."""
 
+RAY_BACKEND = "flwr.server.superlink.fleet.vce.backend.raybackend"
+"""The module from which a simulation, once it starts, takes its class ``RayBackend``, the pool of nodes' processes."""
+
 HEALTH, FLEET, CONTROL, RUNTIME = "/health", "/v1/fleet/", "/v1/control/", "/v1/runtime/"
 """The paths of a SuperLink's APIs: whether it is up, for nodes, for whoever starts runs, for a run's own processes."""
 
@@ -70,6 +73,13 @@ def default_connections() -> str:
     from flwr.cli.constant import DEFAULT_FLOWER_CONFIG_TOML
 
     return DEFAULT_FLOWER_CONFIG_TOML
+
+
+def client_exceptions() -> tuple[type[Exception], type[Exception]]:
+    """What a backend raises where a ClientApp raised, and where it could not be loaded."""
+    from flwr.clientapp.client_app import ClientAppException, LoadClientAppError
+
+    return ClientAppException, LoadClientAppError
 
 
 def superlink() -> Callable[[], None]:

@@ -8,7 +8,6 @@ interpreter (`sglr_flower.warm`) that the simulation is a fork of as well. GPUs 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import pickle
 import queue
@@ -21,20 +20,15 @@ from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Any
 
 import cloudpickle
-from flwr.clientapp.client_app import ClientAppException, LoadClientAppError
-from flwr.server.superlink.fleet.vce.backend import Backend
 
 from sglr_flower import machine, warm
+from sglr_flower.flower import RAY_BACKEND, client_exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
-
-RAY_BACKEND = "flwr.server.superlink.fleet.vce.backend.raybackend"
-"""The module from which Flower's simulation takes its class ``RayBackend``."""
-log = logging.getLogger("flwr.sglr")
 
 
 def simulation() -> None:
@@ -45,7 +39,7 @@ def simulation() -> None:
     warm.command("flwr-simulation")()
 
 
-def _backend(config: Mapping[str, Mapping[str, Any]]) -> Backend:
+def _backend(config: Mapping[str, Mapping[str, Any]]) -> Any:
     """Ray's backend for a node with a share of a GPU or a user's own cluster, else forked processes.
 
     Parameters
@@ -53,17 +47,16 @@ def _backend(config: Mapping[str, Mapping[str, Any]]) -> Backend:
     config : mapping of str to mapping
         Flower's: ``client_resources`` with the CPUs and GPUs of a node, ``init_args`` with those of the machine.
     """
-    node = config["client_resources"]
-    if node.get("num_gpus") or os.environ.get("RAY_ADDRESS"):
+    of_node = config["client_resources"]
+    if of_node.get("num_gpus") or os.environ.get("RAY_ADDRESS"):
         del sys.modules[RAY_BACKEND]
-        ray: Backend = importlib.import_module(RAY_BACKEND).RayBackend(config)
-        return ray
-    cpus = int(node["num_cpus"])
+        return importlib.import_module(RAY_BACKEND).RayBackend(config)
+    cpus = int(of_node["num_cpus"])
     return ForkedBackend(cpus, int(config["init_args"].get("num_cpus", machine.available_cpus())) // cpus)
 
 
-class ForkedBackend(Backend):
-    """A backend whose workers are forked processes.
+class ForkedBackend:
+    """A backend, as Flower's class ``Backend`` describes them, whose workers are forked processes.
 
     Parameters
     ----------
@@ -130,20 +123,21 @@ class ForkedBackend(Backend):
         ours, theirs = socket.socketpair()
         with theirs:
             nothing = os.open(os.devnull, os.O_RDONLY)
-            warm.fork([f"{__name__}:work"], [nothing, self._output, self._output, theirs.fileno()])
+            warm.fork([f"{__name__}:node"], [nothing, self._output, self._output, theirs.fileno()])
             os.close(nothing)
         connection = Connection(ours.detach())
         connection.send((self._place, sys.path, self._app))
         return connection
 
 
-def work() -> None:
-    """Be a worker: for each message and its node's context, the reply and the context after it."""
+def node() -> None:
+    """Be a worker: for each message of a node and its context, the reply and the context after it."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as with Ray, who has no GPU set aside sees none
     link = Connection(int(sys.argv[1]))
     place, sys.path[:], packed = link.recv()
     machine.take_place(place)
     app: ClientApp = pickle.loads(packed)  # from the process that has asked for this one, over their own socket
+    raised, not_loaded = client_exceptions()
     while True:
         try:
             message, context = link.recv()
@@ -153,11 +147,11 @@ def work() -> None:
         answer: tuple[Message, Context] | Exception
         try:
             answer = app(message=message, context=context), context
-        except LoadClientAppError as error:
+        except not_loaded as error:
             answer = error
         except Exception as error:
             traceback.print_exc()
-            answer = ClientAppException(str(error))
+            answer = raised(str(error))
         link.send(answer)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from sglr_flower import flower
 from sglr_flower.errors import UserError
 from sglr_flower.machine import available_cpus, gpu_places, steady_memory
 from sglr_flower.processes import complaint, environment, free_port, said_since
@@ -26,11 +27,7 @@ from sglr_flower.warm import Forked, Interpreter, interpreter
 
 START_SECONDS = 60.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 
-# What Flower raises in place of the exception that matters; that one stands earlier in the log.
-_WRAPPERS = ("An error was encountered. Ending simulation.", "Simulation Runtime crashed.")
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+): (.+?)\s*$", re.MULTILINE)
-# How Ray says that the node, or the service that it waits for, was not there in time.
-_RAY_LATE = re.compile(r"The current node timed out during startup|Timed out waiting for file \S+_port_")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def ray_was_late(reason: str) -> bool:
 
     They are too short for its first start from a slow disk and for a machine that is busy; a second start is not.
     """
-    return _RAY_LATE.search(reason) is not None
+    return any(text in reason for text in flower.RAY_LATE)
 
 
 class Simulation:
@@ -185,7 +182,7 @@ class _SuperLink:
             # http.client and not urllib: it uses no proxy, whatever the environment says.
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
             with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
-                connection.request("GET", "/health")
+                connection.request("GET", flower.HEALTH)
                 if connection.getresponse().status == 200:
                     return True
             time.sleep(0.05)
@@ -278,11 +275,11 @@ def check_fits(resources: Resources, gpus: int) -> None:
 def outcome_of(run: dict[str, str], log_file: Path, before: int) -> Outcome:
     """How a run ended, from what the SuperLink recorded (an entry of ``flwr ls``; empty: it never got the run)."""
     status = run.get("status", "")
-    if status == "finished:completed":
+    if status == flower.COMPLETED:
         return Outcome(True, "")
     if not run:
         return Outcome(False, f"Flower did not take the run: {complaint(log_file, before)}")
-    details = run["status-details"].removeprefix("Simulation failed with exception: ").strip()
+    details = run["status-details"].removeprefix(flower.DETAILS).strip()
     said = said_since(log_file, before)
     return Outcome(False, _raised(details, said) or f"The run ended as {status}, {details} (see {log_file}).")
 
@@ -291,7 +288,7 @@ def _raised(details: str, said: str) -> str:
     """Return the exception that ended the run as "name: message", or nothing where the log holds none."""
     for found in reversed(list(_RAISED.finditer(said))):
         name, line = found.groups()
-        if line not in _WRAPPERS and (details in _WRAPPERS or details.startswith(line)):
-            message = " ".join((line if details in _WRAPPERS else details).split())  # details has all its lines
+        if line not in flower.WRAPPERS and (details in flower.WRAPPERS or details.startswith(line)):
+            message = " ".join((line if details in flower.WRAPPERS else details).split())  # details has all its lines
             return message if name == UserError.__name__ else f"{name}: {message}"
     return ""

@@ -97,7 +97,9 @@ def available_gpus() -> int:
 
 def _simulated_without_gpu() -> bool:
     """Whether this process handles a simulated node's messages and Ray has set no GPU aside for it."""
-    if not simulated():
+    if _place is not None:
+        return True
+    if not _on_ray():
         return False
     context = sys.modules["ray"].get_runtime_context()
     # Nodes are actors. The ServerApp's process is none; it takes what the user left visible.

@@ -29,8 +29,10 @@ from importlib import metadata
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
-from sglr_flower.processes import end_group, group_of, script
+from sglr_flower.processes import END_SECONDS, end_group, group_of, script
 
+Command = Callable[[], int | str | None]
+"""What runs a command whose arguments are in ``sys.argv``, to its exit status."""
 FORKS = sys.platform == "linux"
 """Whether processes are forked here."""
 VARIABLE = "SGLR_WARM_SOCKET"
@@ -122,18 +124,24 @@ class Forked:
             return None
 
     def close(self) -> None:
-        """End it if it still runs, and forget it."""
+        """End it if it still runs, in good order if it does so within `END_SECONDS`."""
+        if self.poll() is None:
+            with contextlib.suppress(OSError, TimeoutExpired):
+                self._connection.shutdown(socket.SHUT_WR)
+                self.wait(END_SECONDS)
         self._connection.close()
 
 
 @contextlib.contextmanager
-def interpreter(home: Path, commands: Sequence[Sequence[str]], log: Path, env: Mapping[str, str]) -> Iterator[Interpreter]:
+def interpreter(
+    home: Path, commands: Sequence[Sequence[str]], log: Path, env: Mapping[str, str]
+) -> Iterator[Interpreter]:
     """Start a warm interpreter, which at once forks processes for some of Flower's commands.
 
     Parameters
     ----------
     home : Path
-        Its private folder, which goes with it.
+        Its private folder; where the caller is killed, it is removed.
     commands : sequence of sequence of str
         The commands; when one of them ends, all is ended.
     log : Path
@@ -198,7 +206,8 @@ def lead(home: str, commands: str, log: str) -> None:
     gc.disable()  # imports make no garbage worth looking for; what there is by then is looked at by no fork either
     # NumPy's library of linear algebra has threads of its own, and takes care of them when it is forked.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-    sys.exit(_Leader(Path(home)).run(json.loads(commands), Path(log))())
+    call = _Leader(Path(home)).run(json.loads(commands), Path(log))
+    sys.exit(call())
 
 
 class _Leader:
@@ -211,6 +220,7 @@ class _Leader:
     """
 
     def __init__(self, home: Path) -> None:
+        self._home = home
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(home / _SOCKET))
         self._listener.listen(64)
@@ -218,9 +228,11 @@ class _Leader:
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
         self._children: dict[int, socket.socket | None] = {}
+        self._told: set[int] = set()  # to end
 
-    def run(self, commands: Sequence[Sequence[str]], log: Path) -> Callable[[], object]:
+    def run(self, commands: Sequence[Sequence[str]], log: Path) -> Command:
         """Fork until the end; it returns in a fork alone, with what that one has to call."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake.fileno())
         for name in _LASTING if FORKS else ():
@@ -235,23 +247,22 @@ class _Leader:
         for name in _MODULES if FORKS else ():
             importlib.import_module(name)
         while needed <= self._children.keys():
-            waiting = [connection for connection in self._children.values() if connection is not None]
-            ready = select.select([sys.stdin, self._listener, self._woken, *waiting], [], [])[0]
+            waiting = {pid: each for pid, each in self._children.items() if each is not None and pid not in self._told}
+            ready = select.select([sys.stdin, self._listener, self._woken, *waiting.values()], [], [])[0]
             if sys.stdin in ready:
                 break
             if self._woken in ready:
                 self._woken.recv(4096)
                 self._reap()
-            for pid, connection in self._children.items():
-                if connection in ready and not connection.recv(1):  # whoever wanted it wants it no more
-                    self._children[pid] = None
-                    connection.close()
+            for pid, connection in waiting.items():
+                if connection in ready and pid in self._children:  # whoever wanted it wants it no more
+                    self._told.add(pid)
                     os.kill(pid, signal.SIGTERM)
             if self._listener in ready and (call := self._answer()):
                 return call
-        end_group(self._children, "")
+        end_group(self._children, str(self._home))
 
-    def _answer(self) -> Callable[[], object] | None:
+    def _answer(self) -> Command | None:
         """Fork as the next connection asks."""
         connection, _ = self._listener.accept()
         request, files = b"", list[int]()
@@ -271,15 +282,14 @@ class _Leader:
             connection.close()
         return call
 
-    def _fork(
-        self, line: Sequence[str], files: Sequence[int], connection: socket.socket | None
-    ) -> Callable[[], object] | None:
+    def _fork(self, line: Sequence[str], files: Sequence[int], connection: socket.socket | None) -> Command | None:
         gc.freeze()  # a collection in a fork would write to, and so copy, the memory that it shares
         pid = os.fork()
         if pid:
             self._children[pid] = connection
             return None
         signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for open_here in (self._listener, self._woken, self._wake, connection, *self._children.values()):
             if open_here is not None:
@@ -290,7 +300,7 @@ class _Leader:
             os.execv(script(line[0]), [*line])
         gc.enable()
         with contextlib.suppress(OSError):
-            Path("/proc/self/comm").write_text(line[0])  # what `top` and `ps -c` show
+            Path("/proc/self/comm").write_text(line[0].replace("sglr_flower.", ""))  # what `top` shows
         sys.argv = [*line, *map(str, files[3:])]
         return _load(line[0])
 
@@ -303,19 +313,23 @@ class _Leader:
                 return
             if not pid:
                 return
+            self._told.discard(pid)
             connection = self._children.pop(pid, None)
             if connection is not None:
                 with contextlib.suppress(OSError), connection:
                     connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def command(name: str) -> Callable[[], object]:
+def command(name: str) -> Command:
     """One of Flower's own commands, as its distribution declares them."""
     (found,) = metadata.distribution("flwr").entry_points.select(group="console_scripts", name=name)
-    call: Callable[[], object] = found.load()
-    return call
+    loaded: Command = found.load()
+    return loaded
 
 
-def _load(name: str) -> Callable[[], object]:
+def _load(name: str) -> Command:
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function) if function else command(name)
+    if not function:
+        return command(name)
+    loaded: Command = getattr(importlib.import_module(module), function)
+    return loaded

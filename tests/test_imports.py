@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "pandas", "matplotlib", "torchvision", "flwr", "ray", "grpc")
 FOR_DATA_AND_PICTURES = (
@@ -63,3 +65,18 @@ def test_the_digits_are_read_without_them() -> None:
 
 def test_the_server_imports_no_library_for_data_or_pictures() -> None:
     assert imported("import server_app", FOR_DATA_AND_PICTURES) == []
+
+
+STEP = """
+from sglr_flower.split.rounds import TrainSession
+plan = assembly.plan(config, 1)
+session = TrainSession(assembly.cohort(config, [0, 1]), plan)
+downloads, loss = assembly.server(config).step(plan, {0: session.start()})
+assert session.advance(downloads[0]) is not None
+"""
+
+
+@pytest.mark.parametrize("cohort", ["loop", "stacked"])
+def test_a_step_imports_nothing_that_torch_has_for_compiling(cohort: str) -> None:
+    code = COHORT.replace('"num-clients": 2', f'"num-clients": 2, "cohort": "{cohort}"') + STEP
+    assert imported(code, ("sympy", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")) == []

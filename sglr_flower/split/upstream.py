@@ -28,7 +28,7 @@ def scalar(output: Tensor, gradient: Tensor) -> Tensor:
     """
     if output.shape != gradient.shape:
         raise ValueError(f"a gradient of shape {tuple(gradient.shape)} for a tensor of shape {tuple(output.shape)}")
-    result: Tensor = _Given.apply(output, gradient)  # type: ignore[no-untyped-call]
+    result: Tensor = _Given.apply(output, gradient)
     return result
 
 
