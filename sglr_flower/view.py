@@ -55,7 +55,7 @@ class ProgressView:
             TimeElapsedColumn(),
             console=console,
         )
-        self._task = self._progress.add_task("starting Flower and Ray", total=rounds, figures="")
+        self._task = self._progress.add_task("starting Flower", total=rounds, figures="")
         self._nodes: Sequence[NodeEntry] = ()
         self._gone: set[str] = set()
         self._live = Live(console=console, get_renderable=self._renderable)

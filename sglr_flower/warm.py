@@ -159,7 +159,7 @@ def interpreter(
         shim.write_text(f'#!/bin/sh\n{shlex.join(line)} "$@"\n', encoding="utf-8")
         shim.chmod(0o700)
         env["PATH"] = os.pathsep.join([str(home / _BIN), env["PATH"]])
-    arguments = [str(home), json.dumps([list(command) for command in commands]), str(log)]
+    arguments = [str(home), json.dumps([list(command) for command in commands]), str(log), "forks" if FORKS else ""]
     with group_of("sglr_flower.warm:lead", arguments, env, errors=log) as process:
         yield Interpreter(process, home)
 
@@ -195,18 +195,20 @@ def _ask(address: Path, command: Sequence[str], files: Sequence[int], *, ends_wi
 # ---- the interpreter's own process
 
 
-def lead(home: str, commands: str, log: str) -> None:
+def lead(home: str, commands: str, log: str, forks: str) -> None:
     """Be a warm interpreter until stdin closes or one of the commands ends; in a fork, what was asked for.
 
     Parameters
     ----------
     home, commands, log : str
         As in `interpreter`, the commands as JSON.
+    forks : str
+        Empty: each command is started as the script that it is, and nothing is imported for it.
     """
     gc.disable()  # imports make no garbage worth looking for; what there is by then is looked at by no fork either
     # NumPy's library of linear algebra has threads of its own, and takes care of them when it is forked.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-    call = _Leader(Path(home)).run(json.loads(commands), Path(log))
+    call = _Leader(Path(home), bool(forks)).run(json.loads(commands), Path(log))
     sys.exit(call())
 
 
@@ -217,10 +219,12 @@ class _Leader:
     ----------
     home : Path
         Its private folder.
+    forks : bool
+        Whether forks go on as what they are asked for; else they become its script.
     """
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, forks: bool) -> None:
+        self._home, self._forks = home, forks
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(home / _SOCKET))
         self._listener.listen(64)
@@ -235,16 +239,16 @@ class _Leader:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake.fileno())
-        for name in _LASTING if FORKS else ():
+        for name in _LASTING if self._forks else ():
             command(name)
         with log.open("ab") as said, Path(os.devnull).open("rb") as nothing:
             for line in commands:
                 if call := self._fork(line, [nothing.fileno(), said.fileno(), said.fileno()], None):
                     return call
         needed = set(self._children)
-        for name in _PASSING if FORKS else ():
+        for name in _PASSING if self._forks else ():
             command(name)
-        for name in _MODULES if FORKS else ():
+        for name in _MODULES if self._forks else ():
             importlib.import_module(name)
         while needed <= self._children.keys():
             waiting = {pid: each for pid, each in self._children.items() if each is not None and pid not in self._told}
@@ -296,7 +300,7 @@ class _Leader:
                 open_here.close()
         for number, file in enumerate(files[:3]):
             os.dup2(file, number)
-        if not FORKS:
+        if not self._forks:
             os.execv(script(line[0]), [*line])
         gc.enable()
         with contextlib.suppress(OSError):

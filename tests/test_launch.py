@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import ErrorCode
 
-from sglr_flower import launch, machine
+from sglr_flower import launch, machine, warm
 from sglr_flower.errors import UserError
 from sglr_flower.launch import Outcome, Resources, Simulation, check_fits
 
@@ -37,7 +39,7 @@ then = ""
 """
 
 APP = """
-import time
+import os, signal, sys, time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -47,7 +49,15 @@ server = ServerApp()
 
 @client.train()
 def train(message, context):
-    return Message(RecordDict({"reply": ConfigRecord({"seen": 1})}), reply_to=message)
+    if message.content["ask"].get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("a node's own words", flush=True)
+    reply = ConfigRecord({"ray": "ray" in sys.modules, "process": os.getpid()})
+    return Message(RecordDict({"reply": reply}), reply_to=message)
+
+@client.query()
+def query(message, context):
+    raise ValueError("a node failed on purpose")
 
 @server.main()
 def main(grid, context):
@@ -55,6 +65,21 @@ def main(grid, context):
         time.sleep(0.1)
     messages = [Message(RecordDict({"ask": ConfigRecord({})}), node, "train") for node in nodes]
     print("replies:", len(list(grid.send_and_receive(messages))), flush=True)
+    if context.run_config["then"] == "ask":
+        (asked,) = grid.send_and_receive([Message(RecordDict({"ask": ConfigRecord({})}), nodes[0], "train")])
+        print("ray:", asked.content["reply"]["ray"], flush=True)
+    if context.run_config["then"] == "kill":
+        asks = [ConfigRecord({"die": node == nodes[0]}) for node in nodes]
+        messages = [Message(RecordDict({"ask": ask}), node, "train") for ask, node in zip(asks, nodes)]
+        replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages)}
+        print("killed:", replies[nodes[0]].error.reason, flush=True)
+        print("the other failed:", replies[nodes[1]].has_error(), flush=True)
+        messages = [Message(RecordDict({"ask": ConfigRecord({})}), node, "train") for node in nodes * 3]
+        replies = [reply.content["reply"] for reply in grid.send_and_receive(messages)]
+        print("processes:", len({reply["process"] for reply in replies}), "of", len(replies), flush=True)
+        print("ray:", any(reply["ray"] for reply in replies), flush=True)
+        (failed,) = grid.send_and_receive([Message(RecordDict({"ask": ConfigRecord({})}), nodes[0], "query")])
+        print("failed:", failed.error.code, failed.error.reason, flush=True)
     if context.run_config["then"] == "raise":
         raise ValueError("failed on purpose,\\nin two lines")
     if context.run_config["then"] == "sleep":
@@ -84,7 +109,7 @@ def app(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "tiny_app.py").write_text(APP)
-    for then in ("end", "raise", "sleep"):
+    for then in ("end", "kill", "raise", "sleep"):
         (tmp_path / f"{then}.toml").write_text(f'then = "{then}"\n')
     return folder
 
@@ -184,6 +209,30 @@ def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> N
 
 
 @pytest.mark.flower
+@linux
+def test_a_node_whose_process_is_killed_gets_another_and_none_is_rays(app: Path) -> None:
+    log = app.parent / "kill.log"
+    assert simulate(app, app.parent / "kill.toml", log) == Outcome(True, "")
+    said = log.read_text()
+    assert "killed: <class 'RuntimeError'>:<'the process of a simulated node was killed'>" in said
+    assert "the other failed: False" in said
+    found = re.search(r"processes: (\d) of 6", said)
+    assert found is not None
+    assert int(found[1]) in (1, 2)
+    assert "ray: False" in said
+    assert "a node's own words" in said
+    assert f"failed: {ErrorCode.CLIENT_APP_RAISED_EXCEPTION} " in said
+    assert "ValueError: a node failed on purpose" in said  # its traceback
+
+
+def test_where_nothing_is_forked_the_nodes_are_rays(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "FORKS", False)
+    log = app.parent / "kill.log"
+    (app.parent / "rays.toml").write_text('then = "ask"\n')
+    assert simulate(app, app.parent / "rays.toml", log) == Outcome(True, "")
+    assert "ray: True" in log.read_text()
+
+
 def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
     (app.parent / "end.toml").write_text("unknown-key = 1\n")
 
