@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import accounting, codecs, methods, splitavg, splitlr
+from sglr_flower import accounting, codecs, methods, splitavg, splitlr, track
 from sglr_flower.codecs import Codec
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
@@ -257,6 +257,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
+    track.check(config)
     if config.partition != "own":
         client_data(config, [])
 
