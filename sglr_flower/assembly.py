@@ -242,8 +242,10 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     Raises
     ------
     UserError
-        If the model or cut is unknown, the data are missing, or they do not suffice for the partition.
+        If the model or cut is unknown, the data or a tracker's library are missing, or the data do not suffice for the
+        partition.
     """
+    track.check(config)
     if not own_data:
         refuse_own_partition(config)
         device(config.server_device)
@@ -257,7 +259,6 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
-    track.check(config)
     if config.partition != "own":
         client_data(config, [])
 

@@ -36,8 +36,11 @@ END_SECONDS = 60.0
 """How long a tracker has to finish once the run has ended. A run's figures are a few kB, but MLflow's first database
 takes it 10 s to make, and longer on a machine that is busy."""
 
+SILENT_SECONDS = 2.0
+"""How long of that passes before the user is told what the run waits for."""
+
 STOP_SECONDS = 1.0
-"""The same before a run that was stopped goes without it; the tracker still has `END_SECONDS`, on its own."""
+"""How long a run that was stopped waits; the tracker still has `END_SECONDS`, on its own."""
 
 _CHILD = """
 import json, sys
@@ -107,15 +110,22 @@ class Apart:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        try:
-            self._process.wait(STOP_SECONDS if self._deadline is None else max(0.0, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            if self._deadline is not None:
+        if self._deadline is None:
+            ended = self._has_ended(STOP_SECONDS)
+        elif not (ended := self._has_ended(min(SILENT_SECONDS, self._deadline - time.monotonic()))):
+            self._say(f"{self._name}: it is given {END_SECONDS:g} s to finish")
+            if not (ended := self._has_ended(self._deadline - time.monotonic())):
                 self._kill()
-                text = f"it did not finish within {END_SECONDS:g} s of the run's end"
-                raise RuntimeError(f"{text}{self._see_log()}") from None
-        else:
+                raise RuntimeError(f"it did not finish within {END_SECONDS:g} s of the run's end{self._see_log()}")
+        if ended:
             self._listen()
+
+    def _has_ended(self, seconds: float) -> bool:
+        """Whether its process ends within this time."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, seconds))
+        return self._process.returncode is not None
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         assert self._process is not None
