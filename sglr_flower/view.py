@@ -106,7 +106,7 @@ class ProgressView:
         for saying in sayings[self._said :]:
             if self._warnings or not saying["failed"]:
                 style = "yellow" if saying["failed"] else ""
-                self._console.print(printable(saying["sentence"]), style=style, markup=False, soft_wrap=True)
+                self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
         self._said = len(sayings)
 
     def _say_who_left(self, server_round: int) -> None:

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from filelock import FileLock
 from sglr_flower.config import RunConfig
 from sglr_flower.files import write_atomic
 from sglr_flower.metrics import RoundMetrics, figures
+from sglr_flower.nodetable import printable
 from sglr_flower.rundir import RunDirectory, read_json
 from sglr_flower.track.tracker import TrackedRun, Tracker
 
@@ -177,14 +179,20 @@ def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield prefix + name, value
 
 
+def without_password(text: str) -> str:
+    """A text with the URIs of servers and databases without user and password, for logs that others may read."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 def serve(name: str) -> None:
     """Be the other process: messages on stdin, what is to be said on stdout."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what the library prints goes to the log
 
         def say(**message: str) -> None:
+            shown = {kind: without_password(text) for kind, text in message.items()}
             with contextlib.suppress(OSError):  # the run's process has ended
-                print(json.dumps(message), file=out, flush=True)
+                print(json.dumps(shown), file=out, flush=True)
 
         inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=_receive, args=(inbox,), daemon=True).start()
@@ -192,7 +200,7 @@ def serve(name: str) -> None:
             _follow(name, inbox, lambda sentence: say(said=sentence))
         except BaseException as error:  # a library may also exit
             traceback.print_exc()
-            say(failed=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+            say(failed=printable(f"{type(error).__name__}: {error}"))
     sys.stderr.flush()
     os._exit(0)  # what a library does at exit may wait for its network
 

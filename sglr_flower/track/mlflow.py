@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 
 import mlflow
@@ -25,7 +24,7 @@ class Tracker:
                 mlflow.set_experiment(PROJECT)
             run.kept["run_id"] = mlflow.start_run(run_name=run.name).info.run_id
             mlflow.log_params(dict(run.config))
-        self.where = f"run {run.kept['run_id']} in {without_password(mlflow.get_tracking_uri())}"
+        self.where = f"run {run.kept['run_id']} in {mlflow.get_tracking_uri()}"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a round."""
@@ -36,8 +35,3 @@ class Tracker:
         if summary is not None:
             mlflow.log_metrics({f"summary/{name}": value for name, value in summary.items()}, step=step)
         mlflow.end_run("FAILED" if summary is None else "FINISHED")
-
-
-def without_password(uri: str) -> str:
-    """The URI of a server or database without the user's name and password, for a log that others may read."""
-    return re.sub(r"//[^/]*@", "//", uri)

@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,7 +196,9 @@ def test_a_tracker_that_cannot_write_is_said_once_and_the_run_ends_well(
     summary = train(home / "run", track=name, num_server_rounds=3)
 
     (warning,) = warnings(caplog)
+    reason = {"mlflow": closed_port, "wandb": "resume status|timed out", "trackio": "directory: '/dev/null/trackio'"}
     assert warning.startswith(f"{name} is off: ")
+    assert re.search(reason[name], warning)
     assert str(home / "run" / "tracking" / f"{name}.log") in warning
     assert len(recorded(home / "run")) == summary["rounds"] == 3
     status = read_json(home / "run" / "status.json")
@@ -270,9 +273,19 @@ def test_a_folder_with_the_librarys_name_is_not_the_library(home: Path, monkeypa
 
 
 def test_a_password_in_a_uri_is_not_shown() -> None:
-    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'sglr-flower[mlflow]'")
-    from sglr_flower.track.mlflow import without_password
+    said = apart.without_password("run 7 in postgresql://me:p@ss@db.lan:5432/runs, not in https://lan/@team/a@b")
+    assert said == "run 7 in postgresql://db.lan:5432/runs, not in https://lan/@team/a@b"
 
-    assert without_password("postgresql://me:p@ss@db.lan:5432/runs") == "postgresql://db.lan:5432/runs"
-    assert without_password("https://mlflow.lan/@team") == "https://mlflow.lan/@team"
-    assert without_password("sqlite:////srv/mlflow.db") == "sqlite:////srv/mlflow.db"
+
+@pytest.mark.parametrize("name", EACH[:1])
+def test_a_password_is_not_shown_where_the_tracker_fails(
+    name: str, home: Path, closed_port: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(apart, "END_SECONDS", 120.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", closed_port.replace("//", "//me:geheim@"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    trained_runs.run(home / "run", track=name)
+
+    (warning,) = warnings(caplog)
+    assert "geheim" not in warning
+    assert closed_port in warning
