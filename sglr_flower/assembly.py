@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import accounting, codecs, methods, splitavg, splitlr
+from sglr_flower import accounting, codecs, methods, splitavg, splitlr, track
 from sglr_flower.codecs import Codec
 from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets, partition
@@ -242,8 +242,10 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     Raises
     ------
     UserError
-        If the model or cut is unknown, the data are missing, or they do not suffice for the partition.
+        If the model or cut is unknown, the data or a tracker's library are missing, or the data do not suffice for the
+        partition.
     """
+    track.check(config)
     if not own_data:
         refuse_own_partition(config)
         device(config.server_device)

@@ -315,7 +315,8 @@ def _train(checked: _Checked) -> None:
     if launch.federation:
         connection.read(launch.federation)  # a mistake in its name shows before anything else
     try:
-        with ProgressView(directory.path, checked.config.num_server_rounds, console) as view:
+        rounds, warnings = checked.config.num_server_rounds, not launch.in_process
+        with ProgressView(directory.path, rounds, console, warnings=warnings) as view:
             if launch.in_process:
                 _in_process(checked.config, launch.nodes, view)
             else:

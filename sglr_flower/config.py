@@ -20,9 +20,16 @@ from sglr_flower.errors import UserError
 
 Scalar = str | int | float | bool
 
+TRACKERS = ("mlflow", "wandb", "trackio")
+"""What the key ``track`` can name: each is a module of `sglr_flower.track` and an extra of the package."""
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 class RunConfig(BaseModel):
@@ -223,6 +230,11 @@ class RunConfig(BaseModel):
         ge=0,
         description="checkpoints that are kept, the newest ones; 0: all, for what `sglr analyze` shows over time",
     )
+    track: str = Field(
+        "",
+        description="trackers that are told of every round, beside TensorBoard: mlflow, wandb, trackio, or several of "
+        "them with commas; empty: none",
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
     )
@@ -332,6 +344,14 @@ class RunConfig(BaseModel):
             raise ValueError("it must be cpu, cuda, cuda:N, or empty")
         return value
 
+    @field_validator("track")
+    @classmethod
+    def _known_trackers(cls, value: str) -> str:
+        names = _listed(value)
+        if value and not (set(names) <= set(TRACKERS) and len(set(names)) == len(names)):
+            raise ValueError(f"it must be {', '.join(TRACKERS)}, several of them with commas, or empty")
+        return value
+
     @field_validator("lr_schedule", "server_lr_schedule")
     @classmethod
     def _known_schedule(cls, value: str, info: ValidationInfo) -> str:
@@ -371,6 +391,11 @@ class RunConfig(BaseModel):
     def tolerant(self) -> bool:
         """Whether the run may go on without a node that fails."""
         return self.min_clients > 0 or self.round_retries > 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in ``track``."""
+        return _listed(self.track)
 
     def values(self) -> dict[str, Scalar]:
         """All keys (kebab-case) and values, as they are written to TOML and sent to nodes."""

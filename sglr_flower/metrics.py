@@ -87,6 +87,11 @@ class RoundMetrics:
     epsilon: float | None = None
 
 
+def figures(row: RoundMetrics) -> dict[str, float]:
+    """The numbers of a row by column, without its round and what it does not have: what curves are drawn of."""
+    return {name: value for name, value in asdict(row).items() if value is not None and name != "round"}
+
+
 COLUMNS = tuple(column.name for column in fields(RoundMetrics))
 BYTE_COLUMNS = tuple(column for column in COLUMNS if column.startswith("bytes_"))
 """Totals up and down, and the parts that they are made of."""

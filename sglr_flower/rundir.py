@@ -1,8 +1,8 @@
 """The run directory: what a run writes, for people, reports and resume.
 
 ``config.toml`` (the resolved run-config), ``metrics.csv`` (one row per round), ``nodes.csv`` (one row per node and
-attempt of a round), ``summary.json``, TensorBoard events, ``checkpoints/``, and ``status.json``, which says at any
-moment how far the run is.
+attempt of a round), ``summary.json``, ``checkpoints/``, and ``status.json``, which says at any moment how far the run
+is.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from sglr_flower.metrics import COLUMNS, History, RoundMetrics
 from sglr_flower.nodetable import NodeRow, from_csv, to_csv
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from sglr_flower.checkpoint import Checkpoint
 
 STATUS_INTERVAL = 0.2
@@ -86,7 +84,6 @@ class RunDirectory:
         self._lock = FileLock(path / ".lock")
         self._status: dict[str, Any] = {}
         self._status_due = 0.0
-        self._events: SummaryWriter | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -179,8 +176,6 @@ class RunDirectory:
                 self.status(state="failed", error=words)
             raise
         finally:
-            if self._events is not None:
-                self._events.close()
             self._lock.release()
 
     def _check_same(self, config: RunConfig) -> None:
@@ -225,8 +220,6 @@ class RunDirectory:
 
     def begin(self, history: History) -> None:
         """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, ``nodes.csv`` no others."""
-        from torch.utils.tensorboard import SummaryWriter  # half a second to import
-
         write_atomic(self.path / "metrics.csv", _csv_rows([dict(zip(COLUMNS, COLUMNS, strict=True))]))
         for row in history.rows:
             self._append(row)
@@ -234,16 +227,10 @@ class RunDirectory:
             done = {row.round for row in history.rows}
             kept = [row for row in self.nodes() if row.round in done]
             write_atomic(self._nodes_file, to_csv(kept, header=True).encode())
-        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(history.rows) + 1)
 
     def record(self, row: RoundMetrics) -> None:
-        """Add a round to ``metrics.csv`` and to the TensorBoard events."""
+        """Add a round to ``metrics.csv``."""
         self._append(row)
-        assert self._events is not None
-        for name, value in asdict(row).items():
-            if value is not None and name != "round":
-                self._events.add_scalar(name, value, row.round)
-        self._events.flush()
 
     def keep_places(self, count: int) -> None:
         """Write over how many nodes the clients are spread; 0: not over nodes that have numbers."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, methods
+from sglr_flower import assembly, checkpoint, methods, track
 from sglr_flower.accounting import Ledger
 from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
@@ -161,6 +161,17 @@ def train(
     dict[str, Any]
         What ``summary.json`` holds.
     """
+    with track.observers(config, directory) as observers:
+        return _train_all(config, nodes, directory, restored, observers)
+
+
+def _train_all(
+    config: RunConfig,
+    nodes: Nodes,
+    directory: RunDirectory,
+    restored: checkpoint.Checkpoint | None,
+    observers: track.Observers,
+) -> dict[str, Any]:
     server = assembly.server(config)
     history = History()
     shared: Weights | None = None
@@ -169,6 +180,7 @@ def train(
         history = History.from_json(restored.history)
         shared = restored.shared_weights()
     directory.begin(history)
+    observers.begin(history.rows)
     ledger = Ledger.open(config, directory.path, len(history.rows))
     if ledger is not None and not ledger.claims:
         log.warning("noise-seed = %d: the noise can be drawn again, so no epsilon is stated", config.noise_seed)
@@ -235,6 +247,7 @@ def train(
                 config.checkpoints_kept,
             )
         directory.record(row)
+        observers.round(row)
         directory.status(**_round_status(row))
         log.info(_round_line(row, config.num_server_rounds))
         if last:
@@ -257,6 +270,7 @@ def train(
         **({} if ledger is None else _privacy_summary(config, ledger, history)),
     }
     directory.finish(summary)
+    observers.end(summary)
     return summary
 
 

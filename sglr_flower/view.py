@@ -39,15 +39,18 @@ class ProgressView:
         Rounds of the whole run.
     console : Console
         Where to draw.
+    warnings : bool
+        Whether to show what the run's log warns of; not where the log itself is on the terminal.
     """
 
-    def __init__(self, run_dir: Path, rounds: int, console: Console) -> None:
+    def __init__(self, run_dir: Path, rounds: int, console: Console, *, warnings: bool = True) -> None:
         self._status_file = run_dir / "status.json"
         self._rounds, self._console = rounds, console
         self._first_round: int | None = None
         self._started = time.monotonic()
         self._shown = -1
         self._announced = ""
+        self._warnings, self._said = warnings, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -82,6 +85,7 @@ class ProgressView:
         if "exchange" in status and not self._announced:
             self._announced = f"{status['nodes']} node(s), exchange: {status['exchange']}"
             self._console.print(f"training on {self._announced}")
+        self._say_what_observers_say(status.get("observers", []))
         done = int(status.get("rounds_done", status.get("round", 1) - 1))
         steps = int(status.get("steps", 0))
         part = int(status.get("step", 0)) / steps if steps and status.get("round", 0) > done else 0.0
@@ -96,6 +100,14 @@ class ProgressView:
         if not self._console.is_terminal and done != self._shown and done > 0 and figures:  # none right after a resume
             self._console.print(f"round {done}/{self._rounds}: {figures}", highlight=False, soft_wrap=True)
         self._shown = done
+
+    def _say_what_observers_say(self, sayings: Sequence[Mapping[str, Any]]) -> None:
+        """A line for each sentence since the last look, from TensorBoard or a tracker."""
+        for saying in sayings[self._said :]:
+            if self._warnings or not saying["failed"]:
+                style = "yellow" if saying["failed"] else ""
+                self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
+        self._said = len(sayings)
 
     def _say_who_left(self, server_round: int) -> None:
         """A line for each node that left or returned since the last look."""

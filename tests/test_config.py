@@ -36,6 +36,12 @@ def test_every_key_is_there_and_documented() -> None:
     assert rows["exchange"][:2] == ("'auto'", "auto, stream, grid")
 
 
+def test_trackers_are_listed_with_commas() -> None:
+    assert RunConfig.parse({}).trackers == ()
+    assert RunConfig.parse({"track": "wandb"}).trackers == ("wandb",)
+    assert RunConfig.parse({"track": "trackio, mlflow"}).trackers == ("trackio", "mlflow")
+
+
 def test_it_survives_toml() -> None:
     config = RunConfig.parse({"splitavg-phi": 0.25, "seed": 7})
     assert RunConfig.parse(tomllib.loads(config.to_toml())) == config
@@ -77,6 +83,9 @@ def test_a_whole_number_is_a_rate() -> None:
             {"dtype": "float64", "autocast": "bfloat16"},
             ["autocast", "'bfloat16'", "it must be none with dtype = 'float64'"],
         ),
+        ({"track": "tensorboard"}, ["track", "'tensorboard'", "mlflow, wandb, trackio, several of them with commas"]),
+        ({"track": "wandb,wandb"}, ["track", "'wandb,wandb'", "several of them with commas, or empty"]),
+        ({"track": "mlflow,"}, ["track", "'mlflow,'", "or empty"]),
         ({"autocast": "float16"}, ["autocast", "'float16'", "'none' or 'bfloat16'"]),
         ({"method": "fedavg", "wire-up": "int8"}, ["wire-up", "'int8'", "it must be none with method fedavg"]),
     ],

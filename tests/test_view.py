@@ -189,3 +189,19 @@ def test_without_nodes_a_clients_step_has_no_time_and_an_older_run_none_of_it() 
     assert "a step took" not in text
     assert "a client computed" not in text
     assert "its exchange" not in shown(closing_table(SUMMARY, Path("/run")))
+
+
+SAID = {"sentence": "mlflow: run 7 in sqlite:////srv/mlflow.db", "failed": False}
+FAILED = {"sentence": "wandb is off: no [network]; the run goes on without it", "failed": True}
+
+
+@pytest.mark.parametrize(("warnings", "expected"), [(True, [SAID, FAILED]), (False, [SAID])])
+def test_what_trackers_say_is_a_line_said_once(tmp_path: Path, warnings: bool, expected: list[dict[str, Any]]) -> None:
+    """Without warnings where the log, which has them too, is on the same terminal."""
+    output = io.StringIO()
+    view = ProgressView(tmp_path, 9, Console(width=40, file=output, force_terminal=False), warnings=warnings)
+    for observers in ([], [SAID], [SAID, FAILED], [SAID, FAILED]):
+        (tmp_path / "status.json").write_text(json.dumps({"state": "training", "observers": observers}))
+        view.update()
+
+    assert output.getvalue().splitlines() == [said["sentence"] for said in expected]

@@ -19,7 +19,7 @@ from sglr_flower.report.runs import Run, read_all
 CONFIDENCE = 0.95
 """Of the intervals over seeds."""
 
-NOT_COMPARED = ("seed", "run-dir", "resume", "step-timeout", "checkpoint-every", "checkpoints-kept")
+NOT_COMPARED = ("seed", "run-dir", "resume", "step-timeout", "checkpoint-every", "checkpoints-kept", "track")
 """Keys in which runs may differ and still repeat the same training: the seed, places, and what changes no figure."""
 
 SPEAKING = ("method", "model", "dataset", "partition", "optimizer")
