@@ -164,7 +164,7 @@ class RunDirectory:
             if not config.resume and (self.path / "metrics.csv").exists():
                 raise UserError(f"run directory {self.path} (run-dir) holds another run: give a new one")
             self.status(state="starting", pid=os.getpid(), rounds=config.num_server_rounds)
-            import torch.utils.tensorboard  # noqa: F401 - half a second, now that Ray and the nodes start anyway
+            import torch.utils.tensorboard  # noqa: F401 - half a second, while the nodes start
 
             yield
             self.status(state="finished")
