@@ -33,8 +33,8 @@ CONNECTED = "SuperNode ID: "
 UNKNOWN_KEY = "Failed to activate SuperNode"
 """What it says when its key is not taken."""
 
-BAD_SIGNATURE = "401 Unauthorized"
-"""What it says when its signature, which holds the time, is refused."""
+ENDED = "SuperNode terminated gracefully"
+"""All that it says when its signature, which holds the time, is refused: Flower then interrupts its own process."""
 
 DEAF = "SSL/TLS handshake error detected"
 """What it says when its connection broke in a handshake; it does not try again, and yet goes on."""

@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 _HOME = tempfile.TemporaryDirectory(prefix="sglr-tests-")
 # Before anything reads them, and inherited by the processes that tests start.
 os.environ |= {
@@ -22,3 +24,7 @@ os.environ |= {
 # A shell starts what runs in its background with Ctrl-C ignored, which children inherit: tests that interrupt a child
 # would wait for ever. With a handler here, children start with the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example that takes longer than Hypothesis allows for would be a failure: on a busy machine any may.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")

@@ -26,6 +26,7 @@ from flwr.cli import ls
 from flwr.cli.run_utils import format_runs
 from flwr.clientapp.client_app import ClientAppException
 from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import Run, RunStatus
 from flwr.superlink.main import create_app
 
@@ -56,6 +57,7 @@ def texts(module: str) -> str:
         (flower.WRAPPERS[0], "flwr.simulation.run_simulation"),
         (flower.WRAPPERS[1], "flwr.server.superlink.fleet.vce.vce_api"),
         (flower.CONNECTED, "flwr.supernode.start_client_internal"),
+        (flower.ENDED, "flwr.supernode.start_client_internal"),
         (flower.UNKNOWN_KEY, "flwr.supercore.error.catalog"),
         (flower.DEAF, "flwr.supercore.retry.http_retry"),
         (flower.KEY_KNOWN, "flwr.superlink.servicer.control.control_handlers"),
@@ -89,10 +91,12 @@ def test_the_reason_of_a_node_that_raised() -> None:
     assert str(ClientAppException("it broke")).rpartition(flower.CLIENT_RAISED)[2] == "it broke"
 
 
-def test_a_refused_signature() -> None:
+def test_a_refused_signature_ends_the_supernode() -> None:
     answer = httpx.Response(401, request=httpx.Request("POST", "https://192.168.1.10/v1/fleet/activate-node"))
-    with pytest.raises(httpx.HTTPStatusError, match=flower.BAD_SIGNATURE):
+    with pytest.raises(httpx.HTTPStatusError) as refusal:
         answer.raise_for_status()
+    with pytest.raises(KeyboardInterrupt):  # it interrupts its own process
+        make_simple_http_retry_invoker().should_giveup(refusal.value)
     assert "HTTP_401_UNAUTHORIZED" in inspect.getsource(
         importlib.import_module("flwr.superlink.routers.fleet.node_auth")
     )

@@ -131,9 +131,11 @@ def _why(said: str) -> str:
     """Why a SuperNode has ended, from its log, as part of a sentence."""
     if flower.UNKNOWN_KEY in said:
         return " as its key is not taken yet: one that was killed counts as connected for up to a minute"
-    if flower.BAD_SIGNATURE in said:
-        return f", its signature was refused: {_CLOCK}"
-    return " as its connection broke in a handshake" if flower.DEAF in said else ""
+    if flower.DEAF in said:
+        return " as its connection broke in a handshake"
+    if flower.ENDED in said and flower.CONNECTED not in said:
+        return f" before it was connected, as it does where its signature is refused: {_CLOCK}"
+    return ""
 
 
 def _was_taken(device: Device) -> bool:

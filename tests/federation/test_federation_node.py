@@ -129,6 +129,14 @@ def test_a_node_waits_for_the_superlink_and_for_its_own_clock(tmp_path: Path, mo
     assert "not yet valid: is this device's clock right?" in said[1]
 
 
+def test_a_supernode_that_ends_says_why_as_far_as_its_log_tells() -> None:
+    refused = "INFO:      Starting Flower SuperNode\nINFO:      SuperNode terminated gracefully.\n"
+    assert "is this device's clock right?" in node._why(refused)
+    assert node._why(refused.replace("SuperNode\n", "SuperNode\nINFO:      SuperNode ID: 7\n")) == ""
+    assert "handshake" in node._why("ERROR:     SSL/TLS handshake error detected.\n" + refused)
+    assert "key is not taken yet" in node._why("[code: 2004] Failed to activate SuperNode.\n" + refused)
+
+
 def test_a_node_does_not_wait_for_somebody_elses_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(address: str, certificates: Path | None) -> None:
         raise refused_certificate(20, "unable to get local issuer certificate")
