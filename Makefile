@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run deploy-demo check test faults fuzz lint proto clean
+.PHONY: run deploy-demo check test faults fuzz fab package lint proto clean
 run: $(STAMP)
 	$(BIN)/sglr run configs/quickstart.toml
 
@@ -25,6 +25,15 @@ faults: $(STAMP)
 
 fuzz: $(STAMP)
 	SGLR_FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/exchange/test_fuzz.py tests/exchange/test_fuzz_port.py
+
+# The Flower app as Flower Hub takes it, and its bundle.
+fab: $(STAMP)
+	rm -rf build/fab
+	$(BIN)/python tools/fab.py build/fab
+
+# Wheel and sdist, in dist/.
+package: $(STAMP)
+	$(BIN)/python -m build --no-isolation
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
