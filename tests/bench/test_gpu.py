@@ -54,7 +54,7 @@ def test_all_benchmarks_pass_over_a_gpu_that_is_not_there(
 
     monkeypatch.setattr(bench.subprocess, "run", run)
     monkeypatch.setattr(bench, "available_gpus", lambda: gpus)
-    bench.bench_command("", quick=True, out=None)
+    bench.command("", quick=True, out=None)
 
     others = ["benchmarks.step", "benchmarks.exchange", "benchmarks.scale"]
     assert started == others + ["benchmarks.gpu"] * gpus
