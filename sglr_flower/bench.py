@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,21 @@ def command(name: str, quick: bool, out: Path | None) -> None:
             typer.echo("benchmark gpu is passed over: torch sees no GPU on this machine")
             continue
         command = [sys.executable, "-m", f"benchmarks.{chosen}", "--out", str(folder / f"{chosen}.json")]
-        done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=CHECKOUT, check=False)
-        if done.returncode:
-            raise typer.Exit(done.returncode)
+        typer.echo(f"benchmark {chosen}")
+        if status := _run([*command, *(["--quick"] if quick else [])]):
+            raise typer.Exit(status)
+
+
+def _run(command: list[str]) -> int:
+    """The exit status of a benchmark; a terminal's Ctrl-C reaches it too, and it keeps what it has measured."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # unlike SIG_IGN a child does not inherit a function
+    try:
+        process = subprocess.Popen(command, cwd=CHECKOUT)
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()  # of no effect where it has ended
+            process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status if status >= 0 else 128 - status

@@ -34,7 +34,7 @@ from sglr_flower.federation import connection
 from sglr_flower.federation.connection import Connection
 from sglr_flower.files import write_atomic
 from sglr_flower.launch import Resources, Simulation, check_fits, ray_was_late
-from sglr_flower.machine import available_cpus
+from sglr_flower.machine import available_cpus, slow_autocast
 from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
@@ -142,6 +142,7 @@ def run(
     with _start(launch) as simulation:
         # Every mistake that shows without training is found before anything is written.
         findings = _look(parsed, launch)
+        _warn_of_slow_autocast(parsed, findings.gpus)
         resources = None if launch.federation else launch.resources(findings.gpus)
         chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
         parsed = parsed.replace(run_dir=str(chosen))
@@ -169,6 +170,7 @@ def resume(run_dir: Path) -> None:
     config = config.replace(resume=True, run_dir=str(directory.path))
     with _start(launch) as simulation:
         findings = _look(config, launch)
+        _warn_of_slow_autocast(config, findings.gpus)
         resources = launch.resources(findings.gpus) if launch.simulated else None
         _train(_Checked(config, directory, launch, resources, simulation))
 
@@ -345,6 +347,13 @@ def _in_process(config: RunConfig, nodes: int, view: ProgressView) -> None:
         done.set()
         watcher.join()
         view.update()
+
+
+def _warn_of_slow_autocast(config: RunConfig, gpus: int) -> None:
+    if sentence := slow_autocast(config.autocast, on_cpu=gpus == 0 or config.server_device == "cpu"):
+        Console(stderr=True).print(
+            f"warning: {sentence}", style="yellow", highlight=False, soft_wrap=True, markup=False
+        )
 
 
 def _app_dir() -> Path:
