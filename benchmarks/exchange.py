@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from benchmarks import machine, picture
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
 from benchmarks.parts import step_parts
+from benchmarks.progress import Progress
 from benchmarks.simulation import simulate
 from benchmarks.wire import NODES, wire
 from sglr_flower.rundir import read_json
@@ -43,6 +46,10 @@ WAYS = (("stream", "plain"), ("stream", "tls"), ("grid", "tls"))
 """Exchange and transport; Flower messages go over a federation with TLS, as they would between machines."""
 
 
+Figures = Iterator[tuple[bool, Any]]
+"""After every measurement whether it was the last one, and the figures as they are then."""
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer payloads, steps and repetitions.")] = False,
     only: Annotated[str, typer.Option(help="One part: wire, parts, simulation or deployment.")] = "",
@@ -50,7 +57,7 @@ def main(
     / "exchange.json",
 ) -> None:
     """Measure what a step's exchange costs."""
-    parts = {
+    parts: dict[str, tuple[Callable[[bool, Path], Figures], Callable[[Any], Table]]] = {
         "wire": (measure_wire, wire_table),
         "parts": (measure_parts, parts_table),
         "simulation": (measure_simulation, simulation_table),
@@ -62,63 +69,103 @@ def main(
     for name in (only,) if only else parts:
         measure, show = parts[name]
         described = machine.describe()
-        figures = measure(quick)
-        result[name] = {"machine": described, "nodes": NODES, "run": RUN, "figures": figures}
-        machine.save(out, result)
-        console.print(show(figures))
+        console.print(f"{name}:")
+        for finished, figures in measure(quick, out):
+            result[name] = {"machine": described, "finished": finished, "nodes": NODES, "run": RUN, "figures": figures}
+            machine.save(out, result)
+        console.print(show(result[name]["figures"]))
     if "wire" in result:
         draw(result["wire"]["figures"], out)
     console.print(f"written: {out} and its picture", soft_wrap=True)
 
 
-def measure_wire(quick: bool) -> list[dict[str, Any]]:
+def measure_wire(quick: bool, out: Path) -> Figures:
     """Step times without Flower: per payload and transport the repetitions' medians, in seconds."""
     payloads = dict(itertools.islice(PAYLOADS.items(), 2)) if quick else PAYLOADS
     repetitions, steps = (3, 100) if quick else (7, 300)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with wire() as pair:
+    turns = list(itertools.product(range(repetitions), payloads.items(), TRANSPORTS))
+    with wire() as pair, Progress([f"{name}, {transport}" for _, (name, _), transport in turns], out) as progress:
         for transport in TRANSPORTS:
             pair.step_seconds(transport, PAYLOADS["16 KiB"], 20)  # imports, first connections
-        for _, (name, size), transport in itertools.product(range(repetitions), payloads.items(), TRANSPORTS):
+        for number, (_, (name, size), transport) in enumerate(turns, 1):
             # The largest get fewer steps, as they are as long as many small ones.
             count = max(30, min(steps, steps * 2**20 // size))
-            seconds[name, transport].append(pair.step_seconds(transport, size, count))
-    return [
-        {"payload": name, "bytes": payloads[name], "transport": transport, "step_seconds": machine.spread(times)}
-        for (name, transport), times in seconds.items()
-    ]
+            take = partial(pair.step_seconds, transport, size, count)
+            seconds[name, transport].append(progress.measure(f"{name}, {transport}", take, machine.told))
+            yield (
+                number == len(turns),
+                [
+                    {"payload": name, "bytes": payloads[name], "transport": transport, "step_seconds": spread}
+                    for (name, transport), times in seconds.items()
+                    for spread in [machine.spread(times)]
+                ],
+            )
 
 
-def measure_simulation(quick: bool) -> dict[str, Any]:
+def measure_simulation(quick: bool, out: Path) -> Figures:
     """Step times of a simulation by exchange, in seconds, and their ratio; a network of almost no work."""
     seconds: dict[str, list[float]] = defaultdict(list)
-    for _, (exchange, epochs) in itertools.product(range(1 if quick else 5), (("stream", 60), ("grid", 4))):
-        (row,) = simulate({**RUN, "model": NARROW, "exchange": exchange, "local-epochs": epochs}, nodes=NODES).rows
-        seconds[exchange].append(float(row["step_seconds_median"]))
-    ratios = machine.ratios(seconds["stream"], seconds["grid"])
-    return {name: machine.spread(of) for name, of in [*seconds.items(), ("ratio", ratios)]}
+    turns = list(itertools.product(range(1 if quick else 5), (("stream", 60), ("grid", 4))))
+    with Progress([f"simulation, {exchange}" for _, (exchange, _) in turns], out) as progress:
+        for number, (_, (exchange, epochs)) in enumerate(turns, 1):
+            settings = {**RUN, "model": NARROW, "exchange": exchange, "local-epochs": epochs}
+            take = partial(_simulated, settings)
+            seconds[exchange].append(progress.measure(f"simulation, {exchange}", take, machine.told))
+            ratios = machine.ratios(seconds["stream"], seconds["grid"])
+            times = [*seconds.items(), ("ratio", ratios)]
+            yield number == len(turns), {name: machine.spread(of) for name, of in times if of}
 
 
-def measure_parts(quick: bool) -> dict[str, Any]:
+def _simulated(settings: dict[str, Any]) -> float:
+    (row,) = simulate(settings, nodes=NODES).rows
+    return float(row["step_seconds_median"])
+
+
+def measure_parts(quick: bool, out: Path) -> Figures:
     """The parts of a step of 20 clients, in seconds, and the share of it that is neither a node's nor the server's."""
-    clients = 20
-    found = [step_parts(clients, 10 if quick else 20) for _ in range(1 if quick else 5)]
-    cell = {name: machine.spread([parts[name] for parts in found]) for name in ("nodes", "server", "step", "share")}
-    return {"clients": clients, **cell}
+    clients, repetitions = 20, 1 if quick else 5
+    found: list[dict[str, float]] = []
+    with Progress([part := f"{clients} clients"] * repetitions, out) as progress:
+        for number in range(1, repetitions + 1):
+            take = partial(step_parts, clients, 10 if quick else 20)
+            found.append(progress.measure(part, take, lambda parts: machine.told(parts["step"])))
+            names = ("nodes", "server", "step", "share")
+            cell = {name: machine.spread([parts[name] for parts in found]) for name in names}
+            yield number == repetitions, {"clients": clients, **cell}
 
 
-def measure_deployment(quick: bool) -> list[dict[str, Any]]:
+def measure_deployment(quick: bool, out: Path) -> Figures:
     """Step times of deployed runs: per model and way the repetitions' medians, in seconds."""
     models = {"narrow": NARROW} if quick else MODELS
     epochs = {"stream": 20 if quick else 60, "grid": 2}  # a step over Flower messages takes seconds
     found: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
-    for _ in range(1 if quick else 5):
-        for transport in ("plain", "tls"):
+    federations = [transport for _ in range(1 if quick else 5) for transport in ("plain", "tls")]
+    within = {
+        transport: [
+            (model, exchange) for (exchange, over), model in itertools.product(WAYS, models) if over == transport
+        ]
+        for transport in federations
+    }
+    turns = [(*turn, transport) for transport in federations for turn in within[transport]]
+    done = 0
+    with Progress([", ".join(turn) for turn in turns], out) as progress:
+        for transport in federations:
             with federation(tls=transport == "tls") as running:
-                for (exchange, over), model in itertools.product(WAYS, models):
-                    if over == transport:
-                        row = _round(running, models[model], exchange, epochs[exchange])
-                        found[model, exchange, transport].append(row)
+                for model, exchange in within[transport]:
+                    take = partial(_round, running, models[model], exchange, epochs[exchange])
+                    row = progress.measure(f"{model}, {exchange}, {transport}", take, _told)
+                    found[model, exchange, transport].append(row)
+                    done += 1
+                    yield done == len(turns), deployment_cells(found)
+
+
+def _told(row: dict[str, str]) -> str:
+    return machine.told(float(row["step_seconds_median"]))
+
+
+def deployment_cells(found: Mapping[tuple[str, str, str], list[dict[str, str]]]) -> list[dict[str, Any]]:
+    """The repetitions' medians by model, exchange and transport, as far as they are measured."""
     return [
         {
             "model": model,

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from benchmarks import machine, picture
 from benchmarks.plain import PlainLoop
+from benchmarks.progress import Progress
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import Share
@@ -54,29 +56,41 @@ def main(
     described = {**machine.describe(), "device": _described(place)}
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     peaks: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for _ in range(repetitions):
-        for clients in counts:
+    turns = [(clients, form) for _ in range(repetitions) for clients in counts for form in FORMS]
+    with Progress([_part(*turn) for turn in turns], out) as progress:
+        for clients, form in turns:
             config = RunConfig.parse({**RUN, "num-clients": clients, "local-epochs": epochs})
-            for form in FORMS:
-                taken, peak = measure(form, config, place)
-                seconds[clients, form].append(taken)
-                peaks[clients, form].append(peak)
-    cells = [
-        {
-            "clients": clients,
-            "seconds": {form: machine.spread(seconds[clients, form]) for form in FORMS},
-            "peak_bytes": {form: machine.spread(peaks[clients, form]) for form in FORMS},
-            "ratio": {
-                form: machine.spread(machine.ratios(seconds[clients, "stacked"], seconds[clients, form]))
-                for form in FORMS[:-1]
-            },
-        }
-        for clients in counts
-    ]
-    machine.save(out, {"machine": described, "run": RUN, "local_epochs": epochs, "steps": cells})
+            take = partial(measure, form, config, place)
+            taken, peak = progress.measure(_part(clients, form), take, lambda found: machine.told(found[0]))
+            seconds[clients, form].append(taken)
+            peaks[clients, form].append(peak)
+            cells = [cell(count, seconds, peaks) for count in counts]
+            finished = all(len(seconds[turn]) == repetitions for turn in turns)
+            result = {"machine": described, "finished": finished, "run": RUN, "local_epochs": epochs, "steps": cells}
+            machine.save(out, result)
     console = Console()
     console.print(table(cells, described["device"]["name"]))
     console.print(f"written: {out}, {draw(cells, out)}", soft_wrap=True)
+
+
+def _part(clients: int, form: str) -> str:
+    return f"{clients:,} clients, {form}"
+
+
+def cell(
+    clients: int, seconds: Mapping[tuple[int, str], list[float]], peaks: Mapping[tuple[int, str], list[float]]
+) -> dict[str, Any]:
+    """What was measured with so many clients, as far as it is."""
+    there = [form for form in FORMS if seconds.get((clients, form))]
+    stacked = seconds.get((clients, "stacked"), [])
+    return {
+        "clients": clients,
+        "seconds": {form: machine.spread(seconds[clients, form]) for form in there},
+        "peak_bytes": {form: machine.spread(peaks[clients, form]) for form in there},
+        "ratio": {
+            form: machine.spread(machine.ratios(stacked, seconds[clients, form])) for form in FORMS[:-1] if stacked
+        },
+    }
 
 
 def measure(form: str, config: RunConfig, place: torch.device) -> tuple[float, float]:

@@ -15,10 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import typer
 
 from sglr_flower.errors import UserError
+from sglr_flower.files import write_atomic
 from sglr_flower.machine import available_cpus
 
 ROOT = Path(__file__).parents[1]
@@ -45,12 +47,22 @@ def describe() -> dict[str, Any]:
 def run(main: Callable[..., None]) -> None:
     """A benchmark's command; ended by SIGTERM too it ends what it has started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
     try:
-        app()
+        sys.exit(typer.main.get_command(command(main))(standalone_mode=False))
     except UserError as error:
         sys.exit(f"sglr bench: {error}")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C
+        sys.exit(130)
+
+
+def command(main: Callable[..., None]) -> typer.Typer:
+    """What `run` runs: ``main`` with its options."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    return app
 
 
 def choose(only: Sequence[str], cases: Collection[str]) -> None:
@@ -72,8 +84,16 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Of repetitions that took turns, one by one: what slowed the machine down is in both of a pair."""
-    return [own / other for own, other in zip(ours, theirs, strict=True)]
+    """Of repetitions that took turns, one by one: what slowed the machine down is in both of a pair.
+
+    A pair of which one is still to come has none.
+    """
+    return [own / other for own, other in zip(ours, theirs, strict=False)]
+
+
+def told(seconds: float) -> str:
+    """One repetition, as `milliseconds`."""
+    return f"{milliseconds(spread([seconds]))} ms"
 
 
 def milliseconds(times: Mapping[str, Any]) -> str:
@@ -94,9 +114,9 @@ def _with_range(values: Mapping[str, Any], factor: float) -> str:
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, making its folder."""
+    """Write a result as JSON, making its folder; it is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_atomic(path, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.progress import Progress
 from benchmarks.simulation import Outcome, simulate
 from benchmarks.step import NODES, settings
 from sglr_flower.errors import UserError
@@ -39,15 +41,25 @@ def main(
     described = machine.describe()
     with checked_out(revision) as older:
         found: dict[Path, list[Outcome]] = {machine.ROOT: [], older: []}
-        for _ in range(REPETITIONS):
-            for checkout, outcomes in found.items():
-                outcomes.append(simulate(settings(CLIENTS), nodes=NODES, checkout=checkout))
-    figures = {name: compared(*([of(one) for one in outcomes] for outcomes in found.values())) for name, of in TIMES}
-    run = settings(CLIENTS)
-    machine.save(out, {"machine": described, "revision": revision, "nodes": NODES, "run": run, "times": figures})
+        turns = [checkout for _ in range(REPETITIONS) for checkout in found]
+        names = {machine.ROOT: "this checkout", older: revision}
+        with Progress([names[checkout] for checkout in turns], out) as progress:
+            for number, checkout in enumerate(turns, 1):
+                take = partial(simulate, settings(CLIENTS), nodes=NODES, checkout=checkout)
+                found[checkout].append(progress.measure(names[checkout], take, _told))
+                figures = {
+                    name: compared(*([of(one) for one in outcomes] for outcomes in found.values()))
+                    for name, of in TIMES
+                }
+                result = {"machine": described, "finished": number == len(turns), "revision": revision}
+                machine.save(out, result | {"nodes": NODES, "run": settings(CLIENTS), "times": figures})
     console = Console()
     console.print(table(revision, figures))
     console.print(f"written: {out}", soft_wrap=True)
+
+
+def _told(outcome: Outcome) -> str:
+    return f"a step {machine.told(_step_seconds(outcome))}, to the first {outcome.seconds_to_first_step:.1f} s"
 
 
 def _step_seconds(outcome: Outcome) -> float:
@@ -62,9 +74,9 @@ TIMES: tuple[tuple[str, Callable[[Outcome], float]], ...] = (
 
 
 def compared(now: list[float], before: list[float]) -> dict[str, Any]:
-    """Seconds of repetitions that took turns, and their ratios."""
+    """Seconds of repetitions that took turns, and their ratios, as far as they are measured."""
     ratios = machine.ratios(now, before)
-    return {name: machine.spread(of) for name, of in (("now", now), ("before", before), ("ratio", ratios))}
+    return {name: machine.spread(of) for name, of in (("now", now), ("before", before), ("ratio", ratios)) if of}
 
 
 def table(revision: str, figures: Mapping[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, picture
+from benchmarks.progress import Progress
 from benchmarks.simulation import Memory, Outcome, simulate
 from sglr_flower.data.datasets import ensure_present
 
@@ -65,14 +67,22 @@ def main(
     described = machine.describe()
     cases = {name: CASES[name] for name in only or (QUICK if quick else CASES)}
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
-    for _ in range(1 if quick else repetitions):
-        for name, settings in cases.items():
-            outcomes[name].append(simulate({**RUN, **settings}, nodes=NODES, watch_memory=True))
-    cells = [cell(name, cases[name], found) for name, found in outcomes.items()]
-    machine.save(out, {"machine": described, "nodes": NODES, "run": RUN, "cases": cells})
+    turns = [name for _ in range(1 if quick else repetitions) for name in cases]
+    with Progress([f"{name} clients" for name in turns], out) as progress:
+        for number, name in enumerate(turns, 1):
+            take = partial(simulate, {**RUN, **cases[name]}, nodes=NODES, watch_memory=True)
+            outcomes[name].append(progress.measure(f"{name} clients", take, _told))
+            cells = [cell(case, cases[case], found) for case, found in outcomes.items()]
+            finished = number == len(turns)
+            machine.save(out, {"machine": described, "finished": finished, "nodes": NODES, "run": RUN, "cases": cells})
     console = Console()
     console.print(table(cells))
     console.print(f"written: {out}, {draw(cells, out)}", soft_wrap=True)
+
+
+def _told(outcome: Outcome) -> str:
+    steps = statistics.median(float(row["step_seconds_median"]) for row in outcome.rows)
+    return f"a step {machine.told(steps)}, peak {outcome.memory.total / GIB:.2f} GiB"
 
 
 def cell(name: str, settings: dict[str, Any], outcomes: list[Outcome]) -> dict[str, Any]:

@@ -25,9 +25,11 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
+from benchmarks.progress import duration
 from sglr_flower.rundir import read_json
 
 SECONDS_BETWEEN_SAMPLES = 2.0
+SAMPLES_BETWEEN_LINES = 15
 STEPS_PER_EPOCH = 3
 RUN = {
     "model": NARROW,  # what may grow is what belongs to a frame, so the steps may be short
@@ -96,12 +98,19 @@ def main(
 
 def watch(running: Federation, process: subprocess.Popen[bytes], run_dir: Path) -> Iterator[Sample]:
     """Sample all processes of the run every few seconds while its round is under way."""
-    started = time.monotonic()
+    started, taken = time.monotonic(), 0
+    first: tuple[float, int] | None = None
     while process.poll() is None:
         status = read_json(run_dir / "status.json")
         # Flower gives every message a process of its own: before and after the steps it is another one.
-        if 0 < status.get("step", 0) < status.get("steps", 0):
+        if 0 < (step := status.get("step", 0)) < (steps := status.get("steps", 0)):
             seconds = round(time.monotonic() - started, 1)
+            since, before = first = first or (seconds, step)
+            if taken % SAMPLES_BETWEEN_LINES == 0:
+                left = (seconds - since) / (step - before) * (steps - step) if step > before else None
+                tail = f"; about {duration(left)} left" if left is not None else ""
+                print(f"step {step:,} of {steps:,}{tail}", flush=True)
+            taken += 1
             for name, held in resident(running).items():
                 yield Sample(name, int(status["step"]), seconds, round(held / 1e6, 2))
         time.sleep(SECONDS_BETWEEN_SAMPLES)

@@ -6,10 +6,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -211,18 +209,8 @@ def names(runs: Sequence[Run], phi: float | None = None) -> list[str]:
     ]
 
 
-def command(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Directories of runs; several are compared.")],
-    batches: Annotated[int, typer.Option(help="Steps of which each figure is a mean.", min=3)] = 16,
-    phi: Annotated[
-        float | None, typer.Option(help="As if SplitAvg averaged this fraction; default: the run's own.", min=0, max=1)
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data are now; default: as for the run.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: analysis in the run's, of several runs here.")
-    ] = None,
-) -> None:
-    """Measure what convergence depends on, at each checkpoint: gradients, their bias, spread, smoothness."""
+def command(run_dirs: Sequence[Path], batches: int, phi: float | None, data_dir: Path | None, out: Path | None) -> None:
+    """Analyze runs, show the tables and say where they are written."""
     runs = [read(run_dir, data_dir) for run_dir in run_dirs]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("a run directory is given twice: name each run once")

@@ -1,13 +1,12 @@
-"""The commands of ``sglr``: run, resume, keys, and those that other modules bring.
+"""What ``sglr run`` and ``sglr resume`` do.
 
-`sglr run` stays for as long as the training takes, so this module imports no torch, and nothing that does: the other
-commands are imported when they are called, and what needs torch before the training is a process of its own.
+`sglr run` stays for as long as the training takes, so this module imports no torch, and nothing that does: what needs
+torch before the training is a process of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import os
 import shutil
@@ -15,78 +14,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import click
 import tomli_w
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
-from rich.table import Table
-from typer.core import TyperGroup
 
 from sglr_flower import imports, preflight
-from sglr_flower.config import RunConfig, documentation, parse_assignment, read_toml
+from sglr_flower.choices import NODES
+from sglr_flower.config import RunConfig, parse_assignment, read_toml
 from sglr_flower.deploy import submit
 from sglr_flower.errors import UserError
 from sglr_flower.federation import connection
 from sglr_flower.federation.connection import Connection
 from sglr_flower.files import write_atomic
 from sglr_flower.launch import Resources, Simulation, check_fits, ray_was_late
-from sglr_flower.machine import available_cpus
+from sglr_flower.machine import available_cpus, slow_autocast
 from sglr_flower.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
 from sglr_flower.view import ProgressView, closing_table
 
-_ELSEWHERE = {
-    "report": "report:command",
-    "evaluate": "evaluation:evaluate_command",
-    "export": "export:export_command",
-    "predict": "prediction:predict_command",
-    "attack": "attack.command:command",
-    "paper": "paper.command:command",
-    "estimate": "estimate:command",
-    "analyze": "analyze:command",
-    "bench": "bench:bench_command",
-    "federation": "federation.command:app",
-}
-"""Command -> the module that brings it, and its function or its own `typer.Typer` there."""
-
-
-class _Commands(TyperGroup):
-    """The commands of this module and of `_ELSEWHERE`, which are imported when they are called or ``--help`` is."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *_ELSEWHERE]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = _ELSEWHERE[cmd_name].partition(":")
-        found = getattr(importlib.import_module(f"sglr_flower.{module}"), name)
-        if not isinstance(found, typer.Typer):
-            alone = typer.Typer(add_completion=False)
-            alone.command()(found)
-            found = alone
-        command = typer.main.get_command(found)
-        command.name = cmd_name
-        return command
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="SGLR split learning on Flower.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
-
-NODES = 2
-"""Nodes of a simulation, if not said otherwise."""
 STOP_SECONDS = 60.0
 """A ServerApp learns from its heartbeat, every 21 s, that its run has been stopped."""
 
@@ -147,30 +98,15 @@ class _Checked:
     simulation: Simulation | None = None
 
 
-@app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(help="TOML run-config; keys left out take their defaults.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="One run-config key, over the file's.", metavar="KEY=VALUE")
-    ] = None,
-    federation: Annotated[
-        str, typer.Option(help="Train on this federation's real nodes instead of a simulation.", metavar="NAME")
-    ] = "",
-    nodes: Annotated[
-        int | None,
-        typer.Option(help=f"Simulated Flower nodes, which the clients are spread over; default: {NODES}.", min=1),
-    ] = None,
-    cpus_per_node: Annotated[
-        float | None, typer.Option(help="CPUs of one node; default: the machine's, shared by the nodes.")
-    ] = None,
-    gpus_per_node: Annotated[
-        float | None,
-        typer.Option(help="GPUs of one node; 0.25 puts four on one GPU; default: the machine's, shared.", min=0),
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="New folder for the run; default: runs/TIME-METHOD-DATA.")
-    ] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower, in this process.")] = False,
+    config: Path | None,
+    settings: Sequence[str] | None,
+    federation: str,
+    nodes: int | None,
+    cpus_per_node: float | None,
+    gpus_per_node: float | None,
+    run_dir: Path | None,
+    in_process: bool,
 ) -> None:
     """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
     values: dict[str, Any] = read_toml(config) if config else {}
@@ -206,6 +142,7 @@ def run(
     with _start(launch) as simulation:
         # Every mistake that shows without training is found before anything is written.
         findings = _look(parsed, launch, simulation)
+        _warn_of_slow_autocast(parsed, findings.gpus)
         resources = None if launch.federation else launch.resources(findings.gpus)
         chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
         parsed = parsed.replace(run_dir=str(chosen))
@@ -217,10 +154,7 @@ def run(
         _train(_Checked(parsed, directory, launch, resources, simulation))
 
 
-@app.command()
-def resume(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run that was stopped or killed.")],
-) -> None:
+def resume(run_dir: Path) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
@@ -236,17 +170,9 @@ def resume(
     config = config.replace(resume=True, run_dir=str(directory.path))
     with _start(launch) as simulation:
         findings = _look(config, launch, simulation)
+        _warn_of_slow_autocast(config, findings.gpus)
         resources = launch.resources(findings.gpus) if launch.simulated else None
         _train(_Checked(config, directory, launch, resources, simulation))
-
-
-@app.command()
-def keys() -> None:
-    """List all run-config keys: default, range and meaning."""
-    table = Table("key", "default", "allowed", "meaning")
-    for row in documentation():
-        table.add_row(*row)
-    Console().print(table)
 
 
 def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
@@ -425,6 +351,13 @@ def _in_process(config: RunConfig, nodes: int, view: ProgressView) -> None:
         done.set()
         watcher.join()
         view.update()
+
+
+def _warn_of_slow_autocast(config: RunConfig, gpus: int) -> None:
+    if sentence := slow_autocast(config.autocast, on_cpu=gpus == 0 or config.server_device == "cpu"):
+        Console(stderr=True).print(
+            f"warning: {sentence}", style="yellow", highlight=False, soft_wrap=True, markup=False
+        )
 
 
 def _app_dir() -> Path:

@@ -241,7 +241,8 @@ class RunConfig(BaseModel):
     autocast: Literal["none", "bfloat16"] = Field(
         "none",
         description="bfloat16: segments multiply in bfloat16 by torch.autocast, which is faster where the device has "
-        "instructions for it; weights, optimizers and what travels stay float32; the results are others",
+        "instructions for it, and some ten times slower on a CPU that has none; weights, optimizers and what travels "
+        "stay float32; the results are others",
     )
     server_device: str = Field(
         "",

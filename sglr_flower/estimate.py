@@ -6,11 +6,10 @@ For equal clients that all take part. Bytes are Table 6's (`analysis.communicati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -158,18 +157,8 @@ class Estimator:
         return self._compute[cut]
 
 
-def command(
-    config: Annotated[Path | None, typer.Argument(help="TOML run-config; keys left out take their defaults.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="One run-config key, over the file's.", metavar="KEY=VALUE")
-    ] = None,
-    up: Annotated[float, typer.Option(help="Mbit/s that a client sends.", min=1e-6)] = 20.0,
-    down: Annotated[float, typer.Option(help="Mbit/s that a client receives.", min=1e-6)] = 100.0,
-    gflops: Annotated[
-        float, typer.Option(help="10^9 floating-point operations per second that a client computes.", min=1e-6)
-    ] = 10.0,
-) -> None:
-    """Estimate what an epoch of a run costs each client: every method, and every cut; nothing is trained."""
+def command(config: Path | None, settings: Sequence[str] | None, up: float, down: float, gflops: float) -> None:
+    """Show the estimates of a run-config; ``up`` and ``down`` in Mbit/s, ``gflops`` in 10^9 operations per second."""
     values = read_toml(config) if config else {}
     values |= dict(parse_assignment(text) for text in settings or [])
     parsed = RunConfig.parse(values)

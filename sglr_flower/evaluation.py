@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sglr_flower import assembly, imagefiles, trained
+from sglr_flower.choices import SPLITS
 from sglr_flower.confusion import confusion_csv, save_confusion
 from sglr_flower.data import datasets
 from sglr_flower.data.datasets import ImageSet
@@ -26,7 +26,6 @@ from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.trained import Trained
 
-SPLITS = ("test", "validation")
 MOST_ROWS = 20
 """Clients, or classes, up to which a table has a row for each."""
 
@@ -226,18 +225,16 @@ def save(evaluation: Evaluation, model: Trained, target: Target) -> Path:
     return folder
 
 
-def evaluate_command(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="Another data set with classes of the same names; default: the run's.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Your own images, FOLDER/CLASS/IMAGE.", metavar="FOLDER")] = None,
-    client: Annotated[int | None, typer.Option(help="One client by itself; default: all.", min=0)] = None,
-    samples: Annotated[int | None, typer.Option(help="So many images, class-balanced; default: all.", min=1)] = None,
-    split: Annotated[str | None, typer.Option(help="test (default) or validation.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data are now; default: as for the run.")] = None,
+def command(
+    run_dir: Path,
+    dataset: str | None,
+    images: Path | None,
+    client: int | None,
+    samples: int | None,
+    split: str | None,
+    data_dir: Path | None,
 ) -> None:
-    """Score a run's networks: accuracy per client and per class, and who is taken for whom."""
+    """``sglr evaluate``: score a run, show the tables and say where they are written."""
     if images is not None and (dataset is not None or split is not None):
         other = "--dataset" if dataset is not None else "--split"
         raise UserError(f"--images {images}: it cannot be combined with {other}")

@@ -7,11 +7,10 @@ import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors.torch
 import torch
-import typer
 from rich.console import Console
 from torch import nn
 
@@ -116,19 +115,8 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def export_command(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    client: Annotated[
-        int | None, typer.Option(help="Whose network; default: of the best validation accuracy.", min=0)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: RUN_DIR/export/client-I.", metavar="FOLDER")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where the run's data are now; only dataset = 'folder' needs it.")
-    ] = None,
-) -> None:
-    """Write a client's whole network as files that load without this package."""
+def command(run_dir: Path, client: int | None, out: Path | None, data_dir: Path | None) -> None:
+    """``sglr export``: write one client's network and say where."""
     model = trained.load(run_dir, data_dir)
     chosen = model.best_client() if client is None else client
     folder = export(model, chosen, out)

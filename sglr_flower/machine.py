@@ -6,7 +6,11 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Flags of x86 CPUs, and the feature of ARM's, by which Linux names instructions that multiply in bfloat16."""
 _KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1",
     "glibc.malloc.arena_max=1",  # what one thread has freed is there for another
@@ -47,6 +51,26 @@ def take_place(place: Place) -> None:
     _place = place
     if "OMP_NUM_THREADS" not in os.environ:  # what Ray sets, too late for a process that is forked
         sys.modules["torch"].set_num_threads(place.cpus)
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply in bfloat16; where Linux does not tell, that it has."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return not _BFLOAT16.isdisjoint(next(flags, _BFLOAT16))
+
+
+def slow_autocast(autocast: str, *, on_cpu: bool) -> str:
+    """What a person should know of the run-config's ``autocast`` on this machine, in a sentence; empty: nothing."""
+    if autocast != "bfloat16" or not on_cpu or has_bfloat16():
+        return ""
+    return (
+        "run-config key autocast = 'bfloat16': this machine's CPU has no instructions for bfloat16, so that a step may "
+        "take ten times as long as with 'none'"
+    )
 
 
 def simulated() -> bool:

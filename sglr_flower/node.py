@@ -29,7 +29,7 @@ from sglr_flower.exchange import grid, shared, stream
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.endpoint import is_loopback, split_address
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated
+from sglr_flower.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated, slow_autocast
 from sglr_flower.nodestate import NodeStates, simulated_states
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
@@ -118,6 +118,8 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     config = RunConfig.parse(message.content.config_records[CONFIG])
     if own := str(context.node_config.get("data-dir", "")):
         config = config.replace(data_dir=own)
+    if sentence := slow_autocast(config.autocast, on_cpu=assembly.device().type == "cpu"):
+        log.warning("%s: %s", _name(context), sentence)
     clients = integers(order["clients"])
     _refuse_outdated(order, context)
     if simulated():

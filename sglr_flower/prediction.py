@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,18 +48,8 @@ def predict(model: Trained, images: Tensor, client: int | None = None) -> Tensor
     return total / len(clients)
 
 
-def predict_command(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files of any kind and size.")],
-    client: Annotated[
-        int | None, typer.Option(help="One client's network; default: the mean of all clients' probabilities.", min=0)
-    ] = None,
-    top: Annotated[int, typer.Option(help="So many classes of each image, the most probable first.", min=1)] = 3,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where the run's data are now; only dataset = 'folder' needs it.")
-    ] = None,
-) -> None:
-    """Tell what a run's networks take images for."""
+def command(run_dir: Path, images: Sequence[Path], client: int | None, top: int, data_dir: Path | None) -> None:
+    """``sglr predict``: show the classes of image files, and name those that cannot be read."""
     model = trained.load(run_dir, data_dir)
     if client is not None:
         model.check_client(client)

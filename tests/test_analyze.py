@@ -19,7 +19,7 @@ from sglr_flower import analyze, assembly, checkpoint
 from sglr_flower.analysis import convergence
 from sglr_flower.analysis.point import update
 from sglr_flower.analysis.smoothness import MULTIPLES
-from sglr_flower.commands import app
+from sglr_flower.cli.app import app
 from sglr_flower.data.datasets import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.split import optimizers

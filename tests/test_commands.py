@@ -75,4 +75,4 @@ def test_a_gpu_for_the_server_that_is_not_there_is_refused(values: dict[str, Any
 
 def test_a_benchmark_that_there_is_not_is_refused() -> None:
     with pytest.raises(UserError, match="benchmark 'steps': it must be one of step, exchange, scale"):
-        bench.bench_command("steps")
+        bench.command("steps", quick=False, out=None)

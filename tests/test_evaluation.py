@@ -17,6 +17,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower import assembly, evaluation, trained
+from sglr_flower.cli.trained import evaluate
 from sglr_flower.confusion import save_confusion
 from sglr_flower.data.datasets import ImageSet, Splits
 from sglr_flower.errors import UserError
@@ -44,7 +45,7 @@ def runner() -> CliRunner:
 @pytest.fixture(scope="module")
 def app() -> Typer:
     app = Typer()
-    app.command()(evaluation.evaluate_command)
+    app.command()(evaluate)
     return app
 
 

@@ -18,6 +18,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower import assembly, export, trained
+from sglr_flower.cli import trained as trained_command
 from sglr_flower.data import datasets
 from sglr_flower.data.images import read_image
 from sglr_flower.errors import UserError
@@ -188,7 +189,7 @@ def test_a_network_that_asks_for_its_batch_size_is_exported_for_any(tmp_path: Pa
 
 def test_the_command_takes_the_best_client(model: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Typer()
-    app.command()(export.export_command)
+    app.command()(trained_command.export)
     monkeypatch.setattr(trained, "load", lambda *_: model)
     monkeypatch.setattr(model.history, "best", {0: Best(1, 0.2, 0.1), 1: Best(1, 0.3, 0.1)})
     result = CliRunner().invoke(app, [str(model.run_dir), "--out", str(tmp_path / "out")])

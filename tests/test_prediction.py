@@ -12,6 +12,7 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from sglr_flower import assembly, prediction, trained
+from sglr_flower.cli.trained import predict
 from sglr_flower.errors import UserError
 from sglr_flower.trained import Trained
 
@@ -33,7 +34,7 @@ def image(model: Trained, tmp_path: Path) -> Path:
 
 def invoke(model: Trained, *arguments: object) -> Result:
     app = Typer()
-    app.command()(prediction.predict_command)
+    app.command()(predict)
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(model.run_dir), *map(str, arguments)])
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sglr_flower import inprocess, report
+from sglr_flower.cli import studies
 from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.errors import UserError
 from sglr_flower.report import curves, groups, tables
@@ -367,7 +368,7 @@ def test_markdown_keeps_wide_rows_whole_and_escapes_what_markdown_would_read(run
     odd = runs / "a0"
     odd = odd.rename(odd.with_name("a|b*" + "x" * 100))
     app = typer.Typer()
-    app.command()(report.command)
+    app.command()(studies.report)
     result = CliRunner().invoke(app, [str(odd), str(runs / "b0"), "--out", str(tmp_path / "r.html")])
 
     assert result.exit_code == 0, result.output

@@ -27,17 +27,12 @@ from sglr_flower.analysis.dependence import Dependence, dependence
 from sglr_flower.analysis.reconstruction import Fidelity, fidelity
 from sglr_flower.attack import inversion
 from sglr_flower.attack.smashed import check_cut, smashed
+from sglr_flower.choices import KNOWS, LEAST_AUXILIARY, ON
 from sglr_flower.data import datasets
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.errors import UserError
 from sglr_flower.seeds import generator
 from sglr_flower.trained import Trained
-
-KNOWS = ("client", "others")
-ON = ("train", "test")
-
-LEAST_AUXILIARY = 16
-"""Images: with fewer there is nothing to learn from."""
 
 EXAMPLES = 8
 """Images that are kept with their reconstructions, to look at."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import click
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from sglr_flower import trained
-from sglr_flower.attack.attack import KNOWS, LEAST_AUXILIARY, ON, Attack, Settings, attacks, threat
+from sglr_flower.attack.attack import Attack, Settings, attacks, threat
 from sglr_flower.attack.record import check_folder, figures, save, text
 from sglr_flower.trained import Trained
 
@@ -33,37 +30,19 @@ _ROWS = {
 
 
 def command(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    client: Annotated[int | None, typer.Option(help="Who is attacked; default: drawn.", min=0)] = None,
-    knows: Annotated[
-        str,
-        typer.Option(
-            click_type=click.Choice(KNOWS),
-            help="Whose segment gives the smashed data that the decoder is trained on: the attacked client's own, "
-            "or the other clients' only.",
-        ),
-    ] = "client",
-    on: Annotated[
-        str,
-        typer.Option(
-            click_type=click.Choice(ON), help="Images attacked: the client's training images, or the test images."
-        ),
-    ] = "train",
-    auxiliary: Annotated[
-        int, typer.Option(help="Validation images that the attacker has, at most.", min=LEAST_AUXILIARY)
-    ] = 2000,
-    samples: Annotated[int, typer.Option(help="Images attacked, at most.", min=1)] = 1000,
-    decoder_steps: Annotated[int, typer.Option(help="Optimizer steps of the decoder's training.", min=2)] = 400,
-    repeats: Annotated[
-        int, typer.Option(help="Attacks, with another decoder each and, if none is chosen, on another client.", min=1)
-    ] = 1,
-    seed: Annotated[int | None, typer.Option(help="Names all draws; default: the run's seed.", min=0)] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: attack in the run directory.", metavar="FOLDER")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the data are now; default: as for the run.")] = None,
+    run_dir: Path,
+    client: int | None,
+    knows: str,
+    on: str,
+    auxiliary: int,
+    samples: int,
+    decoder_steps: int,
+    repeats: int,
+    seed: int | None,
+    out: Path | None,
+    data_dir: Path | None,
 ) -> None:
-    """Reconstruct a client's images from its smashed data, as a curious server could."""
+    """Attack a run, show the measures and say where they are written."""
     model = trained.load(run_dir, data_dir)
     settings = Settings(
         client=client,

@@ -1,11 +1,10 @@
-"""The commands `sglr federation ...`."""
+"""What `sglr federation` does, and says to the person who makes or starts one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 
 from sglr_flower.errors import UserError
@@ -13,44 +12,20 @@ from sglr_flower.exchange.endpoint import is_loopback, join_address
 from sglr_flower.federation import connection, folder
 from sglr_flower.federation.folder import Federation
 
-PORT = 9092
-STREAM_PORT = 9093
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Real devices: make a federation, start its SuperLink and its nodes.",
-)
-
-_Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The federation's folder on the server.")]
-
-
-@app.command()
 def init(
-    directory: _Directory,
-    host: Annotated[str, typer.Option(help="Host name or IP address under which the nodes reach the server.")],
-    node: Annotated[list[str] | None, typer.Option(help="A node's name; once for each.", metavar="NAME")] = None,
-    nodes: Annotated[int, typer.Option(help="How many nodes, named node-0, node-1, ...", min=0)] = 0,
-    san: Annotated[
-        list[str] | None, typer.Option(help="Further host name or IP address of the server.", metavar="NAME")
-    ] = None,
-    name: Annotated[
-        str, typer.Option(help="Of the federation, for `sglr run --federation`; default: the folder's.")
-    ] = "",
-    port: Annotated[int, typer.Option(help="The SuperLink's.", min=1, max=65535)] = PORT,
-    stream_port: Annotated[int, typer.Option(help="The streams'; 0: any free one.", min=0, max=65535)] = STREAM_PORT,
-    operator: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="IP address or network that may start and stop runs too; default: the server's own machine alone.",
-            metavar="NETWORK",
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Without TLS and without authentication: for a trusted network only.")
-    ] = False,
+    directory: Path,
+    host: str,
+    node: Sequence[str] | None,
+    nodes: int,
+    san: Sequence[str] | None,
+    name: str,
+    port: int,
+    stream_port: int,
+    operator: Sequence[str] | None,
+    insecure: bool,
 ) -> None:
-    """Make a federation: certificates, a key for each node, a folder to carry to each, a connection for `flwr run`."""
+    """Make a federation's folder, let ``flwr`` know it, and say what to do next."""
     names = [*(node or []), *(f"node-{number}" for number in range(nodes))]
     if not names:
         raise UserError("give --nodes N, or --node NAME once for each node")
@@ -62,7 +37,7 @@ def init(
         port=port,
         stream_port=stream_port,
         insecure=insecure,
-        operators=operator or [],
+        operators=list(operator or []),
     )
     folder.check_name("--name", federation.name)
     folder.check_free(directory)
@@ -71,7 +46,7 @@ def init(
         federation.name, join_address(host, port), "" if insecure else str(directory / "ca.crt")
     )
     connection.check_can_add(link)
-    folder.create(federation, directory, names, san or [])
+    folder.create(federation, directory, names, list(san or []))
     path = connection.add(link)
     console.print(f"federation {federation.name} is in {directory}; `flwr` knows it too ({path})")
     if insecure and not is_loopback(host):
@@ -82,48 +57,28 @@ def init(
     console.print(f"3. on this machine:    sglr run CONFIG --federation {federation.name}")
 
 
-@app.command()
-def add(directory: _Directory, name: Annotated[str, typer.Argument(metavar="NAME", help="Of the new node.")]) -> None:
-    """Add a node to a federation; a SuperLink that is running lets it in within seconds."""
+def add(directory: Path, name: str) -> None:
+    """Add a node and say where its folder is."""
     made = folder.add_node(directory.expanduser().absolute(), name)
     Console(highlight=False, soft_wrap=True).print(f"carry {made} to the device and delete it here")
 
 
-@app.command()
-def server(directory: _Directory) -> None:
-    """Run the federation's SuperLink; Ctrl-C ends it, and a run can be resumed once it is up again."""
+def server(directory: Path) -> None:
+    """Run the federation's SuperLink until it is ended."""
     from sglr_flower.federation import server as side
 
     side.serve(directory.expanduser(), _say)
 
 
-@app.command("node")
-def run_node(
-    directory: Annotated[Path, typer.Argument(metavar="NODE_DIR", help="The node's folder, as `init` made it.")],
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with this node's images; default: as in its node.toml, else as the run says."),
-    ] = None,
-    state_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder for its clients' states; default: as in its node.toml, else NODE_DIR/state."),
-    ] = None,
-    superlink: Annotated[
-        str, typer.Option(help="The SuperLink's address, if not as in its node.toml.", metavar="HOST:PORT")
-    ] = "",
-) -> None:
-    """Run a node's SuperNode on its device; it connects again whenever the SuperLink is back."""
+def node(directory: Path, data_dir: Path | None, state_dir: Path | None, superlink: str) -> None:
+    """Run a node's SuperNode until it is ended."""
     from sglr_flower.federation import node as side
 
     side.run(side.read_device(directory.expanduser(), data_dir, state_dir, superlink), _say)
 
 
-@app.command()
-def demo(
-    config: Annotated[Path, typer.Argument(help="TOML run-config.")] = Path("configs/deploy.toml"),
-    nodes: Annotated[int, typer.Option(help="SuperNodes.", min=1)] = 3,
-) -> None:
-    """Train on a federation of this machine alone, made in a temporary folder and gone afterwards."""
+def demo(config: Path, nodes: int) -> None:
+    """Train on a federation of this machine alone."""
     from sglr_flower.federation import demo as whole
 
     whole.run(config, nodes, _say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -16,13 +15,8 @@ from sglr_flower.report.tables import to_markdown
 __all__ = ["Report", "build", "command", "to_html", "to_markdown"]
 
 
-def command(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Directories of the runs to compare.")],
-    out: Annotated[Path, typer.Option(help="The page to write; it needs no other file and no network.")] = Path(
-        "report.html"
-    ),
-) -> None:
-    """Compare runs: curves and tables as one HTML page, and the tables as Markdown here."""
+def command(run_dirs: list[Path], out: Path) -> None:
+    """Write the page to ``out``, and the tables as Markdown here."""
     report = build(run_dirs)
     try:
         write_atomic(out, to_html(report).encode())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
-from sglr_flower.attack.command import command
+from sglr_flower.cli.studies import attack
 from sglr_flower.errors import UserError
 
 QUICK = ("--auxiliary", "32", "--samples", "12", "--decoder-steps", "4")
@@ -29,7 +29,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def invoke(run_dir: Path, *options: Any) -> Result:
     app = Typer()
-    app.command()(command)
+    app.command()(attack)
     return CliRunner(env={"COLUMNS": "150"}).invoke(app, [str(run_dir), *QUICK, *map(str, options)])
 
 

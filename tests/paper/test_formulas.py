@@ -10,12 +10,12 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from sglr_flower.cli import paper
 from sglr_flower.errors import UserError
-from sglr_flower.paper import command
 from sglr_flower.paper.communication import FIGURE_5, example, measured, seconds, training_time
 
 APP = typer.Typer()
-APP.command()(command.command)
+APP.command()(paper.paper)
 
 
 def test_the_worked_example_has_the_papers_percentages() -> None:

@@ -1,4 +1,8 @@
-"""The command ``sglr``: its entry point, and what it does with mistakes and interrupts."""
+"""The command ``sglr``: its entry point, and what it does with mistakes and interrupts.
+
+This folder says what each command takes; what it does is in the other rooms. Nothing here imports them before a command
+is called, so that help, completion and mistakes in the arguments need not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import signal
 import sys
 
 import click
-from rich.console import Console
+import typer
 
-from sglr_flower.commands import app
+from sglr_flower.cli import completion
+from sglr_flower.cli.app import app
 from sglr_flower.errors import UserError
 
 
@@ -17,9 +22,13 @@ def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 1; Ctrl-C ends what was started and gives 130."""
     sys.path.append(os.getcwd())  # one's own models and methods; at the end, so that nothing of ours is shadowed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
+    command = typer.main.get_command(app)
+    completion.make_bash_complete_values()
     try:
-        sys.exit(app(sys.argv[1:], prog_name="sglr", standalone_mode=False))
+        sys.exit(command(sys.argv[1:], prog_name="sglr", standalone_mode=False))
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
+        from rich.console import Console
+
         Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(1)
     except click.ClickException as error:
@@ -27,7 +36,3 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""``python -m sglr_flower.cli`` is ``sglr``."""
+
+from sglr_flower.cli import main
+
+main()
