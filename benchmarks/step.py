@@ -54,7 +54,7 @@ def main(
     kinds = dict(KINDS)
     if not has_bfloat16():
         del kinds[AUTOCAST]
-        print("autocast is passed over: this CPU has no instructions for bfloat16, with which it would be faster")
+        print("autocast is passed over: this CPU has no instructions for bfloat16 and would take ten times as long")
     described = machine.describe()
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     turns = [(clients, kind) for _ in range(repetitions) for clients in counts for kind in kinds]
