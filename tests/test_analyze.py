@@ -25,20 +25,23 @@ from sglr_flower.errors import UserError
 from sglr_flower.split import optimizers
 
 
+def train(run_dir: Path, **changes: object) -> None:
+    """A run that is scored once and on few images: it is measured afterwards."""
+    trained_runs.run(run_dir, **{"evaluate_every": 0, "evaluate_samples": 10, **changes})
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
     """Phi -> a run of four clients with five checkpoints."""
     root, found = tmp_path_factory.mktemp("analyze"), {}
     for phi in (0.0, 0.5, 1.0):
         found[phi] = root / f"phi-{phi:g}"
-        trained_runs.run(
+        train(
             found[phi],
             num_clients=4,
             num_server_rounds=5,
             splitavg_phi=phi,
             checkpoints_kept=0,
-            evaluate_every=0,
-            evaluate_samples=10,
         )
     return found
 
@@ -118,7 +121,7 @@ def test_a_step_from_a_checkpoint_is_the_one_that_the_run_itself_made(
     tmp_path: Path, optimizer: str, scale: str
 ) -> None:
     """Rounds of one step, all clients active: from checkpoint 1, with the batches of round 2, to checkpoint 2."""
-    trained_runs.run(
+    train(
         tmp_path / "run",
         num_clients=3,
         samples_per_client=5,
@@ -156,14 +159,14 @@ class _Kept(optimizers.Sgd):
 
 
 def test_methods_that_share_a_segment_have_no_spread(tmp_path: Path) -> None:
-    trained_runs.run(tmp_path / "run", method="sfl")
+    train(tmp_path / "run", method="sfl")
     invoke(tmp_path / "run", "--batches", 3)
     (row,) = csv.DictReader((tmp_path / "run" / "analysis" / "convergence.csv").open())
     assert float(row["weights_spread"]) == float(row["function_spread"]) == 0.0
 
 
 def test_clients_that_have_not_trained_yet_are_where_they_began(tmp_path: Path) -> None:
-    trained_runs.run(tmp_path / "run", num_clients=6, fraction_train=0.5, num_server_rounds=2)
+    train(tmp_path / "run", num_clients=6, fraction_train=0.5, num_server_rounds=2)
     run = analyze.read(tmp_path / "run")
     assert [at.server_round for at in run.checkpoints] == [1, 2]
     for at in run.checkpoints:
@@ -171,7 +174,7 @@ def test_clients_that_have_not_trained_yet_are_where_they_began(tmp_path: Path) 
 
 
 def test_a_damaged_checkpoint_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained_runs.run(tmp_path / "run", num_server_rounds=3)
+    train(tmp_path / "run", num_server_rounds=3)
     damaged = tmp_path / "run" / "checkpoints" / "round-0002" / "server.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     found = checkpoint.whole(tmp_path / "run" / "checkpoints")
@@ -182,13 +185,13 @@ def test_a_damaged_checkpoint_is_left_out(tmp_path: Path, caplog: pytest.LogCapt
 def test_how_many_checkpoints_are_kept_can_be_chosen(tmp_path: Path) -> None:
     for kept, rounds in ((2, [5, 4]), (0, [5, 4, 3, 2, 1])):
         folder = tmp_path / f"kept-{kept}"
-        trained_runs.run(folder, num_server_rounds=5, checkpoints_kept=kept, evaluate_every=0, evaluate_samples=10)
+        train(folder, num_server_rounds=5, checkpoints_kept=kept)
         assert checkpoint.rounds(folder / "checkpoints") == rounds
 
 
 @pytest.mark.parametrize("method", ["fedavg", "ssl", "sfl-v1", "sfl-v2"])
 def test_a_method_without_a_joint_step_is_refused(tmp_path: Path, method: str) -> None:
-    trained_runs.run(tmp_path / "run", method=method)
+    train(tmp_path / "run", method=method)
     with pytest.raises(UserError, match=re.escape(f"method {method} makes no step of all clients together")):
         analyze.read(tmp_path / "run")
 
@@ -202,7 +205,7 @@ def test_a_method_without_a_joint_step_is_refused(tmp_path: Path, method: str) -
     ],
 )
 def test_a_run_whose_steps_are_others_is_refused(tmp_path: Path, changes: dict[str, object], named: str) -> None:
-    trained_runs.run(tmp_path / "run", **changes)
+    train(tmp_path / "run", **changes)
     with pytest.raises(UserError, match=re.escape(named)):
         analyze.read(tmp_path / "run")
 

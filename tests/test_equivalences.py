@@ -23,6 +23,7 @@ from sglr_flower.data import partition
 
 SETTINGS: dict[str, Scalar] = {
     "num-clients": 4,
+    "image-size": 8,
     "samples-per-client": 9,
     "batch-size": 2,
     "num-server-rounds": 2,

@@ -20,6 +20,7 @@ def test_clients_of_different_sizes_train_as_in_a_plain_loop(tmp_path: Path, nod
     config = RunConfig.parse(
         {
             "num-clients": 5,
+            "image-size": 8,
             "partition": "linear",
             "samples-per-client": 150,  # 83, and then the cap for the others
             "batch-size": 40,

@@ -20,6 +20,7 @@ from sglr_flower.config import RunConfig, Scalar
 
 ALIKE: dict[str, Scalar] = {
     "num-clients": 4,
+    "image-size": 8,
     "samples-per-client": 9,
     "batch-size": 2,  # 10 steps: 2 rounds of 2, 2, 2, 2 and 1 images
     "num-server-rounds": 2,
@@ -136,10 +137,11 @@ def test_while_splitavg_is_out_of_phase_every_client_gets_its_own_gradient(phase
 
 def test_the_phases_of_splitavg_differ_from_each_other() -> None:
     phases = ("all", "first:0.5", "last:0.5")
-    ends = {p: loop(items(ALIKE | {"splitavg-phase": p, "splitavg-phi": 1.0}, "sgl")) for p in phases}
-    ends["never"] = loop(items(ALIKE, "psl"))
+    larger = ALIKE | {"image-size": 16}  # of images as small as the others' the phases' ends are nearer
+    ends = {p: loop(items(larger | {"splitavg-phase": p, "splitavg-phi": 1.0}, "sgl")) for p in phases}
+    ends["never"] = loop(items(larger, "psl"))
 
-    assert_apart(ALIKE, {name: one_network(weights) for name, weights in ends.items()}, set())
+    assert_apart(larger, {name: one_network(weights) for name, weights in ends.items()}, set())
 
 
 @pytest.mark.parametrize("settings", [ALIKE, UNLIKE, UNUSUAL], ids=["alike", "unlike", "unusual"])

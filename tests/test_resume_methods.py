@@ -18,6 +18,7 @@ def test_resuming_changes_nothing(tmp_path: Path, method: str) -> None:
         {
             "method": method,
             "num-clients": 4,
+            "image-size": 8,
             "samples-per-client": 16,
             "num-server-rounds": 4,
             "fraction-train": 0.75,  # a client that did not train in the last round before has no newer moments

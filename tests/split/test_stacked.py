@@ -154,6 +154,7 @@ def test_a_run_with_stacked_cohorts_has_the_weights_of_a_plain_loop(method: str,
             "method": method,
             "cohort": "stacked",
             "num-clients": 5,
+            "image-size": 8,
             "samples-per-client": 20,  # two batches of 8 and one of 4
             "fraction-train": 0.6,
             "num-server-rounds": 3,
