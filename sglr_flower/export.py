@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -127,7 +129,7 @@ def _program(network: nn.Sequential, model: Trained) -> torch.export.ExportedPro
     example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=assembly.dtype(model.config))
     # Two images: torch would take a batch of one for a constant.
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    with torch.no_grad():
+    with torch.no_grad(), _attention_in_parts():
         try:
             return torch.export.export(network, (example,), dynamic_shapes=dynamic)
         except Exception:  # it raises of many kinds, for what it cannot trace
@@ -140,6 +142,17 @@ def _program(network: nn.Sequential, model: Trained) -> torch.export.ExportedPro
                 raise UserError(
                     f"model = {model.config.model!r} cannot be exported by torch.export: {reason}"
                 ) from error
+
+
+@contextlib.contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Without torch's one operator for a whole attention layer, which torch 2.8 cannot export."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _is_export(folder: Path) -> bool:
