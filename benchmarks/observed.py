@@ -25,7 +25,7 @@ MARK = "SGLR_BENCHMARK_PROCESS"
 """Environment variable by which the processes are known."""
 FIRST_STEP = "SGLR_BENCHMARK_FIRST_STEP"
 """Environment variable with the file in which a network tells of its first step (`benchmarks.peers.networks`)."""
-SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_BETWEEN_LOOKS = 0.025
 SECONDS_BETWEEN_LOOKS_AT_MEMORY = 0.2
 _YOUNG_SECONDS = 2.0
 """Until then a process may be a fork that has yet to become what it is started for, with another environment."""
@@ -72,7 +72,7 @@ class Marked:
     def __init__(self, home: Path) -> None:
         self._mark, self._first_step = secrets.token_hex(8), home / "first-step"
         self.log = home / "log"
-        self._ours: dict[psutil.Process, bool] = {}
+        self._known: dict[int, _Known] = {}
 
     def __enter__(self) -> Marked:
         return self
@@ -143,14 +143,17 @@ class Marked:
         return seen.cost(started, seconds, float(self._first_step.read_text(encoding="utf-8")))
 
     def _find(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
+        pids = set(psutil.pids())
+        self._known = {pid: known for pid, known in self._known.items() if pid in pids}
+        for pid in pids:
             with contextlib.suppress(psutil.Error):
-                if not self._ours.get(process) and (
-                    process not in self._ours or time.time() - process.create_time() < _YOUNG_SECONDS
-                ):
-                    self._ours[process] = process.environ().get(MARK) == self._mark
-                if self._ours.get(process):
-                    yield process
+                if pid not in self._known:
+                    self._known[pid] = _Known(psutil.Process(pid))
+                known = self._known[pid]
+                if not known.ours and time.time() < known.until:
+                    known.ours = known.process.environ().get(MARK) == self._mark
+                if known.ours:
+                    yield known.process
 
     def _look(self) -> dict[psutil.Process, _Look]:
         found = {}
@@ -167,6 +170,14 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+class _Known:
+    """A process, and whether it is ours, which can become true ``until`` a time."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.process, self.ours = process, False
+        self.until = max(process.create_time() + _YOUNG_SECONDS, time.time() + 0.01)
 
 
 class _Look(NamedTuple):

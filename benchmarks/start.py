@@ -184,7 +184,7 @@ def _ratio(ours: Sequence[Cost], theirs: Sequence[Cost], quantity: str) -> dict[
 def cost_table(found: Mapping[str, Any], revision: str) -> Table:
     """A line for each of what took turns."""
     shown = Table("", title="A tiny run, from its command to its end")
-    headings = ("whole (s)", "to the first step (s)", "processor time (s)", "to the first step (s)")
+    headings = ("whole (s)", "to first step (s)", "CPU (s)", "CPU to first step (s)")
     for heading in (*headings, "processes", "PSS (MB)", "RSS (MB)"):
         shown.add_column(heading, justify="right")
     for name, of in found["costs"].items():
@@ -197,7 +197,7 @@ def cost_table(found: Mapping[str, Any], revision: str) -> Table:
 def ratio_table(found: Mapping[str, Any], revision: str) -> Table:
     """A line for each pair."""
     shown = Table("", title="Ratios of each turn")
-    for heading in ("whole", "to the first step", "processor time", "to the first step"):
+    for heading in ("whole", "to first step", "CPU", "CPU to first step"):
         shown.add_column(heading, justify="right")
     for pair, of in found["ratios"].items():
         shown.add_row(named(pair, revision), *(machine.ratio(of[quantity]) for quantity in QUANTITIES))

@@ -12,7 +12,7 @@ import typer
 from sglr_flower.errors import UserError
 from sglr_flower.machine import available_gpus
 
-NAMES = ("step", "exchange", "scale", "gpu")
+NAMES = ("step", "exchange", "scale", "start", "gpu")
 """Modules of ``benchmarks`` that measure ratios, in the order in which all are run."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 
