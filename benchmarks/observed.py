@@ -78,7 +78,7 @@ class Marked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while left := [process for process in self._find() if _is_alive(process)]:
+        while left := [process for process in self.find() if is_alive(process)]:
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -126,7 +126,7 @@ class Marked:
             while process.poll() is None and time.monotonic() - started < timeout:
                 seen.take(self._look())
                 if time.monotonic() >= look_at_memory:
-                    seen.take_memory(list(self._find()))
+                    seen.take_memory(list(self.find()))
                     look_at_memory = time.monotonic() + SECONDS_BETWEEN_LOOKS_AT_MEMORY
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             seconds = time.monotonic() - started
@@ -142,7 +142,8 @@ class Marked:
             raise RuntimeError(f"exit status {process.returncode}: {' '.join(command)}\n{said}")
         return seen.cost(started, seconds, float(self._first_step.read_text(encoding="utf-8")))
 
-    def _find(self) -> Iterator[psutil.Process]:
+    def find(self) -> Iterator[psutil.Process]:
+        """Those that are there, and those that have ended and are not asked for yet."""
         pids = set(psutil.pids())
         self._known = {pid: known for pid, known in self._known.items() if pid in pids}
         for pid in pids:
@@ -157,7 +158,7 @@ class Marked:
 
     def _look(self) -> dict[psutil.Process, _Look]:
         found = {}
-        for process in self._find():
+        for process in self.find():
             with contextlib.suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 alive = process.status() != psutil.STATUS_ZOMBIE
@@ -165,7 +166,8 @@ class Marked:
         return found
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not ended, be it that nobody has asked for its exit status."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

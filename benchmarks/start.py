@@ -227,7 +227,7 @@ def contenders(names: Sequence[str], revision: str, nvflare: Path) -> Iterator[d
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """A folder with the networks, which is removed with the block."""
     with tempfile.TemporaryDirectory(prefix="sglr-bench-", dir="/tmp", ignore_cleanup_errors=True) as home:
         for file in (PEERS / "networks.py", machine.ROOT / "sglr_flower" / "models" / "resnet16.py"):
@@ -237,7 +237,7 @@ def _folder() -> Iterator[Path]:
 
 def sglr(settings: Mapping[str, Any], nodes: int | None, *, memory: bool, checkout: Path = machine.ROOT) -> Cost:
     """`sglr run` of a checkout; ``nodes`` is None: ``--in-process``."""
-    with _folder() as home, Marked(home) as processes:
+    with folder() as home, Marked(home) as processes:
         config = home / "run.toml"
         config.write_text(tomli_w.dumps({**settings, "run-dir": str(home / "run")}), encoding="utf-8")
         where = ["--in-process"] if nodes is None else ["--nodes", str(nodes)]
@@ -260,8 +260,8 @@ class BareFlower:
     def cold(self, *, memory: bool) -> Cost:
         """Run it where no SuperLink is up yet; the run leaves it behind for `warm`."""
         self._opened.close()
-        self._home = self._opened.enter_context(_folder())
-        self._processes = self._opened.enter_context(Marked(self._home))
+        self._home = self._opened.enter_context(folder())
+        self.processes = self._opened.enter_context(Marked(self._home))
         app = shutil.copytree(PEERS / "flower", self._home / "app")
         for module in self._home.glob("*.py"):
             shutil.copy(module, app)
@@ -283,14 +283,14 @@ class BareFlower:
     def _run(self, memory: bool) -> Cost:
         command = [script("flwr"), "run", ".", "--stream"]
         command += ["--federation-config", f"num-supernodes={NODES} client-resources-num-cpus=1"]
-        cost = self._processes.run(command, self._home / "app", self._env, memory=memory)
-        _check_done(self._processes.log, "ALL ROUNDS DONE")
+        cost = self.processes.run(command, self._home / "app", self._env, memory=memory)
+        _check_done(self.processes.log, "ALL ROUNDS DONE")
         return cost
 
 
 def split_in_nvflare(environment_folder: Path, *, memory: bool) -> Cost:
     """Split learning in NVFlare's simulator."""
-    with _folder() as home, Marked(home) as processes:
+    with folder() as home, Marked(home) as processes:
         shutil.copy(PEERS / "nvflare_job.py", home)
         env = environment() | {"PYTHONPATH": str(home)}
         steps = str(SPLIT["num-server-rounds"])
