@@ -41,6 +41,7 @@ from benchmarks.observed import Cost, Marked
 from benchmarks.progress import Progress
 from benchmarks.revision import checked_out
 from benchmarks.simulation import environment
+from sglr_flower.errors import UserError
 from sglr_flower.machine import steady_memory
 from sglr_flower.processes import free_port, script
 
@@ -105,28 +106,25 @@ def main(
     machine.choose(only or (), CASES)
     repetitions = 2 if quick else repetitions
     names = list(dict.fromkeys(name for case in only or CASES for name in CASES[case]))
-    passed_over: dict[str, str] = {}
-    if THEIRS_SPLIT in names and (reason := installed(nvflare)):
-        passed_over[THEIRS_SPLIT] = reason
-        names.remove(THEIRS_SPLIT)
-        print(f"{THEIRS_SPLIT} is passed over: {reason}")
     os.environ.update(steady_memory())
     described = machine.describe()
     first, timed = dict[str, Cost](), defaultdict[str, list[Cost]](list)
-    parts = [_part(name, turn) for turn in range(repetitions + 1) for name in names]
-    with ExitStack() as opened, Progress(parts, out) as progress:
-        takes = opened.enter_context(contenders(names, revision, nvflare))
-        for turn in range(repetitions + 1):
-            for name in names:
-                cost = progress.measure(_part(name, turn), partial(takes[name], memory=not turn), told)
-                if turn:
-                    timed[name].append(cost)
-                else:
-                    first[name] = cost
-                finished = all(len(timed[one]) == repetitions for one in names)
-                result = {"machine": described, "finished": finished, "revision": revision, "nodes": NODES}
-                result |= {"runs": {"fedavg": FEDAVG, "split": SPLIT}, "passed_over": passed_over}
-                machine.save(out, result | figures(first, timed))
+    with ExitStack() as opened:
+        takes, passed_over = opened.enter_context(contenders(names, revision, nvflare))
+        for name, reason in passed_over.items():
+            print(f"{named(name, revision)} is passed over: {reason}", flush=True)
+        turns = [(turn, name) for turn in range(repetitions + 1) for name in takes]
+        progress = opened.enter_context(Progress([_part(*one) for one in turns], out))
+        for turn, name in turns:
+            cost = progress.measure(_part(turn, name), partial(takes[name], memory=not turn), told)
+            if turn:
+                timed[name].append(cost)
+            else:
+                first[name] = cost
+            finished = all(len(timed[one]) == repetitions for one in takes)
+            result = {"machine": described, "finished": finished, "revision": revision, "nodes": NODES}
+            result |= {"runs": {"fedavg": FEDAVG, "split": SPLIT}, "passed_over": passed_over}
+            machine.save(out, result | figures(first, timed))
     found = figures(first, timed)
     console = Console()
     console.print(f"{described['processor']}, {described['cores']} cores", soft_wrap=True)
@@ -135,7 +133,7 @@ def main(
     console.print(f"written: {out}", soft_wrap=True)
 
 
-def _part(name: str, turn: int) -> str:
+def _part(turn: int, name: str) -> str:
     return name if turn else f"{name}, not timed"
 
 
@@ -210,12 +208,19 @@ def named(name: str, revision: str) -> str:
 
 
 @contextmanager
-def contenders(names: Sequence[str], revision: str, nvflare: Path) -> Iterator[dict[str, Take]]:
-    """What can be run, by its name."""
+def contenders(names: Sequence[str], revision: str, nvflare: Path) -> Iterator[tuple[dict[str, Take], dict[str, str]]]:
+    """Those of the names that can be run here, and why the others cannot."""
+    passed_over, older = dict[str, str](), machine.ROOT
     with ExitStack() as opened:
         flower = opened.enter_context(BareFlower())
-        older = opened.enter_context(checked_out(revision)) if BEFORE in names else machine.ROOT
-        yield {
+        if BEFORE in names:
+            try:
+                older = opened.enter_context(checked_out(revision))
+            except UserError as error:  # a clone may not have all of the history
+                passed_over[BEFORE] = str(error)
+        if THEIRS_SPLIT in names and (reason := installed(nvflare)):
+            passed_over[THEIRS_SPLIT] = reason
+        takes: dict[str, Take] = {
             OURS: partial(sglr, FEDAVG, NODES),
             COLD: flower.cold,
             WARM: flower.warm,
@@ -224,6 +229,7 @@ def contenders(names: Sequence[str], revision: str, nvflare: Path) -> Iterator[d
             OURS_SPLIT: partial(sglr, SPLIT, 1),
             THEIRS_SPLIT: partial(split_in_nvflare, nvflare),
         }
+        yield {name: takes[name] for name in names if name not in passed_over}, passed_over
 
 
 @contextmanager

@@ -113,9 +113,13 @@ def cost(seconds: float, memory: int = 0) -> Cost:
     )
 
 
-def test_where_nvflare_cannot_be_installed_there_is_a_reason(tmp_path: Path) -> None:
+def test_what_cannot_be_run_here_is_passed_over_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "failed: " in start.installed(tmp_path / "file" / "nvflare")
+    names = [start.OURS, start.BEFORE, start.THEIRS_SPLIT]
+    with start.contenders(names, "no-such-revision", tmp_path / "file" / "nvflare") as (takes, passed_over):
+        assert list(takes) == [start.OURS]
+    assert "must be a commit, tag or branch" in passed_over[start.BEFORE]
+    assert "-m venv" in passed_over[start.THEIRS_SPLIT]
 
 
 def test_a_case_that_there_is_not_is_refused() -> None:
