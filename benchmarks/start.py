@@ -65,6 +65,8 @@ SPLIT = {
     "samples-per-client": 64,
     "batch-size": 64,
     "num-server-rounds": 3,
+    "evaluate-every": 0,  # NVFlare's makes none; one at the end has to be
+    "evaluate-samples": 64,
 }
 OURS, COLD, WARM, BEFORE, ALONE = (
     "sglr run",
