@@ -23,7 +23,7 @@ ON = ("train", "test")
 """Which images are attacked: the client's training images, or the test images."""
 LEAST_AUXILIARY = 16
 """Images without which no decoder can be trained."""
-BENCHMARKS = ("step", "exchange", "scale", "gpu")
+BENCHMARKS = ("step", "exchange", "scale", "start", "gpu")
 """Modules of ``benchmarks`` that measure ratios, in the order in which all are run."""
 NODES = 2
 """Nodes of a simulation, if not said otherwise."""

@@ -55,7 +55,7 @@ def test_all_benchmarks_pass_over_a_gpu_that_is_not_there(
     monkeypatch.setattr(bench, "available_gpus", lambda: gpus)
     bench.command("", quick=True, out=None)
 
-    others = ["benchmarks.step", "benchmarks.exchange", "benchmarks.scale"]
+    others = [f"benchmarks.{name}" for name in ("step", "exchange", "scale", "start")]
     assert started == others + ["benchmarks.gpu"] * gpus
     assert ("benchmark gpu is passed over" in capsys.readouterr().out) == (not gpus)
 
