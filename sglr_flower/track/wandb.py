@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import wandb
 from wandb.errors import UsageError
@@ -15,7 +16,7 @@ class Tracker:
     """A run at Weights & Biases; see `tracker.Tracker`."""
 
     def __init__(self, run: TrackedRun) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT") or PROJECT,
             "name": os.environ.get("WANDB_NAME") or run.name,
             "id": run.id,
