@@ -11,6 +11,7 @@ Where a fork is not safe, which is everywhere but on Linux, Flower's commands ar
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
+from typing import NoReturn
 
 from sglr_flower.processes import END_SECONDS, end_group, group_of, script
 
@@ -208,8 +210,27 @@ def lead(home: str, commands: str, log: str, forks: str) -> None:
     gc.disable()  # imports make no garbage worth looking for; what there is by then is looked at by no fork either
     # NumPy's library of linear algebra has threads of its own, and takes care of them when it is forked.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-    call = _Leader(Path(home), bool(forks)).run(json.loads(commands), Path(log))
-    sys.exit(call())
+    _end_at_once(_Leader(Path(home), bool(forks)).run(json.loads(commands), Path(log)))
+
+
+def _end_at_once(call: Command) -> NoReturn:
+    """Call it and end with its exit status, as an interpreter does but without torch's half a second of good order."""
+    status: object = 1  # of an exception, whose traceback the interpreter prints
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
+
+    # Python waits for threads before it comes to this; what the command itself registers comes before it too.
+    atexit.register(leave)
+    try:
+        status = call()
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    sys.exit()
 
 
 class _Leader:
