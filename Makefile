@@ -14,12 +14,13 @@ deploy-demo: $(STAMP)
 	$(BIN)/sglr federation demo configs/deploy.toml
 
 # What starts Flower has the machine to itself. The rest takes two processes, a file each, as they have one thread.
-QUICK := not flower and not browser
+ALONE := flower or browser
 check: lint
-	$(BIN)/python -m pytest -m "$(QUICK)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ($(ALONE)) and not slow" -n 2 --dist loadfile
 
-test: check
-	$(BIN)/python -m pytest -m "not ($(QUICK))"
+test: lint
+	$(BIN)/python -m pytest -m "not ($(ALONE))" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "$(ALONE)"
 
 # The long forms of what `make test` runs in short, on an idle machine: hours, and three minutes.
 faults: $(STAMP)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _HOME = tempfile.TemporaryDirectory(prefix="sglr-tests-")
@@ -28,3 +30,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example that takes longer than Hypothesis allows for would be a failure: on a busy machine any may.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+SLOW = (
+    *("attack", "faults", "integration", "paper", "track"),
+    *("bench/test_progress.py", "split/test_privacy.py", "test_analyze.py", "test_export.py", "test_methods.py"),
+    *("test_evaluation.py", "test_prediction.py", "test_own_models.py"),
+)
+"""Folders and files whose tests train in processes of their own, or for long: `make check` leaves them to `make test`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -225,6 +225,7 @@ def test_a_node_whose_process_is_killed_gets_another_and_none_is_rays(app: Path)
     assert "ValueError: a node failed on purpose" in said  # its traceback
 
 
+@pytest.mark.flower
 def test_where_nothing_is_forked_the_nodes_are_rays(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "FORKS", False)
     log = app.parent / "kill.log"
@@ -233,6 +234,7 @@ def test_where_nothing_is_forked_the_nodes_are_rays(app: Path, monkeypatch: pyte
     assert "ray: True" in log.read_text()
 
 
+@pytest.mark.flower
 def test_a_run_that_flower_refuses_says_why(app: Path) -> None:
     (app.parent / "end.toml").write_text("unknown-key = 1\n")
 
