@@ -36,7 +36,7 @@ SLOW = (
     *("bench/test_progress.py", "split/test_privacy.py", "test_analyze.py", "test_export.py", "test_methods.py"),
     *("test_evaluation.py", "test_prediction.py", "test_own_models.py"),
 )
-"""Folders and files whose tests train in processes of their own, or for long: `make check` leaves them to `make test`."""
+"""Folders and files whose tests train in processes of their own, or for long: left to `make test` by `make check`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
