@@ -267,8 +267,9 @@ class _Leader:
                 if call := self._fork(line, [nothing.fileno(), said.fileno(), said.fileno()], None):
                     return call
         needed = set(self._children)
-        for name in _PASSING if self._forks else ():
-            command(name)
+        with warnings.catch_warnings():  # a simulation has every deprecation shown, which is for no other process
+            for name in _PASSING if self._forks else ():
+                command(name)
         for name in _MODULES if self._forks else ():
             importlib.import_module(name)
         while needed <= self._children.keys():
