@@ -59,6 +59,8 @@ def parse(command: click.Command, arguments: list[str], whole: bool) -> click.Co
         command = command.commands[rest.pop(0)]
     try:
         return command.make_context(command.name or "", rest)
+    except click.exceptions.Exit:  # --help, --version: it has said what was asked for
+        return None
     except click.UsageError as error:
         no_more = not rest and isinstance(command, click.Group)
         needs_more = isinstance(error, click.MissingParameter) or "requires an argument" in error.message or no_more
