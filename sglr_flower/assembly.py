@@ -210,7 +210,7 @@ def cohort(
         memory_format=_memory_format(config, place),
         states=restored,
         recompute=config.recompute,
-        stacked=config.cohort == "stacked" or (config.cohort == "auto" and place.type == "cuda"),
+        stacked=config.cohort in ("stacked", "graph") or (config.cohort == "auto" and place.type == "cuda"),
     )
 
 

@@ -253,10 +253,12 @@ class RunConfig(BaseModel):
         description="clients keep no activations while the server computes, and make each forward a second time: less "
         "memory, more time, the same weights",
     )
-    cohort: Literal["auto", "loop", "stacked"] = Field(
+    cohort: Literal["auto", "loop", "stacked", "graph"] = Field(
         "auto",
         description="how a node computes its clients: loop, one after the other; stacked, all at once where the client "
-        "segment allows it (no dropout; not with recompute); auto: stacked on a GPU, loop on a CPU; the same weights",
+        "segment allows it (no dropout; not with recompute); graph, as stacked, and with --in-process a whole step of "
+        "clients and server as one CUDA graph where it can be recorded; auto: stacked on a GPU, loop on a CPU; the "
+        "same weights",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="every random draw of the run follows from it")
     run_dir: str = Field(

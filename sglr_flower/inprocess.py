@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,16 @@ from sglr_flower import assembly, training
 from sglr_flower.config import RunConfig
 from sglr_flower.rundir import RunDirectory
 from sglr_flower.split import averaging
+from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan, spread
-from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, TrainSession, train_locally
+from sglr_flower.split.rounds import EvaluateSession, Link, LocalLink, RoundResult, TrainSession, train_locally
 from sglr_flower.split.sent import Sent
+from sglr_flower.split.server import ServerSegment
+from sglr_flower.split.whole import WholeStep
 from sglr_flower.training import Attended, OpenRound, Weights
+
+# Below Flower's logger, as `training`'s.
+log = logging.getLogger("flwr.sglr")
 
 
 class InProcessNodes:
@@ -51,6 +58,9 @@ class InProcessNodes:
         self.count = len(self.cohorts)
         self.sizes = {i: len(data) for cohort in self.cohorts.values() for i, data in cohort.data.items()}
 
+        self._whole: WholeStep | None = None
+        self._refused: set[str] = set()
+
     absent = frozenset[int]()
 
     def versions(self, server_round: int) -> dict[int, int]:
@@ -68,13 +78,15 @@ class InProcessNodes:
         """A link to the cohorts that have a client in the round."""
         here = [cohort for cohort in self.cohorts.values() if set(cohort.clients) & set(plan.clients)]
         opened = OpenRound(LocalLink({}))
+        if self._config.cohort == "graph" and len(self.cohorts) == 1:
+            opened = _Recorded(self, here[0])
         if shared is not None:
             for cohort in here:
                 cohort.load_shared(shared, plan.clients)
                 opened.segments += Sent(segments_down=_nbytes(shared))
         if plan.server_update == "none":
             opened.local = [train_locally(cohort, plan) for cohort in here]
-        else:
+        elif not isinstance(opened, _Recorded):
             opened.link = LocalLink({node: TrainSession(cohort, plan) for node, cohort in enumerate(here)})
         yield opened
         if plan.shares_segment:
@@ -101,6 +113,39 @@ class InProcessNodes:
     def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
         """The states of the clients that have trained, as live tensors: in this process they need not travel."""
         return {client: state for cohort in self.cohorts.values() for client, state in cohort.states().items()}
+
+    def whole_step(self, server: ServerSegment) -> WholeStep:
+        """The only cohort's step with this server segment, and what has been recorded of it."""
+        if self._whole is None or self._whole.server is not server:
+            self._whole = WholeStep(next(iter(self.cohorts.values())), server)
+        return self._whole
+
+    def refuse(self, reason: str) -> None:
+        """Say why steps are not recorded, once."""
+        if reason not in self._refused:
+            log.info("steps are not recorded: %s", reason)
+        self._refused.add(reason)
+
+
+class _Recorded(OpenRound):
+    """A round of all clients in one process, of which a step is recorded where it can be."""
+
+    def __init__(self, nodes: InProcessNodes, cohort: Cohort) -> None:
+        super().__init__(LocalLink({}))
+        self._nodes, self._cohort = nodes, cohort
+
+    def train(
+        self, server: ServerSegment, plan: RoundPlan, on_step: Callable[[int, float], None] | None = None
+    ) -> RoundResult:
+        """All steps, by `WholeStep` or over a link."""
+        whole = self._nodes.whole_step(server)
+        if reason := whole.refusal(plan):
+            self._nodes.refuse(reason)
+            self.link = LocalLink({0: TrainSession(self._cohort, plan)})
+            return super().train(server, plan, on_step)
+        result, sent = whole.train_round(plan, on_step)
+        self.link = LocalLink({}, sent)
+        return result
 
 
 def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:

@@ -78,6 +78,12 @@ class OpenRound:
         """All that went between the nodes and the server to train."""
         return self.link.sent + self.segments
 
+    def train(
+        self, server: ServerSegment, plan: RoundPlan, on_step: Callable[[int, float], None] | None = None
+    ) -> RoundResult:
+        """All steps of the round that the server has a part in."""
+        return train_round(server, plan, self.link, on_step)
+
 
 @dataclass
 class Attended:
@@ -367,7 +373,7 @@ def _train_round(
             continue  # its node has left in a turn before
         turn = replace(turn, first_step=sum(steps[:number]), round_steps=sum(steps))
         with nodes.train(turn, shared) as opened:
-            split = None if turn.server_update == "none" else train_round(server, turn, opened.link, on_step)
+            split = None if turn.server_update == "none" else opened.train(server, turn, on_step)
         results.append(split or merge(opened.local, together=True))
         # Who leaves in the middle hands nothing on.
         shared = shared if opened.average is None else opened.average

@@ -125,9 +125,14 @@ class Cohort:
         }
 
     @property
-    def stacked(self) -> bool:
-        """Whether the clients of the round laid out by `begin` are computed all at once."""
-        return self._stack is not None
+    def stack(self) -> Stack | None:
+        """The clients of the round laid out by `begin`, if they are computed all at once."""
+        return self._stack
+
+    @property
+    def batches(self) -> Mapping[int, tuple[Tensor, ...]]:
+        """Client -> the indices of its batches in the round laid out by `begin`, each int64 (b,)."""
+        return self._batches
 
     def _member(self, client: int) -> _Member:
         if client not in self._members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,9 @@ def mean_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
     """
     if name == "cross-entropy":
         return F.cross_entropy(logits, labels)
-    if not logits.isfinite().all():
-        return logits.sum() * math.nan  # a run that diverged: torch's function refuses it, cross-entropy is nan too
-    target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return F.binary_cross_entropy(logits.softmax(1), target)
+    # Of a run that diverged torch's function refuses what softmax gives, where cross-entropy and its gradient are nan; so
+    # these are too, without a look at the values: for that a step would wait for its device.
+    finite = logits.isfinite().all()
+    doubt = torch.where(finite, 0.0, math.nan).to(logits.dtype)
+    target = torch.zeros_like(logits).scatter_(1, labels.unsqueeze(1), 1.0)
+    return F.binary_cross_entropy(logits.where(finite, 0.0).softmax(1), target) + (logits * doubt).sum()

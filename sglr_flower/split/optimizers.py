@@ -27,12 +27,12 @@ class Optimizer(ABC):
 
     Attributes
     ----------
-    lr : float
-        The learning rate.
+    lr : float | Tensor
+        The learning rate; a tensor () on the parameters' device is read anew by a recorded step (`split.recording`).
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.lr = 0.0
+        self.lr: float | Tensor = 0.0
         self._parameters = list(parameters)
         self._slots: dict[int, Slots] = {}
 
@@ -111,13 +111,29 @@ class StackedAdam(Adam):
     """Adam for many clients at once: parameters (clients, *shape), and every client at a step of its own.
 
     Torch's rule has one step for all of a tensor, and clients that miss rounds have made fewer.
+
+    Parameters
+    ----------
+    parameters : Iterable[Tensor]
+        What it updates.
+    alike : bool
+        All clients have made the same steps, so that torch's rule is theirs.
     """
+
+    def __init__(self, parameters: Iterable[Tensor], *, alike: bool = False) -> None:
+        super().__init__(parameters)
+        self._alike = alike
 
     def _new_slots(self, parameter: Tensor) -> Slots:
         steps = torch.zeros(len(parameter), dtype=torch.float32, device=parameter.device)
         return {**super()._new_slots(parameter), "step": steps}
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+        if self._alike:
+            super()._update(parameters, gradients, [{**own, "step": own["step"][0]} for own in slots])
+            for own in slots:
+                own["step"][1:] += 1
+            return
         for own in slots:
             own["step"] += 1
         steps = torch.stack([own["step"] for own in slots]).double()  # as torch's kernel: 0.999^t is close to 1
@@ -137,6 +153,10 @@ class Sgd(Optimizer):
         return {}
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+        if isinstance(self.lr, Tensor):  # of which torch's function would take the value that it has now
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.addcmul_(gradient, self.lr.to(parameter.dtype), value=-1)
+            return
         sgd(
             parameters,
             gradients,
@@ -157,9 +177,12 @@ def build(name: str, parameters: Iterable[Tensor]) -> Optimizer:
     return {"adam": Adam, "sgd": Sgd}[name](parameters)
 
 
-def build_stacked(name: str, parameters: Iterable[Tensor]) -> Optimizer:
-    """The same for parameters of many clients, each (clients, *shape): every row moves as `build`'s would move it."""
-    return {"adam": StackedAdam, "sgd": Sgd}[name](parameters)
+def build_stacked(name: str, parameters: Iterable[Tensor], *, alike: bool = False) -> Optimizer:
+    """The same for parameters of many clients, each (clients, *shape): every row moves as `build`'s would move it.
+
+    ``alike``: all of these clients have made the same steps.
+    """
+    return StackedAdam(parameters, alike=alike) if name == "adam" else build(name, parameters)
 
 
 def flat_state(segment: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -145,12 +145,20 @@ class EvaluateSession:
 
 
 class LocalLink:
-    """The link without a wire: sessions in this process; bytes are those of the tensors that would travel."""
+    """The link without a wire: sessions in this process; bytes are those of the tensors that would travel.
 
-    def __init__(self, sessions: Mapping[int, Session]) -> None:
+    Parameters
+    ----------
+    sessions : Mapping[int, Session]
+        Node -> its side.
+    sent : Sent
+        What was sent before.
+    """
+
+    def __init__(self, sessions: Mapping[int, Session], sent: Sent | None = None) -> None:
         self._sessions = sessions
         self._pending = {node: session.start() for node, session in sessions.items()}
-        self.sent = Sent()
+        self.sent = sent or Sent()
 
     def receive(self) -> dict[int, Upload]:
         """Uploads of all sessions that have one."""

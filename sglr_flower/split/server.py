@@ -104,22 +104,42 @@ class ServerSegment:
         dict[int, Tensor], float
             Client -> its own cut gradient, and the mean loss.
         """
-        together = torch.cat(list(smashed.values())).to(self.device)
-        joint = laid_out(together, self.memory_format).requires_grad_()
+        joint = torch.cat(list(smashed.values())).to(self.device)
+        targets = torch.cat(list(labels.values())).to(self.device)
         seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
-        loss = mean_loss(plan.loss, self.segment.train()(joint), torch.cat(list(labels.values())).to(self.device))
-        loss.backward()
-        self._optimizer.lr = plan.server_rate(len(smashed), step)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        assert joint.grad is not None
-        sizes = [len(tensor) for tensor in smashed.values()]
-        gradients = dict(zip(smashed, joint.grad.split(sizes), strict=True))
+        cut, loss = self.learn(plan.loss, joint, targets, plan.server_rate(len(smashed), step))
+        gradients = dict(zip(smashed, cut.split([len(tensor) for tensor in smashed.values()]), strict=True))
         if plan.gradient_scale == "own":
             # d(own mean)/ds_i = N / b_i * d(joint mean)/ds_i, with N samples in the joint batch (eq. 5)
             for gradient in gradients.values():
                 gradient.mul_(len(joint) / len(gradient))
         return gradients, loss.item()
+
+    def learn(self, loss: str, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+        """One forward, loss, backward and optimizer step; it waits for nothing that the device computes.
+
+        Parameters
+        ----------
+        loss : str
+            As `mean_loss` takes it.
+        smashed, labels : Tensor
+            (n, *cut shape), without a graph, and int64 (n,), on the server's device.
+        lr : float | Tensor
+            eta_s; a tensor () on the device.
+
+        Returns
+        -------
+        Tensor, Tensor
+            The cut gradient of the joint batch's mean loss, (n, *cut shape), and that loss, ().
+        """
+        joint = laid_out(smashed, self.memory_format).detach().requires_grad_()
+        mean = mean_loss(loss, self.segment.train()(joint), labels)
+        mean.backward()
+        self._optimizer.lr = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        assert joint.grad is not None
+        return joint.grad, mean.detach()
 
     def end(self) -> None:
         """Close a round."""

@@ -39,7 +39,7 @@ class StackedPass:
         Their rows of the stack; int64 (k,) where they are not all.
     weights : list[Tensor]
         Their weights, each (k, *shape): the stack itself, or where they are not all a copy.
-    lr : float
+    lr : float | Tensor
         The learning rate of the step that the cut gradients make.
     """
 
@@ -47,7 +47,7 @@ class StackedPass:
     output: Tensor
     rows: _Rows
     weights: list[Tensor]
-    lr: float
+    lr: float | Tensor
 
 
 class Stack:
@@ -62,6 +62,11 @@ class Stack:
         Client -> its segment and optimizer; all of one architecture, in training mode, on one device.
     optimizer : str
         ``adam`` or ``sgd``, which theirs are.
+
+    Attributes
+    ----------
+    alike : bool
+        All clients have made the same steps.
     """
 
     def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: str) -> None:
@@ -81,13 +86,21 @@ class Stack:
             rows = [state.get(index, zeros) for state in states]
             self._slots[index] = {name: torch.stack([slots[name] for slots in rows]) for name in like}
         self._share_slots()
+        self.alike = _alike([slots["step"] for slots in self._slots.values() if "step" in slots])
 
     @property
     def clients(self) -> tuple[int, ...]:
         """Whose segments these are, in the order of the rows."""
         return tuple(self._members)
 
-    def forward(self, clients: Sequence[int], inputs: Tensor, lr: float, *, keep_buffers: bool = False) -> StackedPass:
+    def tensors(self) -> list[Tensor]:
+        """All that a step of the clients reads and moves: weights, buffers, and the optimizers' slots."""
+        slots = (slot for own in self._slots.values() for slot in own.values())
+        return [*self._weights.values(), *self._buffers.values(), *slots]
+
+    def forward(
+        self, clients: Sequence[int], inputs: Tensor, lr: float | Tensor, *, keep_buffers: bool = False
+    ) -> StackedPass:
         """The smashed data of some of the clients, with their graph.
 
         Parameters
@@ -96,8 +109,8 @@ class Stack:
             k of `clients`, none twice.
         inputs : Tensor
             (k, b, channels, h, w), in the same order.
-        lr : float
-            The learning rate of this step, theirs alike.
+        lr : float | Tensor
+            The learning rate of this step, theirs alike; a tensor () on their device.
         keep_buffers : bool
             Leave batch-norm statistics, say, as they are.
         """
@@ -118,7 +131,7 @@ class Stack:
     def backward(self, done: StackedPass, gradient: Tensor) -> None:
         """Finish a forward with the cut gradients, (k, b, *cut shape), and make its step."""
         upstream.scalar(done.output, gradient).backward()
-        optimizer = optimizers.build_stacked(self._optimizer, done.weights)
+        optimizer = optimizers.build_stacked(self._optimizer, done.weights, alike=self.alike)
         optimizer.lr = done.lr
         optimizer.adopt(
             {index: {name: slot[done.rows] for name, slot in slots.items()} for index, slots in self._slots.items()}
@@ -133,6 +146,7 @@ class Stack:
         for index, slots in optimizer.state().items():
             _put_back(self._slots[index], slots, done.rows, new=index in first)
         _put_back(self._weights, dict(zip(self._weights, done.weights, strict=True)), done.rows)
+        self.alike = self.alike and not isinstance(done.rows, Tensor)
 
     def release(self, clients: Sequence[int]) -> None:
         """Give those of ``clients`` that are in the stack memory of their own."""
@@ -214,6 +228,11 @@ def _put_back(stacks: Mapping[str, Tensor], taken: Mapping[str, Tensor], rows: _
     if new or isinstance(rows, Tensor):
         for name, tensor in taken.items():
             stacks[name][rows] = tensor
+
+
+def _alike(steps: Sequence[Tensor]) -> bool:
+    """Whether in each of some tensors (clients,) all numbers are the same; waits for the device once."""
+    return not steps or bool(torch.stack([(own == own[0]).all() for own in steps]).all())
 
 
 def _differ(ours: Tensor, theirs: Tensor, allowed: float, start: Tensor | None = None) -> bool:
