@@ -26,7 +26,6 @@ _UNFIT = {
     torch.Tag.nondeterministic_seeded: "it draws random numbers",
     torch.Tag.data_dependent_output: "it waits for a value that was computed",
     torch.Tag.dynamic_output_shape: "the shape of a result depends on the values",
-    torch.Tag.inplace_view: "it changes the shape of a tensor in place",
 }
 
 
@@ -106,6 +105,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if torch.Tag.inplace_view in func.tags:
+            return output  # nothing is computed, and those that come after it see the tensor as it is then
         # Aliases: what autograd thinks of a tensor is not the recording's.
         kept_args, kept_kwargs, kept = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, output))
         self._done.append((func, kept_args, kept_kwargs, _tensors(kept)))
