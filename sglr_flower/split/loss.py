@@ -17,8 +17,8 @@ def mean_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
     """
     if name == "cross-entropy":
         return F.cross_entropy(logits, labels)
-    # Of a run that diverged torch's function refuses what softmax gives, where cross-entropy and its gradient are nan; so
-    # these are too, without a look at the values: for that a step would wait for its device.
+    # Of a run that diverged torch's function refuses what softmax gives, where cross-entropy and its gradient are nan.
+    # So are these, without a look at the values: for that a step would wait for its device.
     finite = logits.isfinite().all()
     doubt = torch.where(finite, 0.0, math.nan).to(logits.dtype)
     target = torch.zeros_like(logits).scatter_(1, labels.unsqueeze(1), 1.0)

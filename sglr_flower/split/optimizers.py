@@ -88,6 +88,9 @@ class Adam(Optimizer):
         }
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+        if isinstance(self.lr, Tensor) and self.lr.dtype == torch.float64:
+            self._by_hand(parameters, gradients, slots)  # of a tensor torch's kernel for CUDA takes a float32 only
+            return
         adam(
             parameters,
             gradients,
@@ -105,6 +108,20 @@ class Adam(Optimizer):
             eps=1e-8,
             maximize=False,
         )
+
+    def _by_hand(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
+        """The same rule in several kernels, for steps () or (clients,) and any rate."""
+        for own in slots:
+            own["step"] += 1
+        steps = torch.stack([own["step"] for own in slots]).double()  # as torch's kernel: 0.999^t is close to 1
+        rates, roots = self.lr / (1 - 0.9**steps), (1 - 0.999**steps).sqrt()
+        for k, (parameter, gradient, own) in enumerate(zip(parameters, gradients, slots, strict=True)):
+            shape = (*rates[k].shape, *[1] * (parameter.dim() - rates[k].dim()))
+            rate, root = (of[k].to(parameter.dtype).view(shape) for of in (rates, roots))
+            own["exp_avg"].lerp_(gradient, 1 - 0.9)
+            own["exp_avg_sq"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+            denominator = own["exp_avg_sq"].sqrt().div_(root).add_(1e-8)
+            parameter.sub_((own["exp_avg"] / denominator).mul_(rate))
 
 
 class StackedAdam(Adam):
@@ -134,16 +151,7 @@ class StackedAdam(Adam):
             for own in slots:
                 own["step"][1:] += 1
             return
-        for own in slots:
-            own["step"] += 1
-        steps = torch.stack([own["step"] for own in slots]).double()  # as torch's kernel: 0.999^t is close to 1
-        rates, roots = self.lr / (1 - 0.9**steps), (1 - 0.999**steps).sqrt()
-        for k, (parameter, gradient, own) in enumerate(zip(parameters, gradients, slots, strict=True)):
-            rate, root = (of[k].to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1)) for of in (rates, roots))
-            own["exp_avg"].lerp_(gradient, 1 - 0.9)
-            own["exp_avg_sq"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
-            denominator = own["exp_avg_sq"].sqrt().div_(root).add_(1e-8)
-            parameter.sub_((own["exp_avg"] / denominator).mul_(rate))
+        self._by_hand(parameters, gradients, slots)
 
 
 class Sgd(Optimizer):

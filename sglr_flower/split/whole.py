@@ -59,7 +59,7 @@ class _Tables:
     active : Tensor
         int64 (steps, active): the active clients' places among those that take part.
     client_lr, server_lr : Tensor
-        float64 (steps,).
+        (steps,), in the dtype of the weights, as optimizers on a GPU want it.
     losses : Tensor
         float64 (steps,): written by the steps.
     at : Tensor
@@ -189,8 +189,8 @@ class WholeStep:
             tables = _Tables(
                 images=torch.stack([parts[step].flatten() for step in steps]),
                 active=torch.tensor([drawn[step] for step in steps], dtype=torch.int64).view(len(steps), -1),
-                client_lr=torch.tensor([client_lr[step] for step in steps], dtype=torch.float64),
-                server_lr=torch.tensor([server_lr[step] for step in steps], dtype=torch.float64),
+                client_lr=torch.tensor([client_lr[step] for step in steps], dtype=self.cohort.dtype),
+                server_lr=torch.tensor([server_lr[step] for step in steps], dtype=self.cohort.dtype),
                 losses=torch.zeros(len(steps), dtype=torch.float64),
                 at=torch.zeros(1, dtype=torch.int64),
             )

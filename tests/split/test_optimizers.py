@@ -75,3 +75,43 @@ def test_a_step_does_not_import_the_compiler() -> None:
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_rate_in_a_tensor_is_that_rate(name: str, dtype: torch.dtype) -> None:
+    """As a recorded step has it; a kernel that reads it as float32 must not be what float64 ends with."""
+    ends = []
+    for as_tensor in (False, True):
+        weight = torch.linspace(-1, 1, 12, dtype=dtype).view(3, 4).requires_grad_()
+        optimizer = optimizers.build(name, [weight])
+        for k in range(20):
+            rate = 0.1 / (k + 1)
+            optimizer.lr = torch.tensor(rate, dtype=dtype) if as_tensor else rate
+            (weight - 0.3).pow(4).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(weight.detach())
+    assert_close(ends[1], ends[0], rtol=1e-14 if dtype == torch.float64 else 1e-5, atol=1e-15)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_stacked_clients_move_as_each_would_alone(alike: bool) -> None:
+    start = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+    rows = [row.clone().requires_grad_() for row in start]
+    alone = [optimizers.build("adam", [row]) for row in rows]
+    stacked = start.clone().requires_grad_()
+    together = optimizers.build_stacked("adam", [stacked], alike=alike)
+    for k in range(5):
+        for row, optimizer in zip(rows, alone, strict=True):
+            optimizer.lr = 0.1 / (k + 1)
+            (row - 0.3).pow(4).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        together.lr = 0.1 / (k + 1)
+        (stacked - 0.3).pow(4).sum().backward()
+        together.step()
+        together.zero_grad()
+    # With torch's own kernel to the bit.
+    assert_close(stacked.detach(), torch.stack(rows).detach(), rtol=0 if alike else 1e-13, atol=0 if alike else 1e-15)
+    assert together.state()[0]["step"].tolist() == [5.0, 5.0]

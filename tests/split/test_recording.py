@@ -77,7 +77,7 @@ def test_a_recorded_training_step_is_that_of_python(optimizer: str) -> None:
         else:
             replay()
 
-    torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
     assert not torch.equal(ours["0.weight"], start["0.weight"])
 
 

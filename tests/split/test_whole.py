@@ -132,7 +132,10 @@ def test_every_step_s_loss_is_told_in_order(tmp_path: Path, monkeypatch: pytest.
         ({"wire-up": "float16"}, "changed on their way"),
         ({"smashed-clip": 1.0}, "changed on their way"),
         ({"recompute": True}, "not computed together"),
-        ({"partition": "linear", "samples-per-client": 150, "local-epochs": 1, "num-server-rounds": 1}, "different numbers of samples"),
+        (
+            {"partition": "linear", "samples-per-client": 150, "local-epochs": 1, "num-server-rounds": 1},
+            "different numbers of samples",
+        ),
         ({"model": "split.test_whole:with_dropout"}, "it draws random numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
