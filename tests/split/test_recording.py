@@ -40,7 +40,7 @@ def test_a_recording_computes_with_what_its_tensors_hold_now() -> None:
 def test_a_recorded_training_step_is_that_of_python(optimizer: str) -> None:
     """Forward, backward and update of stacked layers; a rate that changes; every step from another input."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh()).double()
+    module = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), nn.Tanh()).double()
     start = {name: torch.randn(2, *weight.shape).double() for name, weight in module.named_parameters()}
     inputs, upper = torch.randn(6, 2, 5, 4).double(), torch.randn(6, 2, 5, 3).double()
     rates = [0.1 / (k + 1) for k in range(6)]
