@@ -141,7 +141,7 @@ def sides(
 ) -> tuple[Cohort, ServerSegment]:
     """All clients and the server on one device, as a run has them.
 
-    Not as a run: another memory format, and with ``copies`` clients that are copies of the first, which are made faster.
+    Not as a run: another memory format, and with ``copies`` clients that are copies of the first, made faster.
     """
     model = assembly.model(config)
     first = model.client_segment(0)

@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 """``server/NAME`` or ``client-N/NAME`` -> a tensor."""
 
 ROUNDING = 10.0
-"""How much further from float64 an exact variant may be than the plain loop in float32: TensorFloat-32 is 2^13 times."""
+"""How much further from float64 an exact variant may be than a plain loop in float32; TensorFloat-32 is 2^13 times."""
 _FIRST_MOMENT = 1 - 0.9
 """Adam's first moment after one step is this of the gradient."""
 
@@ -32,7 +32,9 @@ def run_weights(config: RunConfig) -> Tensors:
         last = checkpoint.latest(Path(config.run_dir) / "checkpoints")
         assert last is not None
         states = {f"client-{i}": state for i, state in last.client_states(range(config.num_clients)).items()}
-        return _named({part: segment_weights(state) for part, state in (states | {"server": last.server_state()}).items()})
+        return _named(
+            {part: segment_weights(state) for part, state in (states | {"server": last.server_state()}).items()}
+        )
 
 
 def plain_weights(config: RunConfig, place: torch.device) -> Tensors:

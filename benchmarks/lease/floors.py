@@ -63,6 +63,7 @@ def profiled(form: str, config: RunConfig, place: torch.device) -> tuple[dict[st
         with _profile(place) as seen:
             steps = len(gpu.step_seconds(cohort, server, assembly.plan(config, 2)))
     on_device = DeviceType.CUDA if place.type == "cuda" else DeviceType.CPU
+    own_time = f"self_{'device' if place.type == 'cuda' else 'cpu'}_time_total"  # in microseconds
     events = seen.events() or []
     kernels = [event for event in events if event.device_type == on_device]
     figures = {
@@ -70,9 +71,9 @@ def profiled(form: str, config: RunConfig, place: torch.device) -> tuple[dict[st
         "clients": config.num_clients,
         "kernels": len(kernels) / steps,
         "launches": sum(event.name in LAUNCHES for event in events) / steps,
-        "kernel_seconds": 1e-6 * sum(event.self_device_time_total for event in kernels) / steps,
+        "kernel_seconds": 1e-6 * sum(getattr(event, own_time) for event in kernels) / steps,
     }
-    table = seen.key_averages().table(sort_by=f"self_{place.type}_time_total", row_limit=_ROWS, max_name_column_width=60)
+    table = seen.key_averages().table(sort_by=own_time, row_limit=_ROWS, max_name_column_width=60)
     return figures, f"{form}, {config.num_clients} clients, {steps} steps\n{table}\n"
 
 

@@ -46,7 +46,9 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
                 typer.echo("its time is over")
                 break
             found.append({"what": name, **compare()})
-            typer.echo(f"{name}: weights differ by {found[-1]['largest_difference']:.3g}")
+            gradients = found[-1].get("relative_distance_of_gradients")
+            more = "" if gradients is None else f", gradients by {gradients:.2g} of their norm"
+            typer.echo(f"{name}: weights differ by {found[-1]['largest_difference']:.3g}{more}")
             result = {"machine": described, "run": config.values(), "tolerance": TOLERANCE, "comparisons": found}
             machine.save(out / "keel.json", result)
     if not all(one["largest_difference"] <= TOLERANCE for one in found if one["dtype"] == "float64"):
@@ -62,19 +64,28 @@ def comparisons(config: RunConfig, place: torch.device) -> Iterator[tuple[str, C
     for form in FORMS:
         if form != PLAIN:
             yield f"{form}, float64", partial(_compare, form, many, theirs)
-    yield "this device's plain loop and the CPU's, float64", lambda: {
-        "dtype": "float64",
-        "largest_difference": exact.largest_difference(theirs, exact.plain_weights(many, torch.device("cpu"))),
-    }
+    yield (
+        "this device's plain loop and the CPU's, float64",
+        lambda: {
+            "dtype": "float64",
+            "largest_difference": exact.largest_difference(theirs, exact.plain_weights(many, torch.device("cpu"))),
+        },
+    )
     theirs_of_one = exact.plain_weights(one, place)
     for form in FORMS:
         if form != PLAIN:
-            yield f"{form}, float32, one step", partial(_compare, form, one, theirs_of_one)
+            yield f"{form}, float32, one step", partial(_compare_one, form, one, theirs_of_one, place)
 
 
 def _compare(form: str, config: RunConfig, theirs: exact.Tensors) -> dict[str, Any]:
     ours = exact.run_weights(config.replace(cohort=FORMS[form]))
     return {"form": form, "dtype": config.dtype, "largest_difference": exact.largest_difference(ours, theirs)}
+
+
+def _compare_one(form: str, config: RunConfig, theirs: exact.Tensors, place: torch.device) -> dict[str, Any]:
+    """The same, and the gradients: Adam's first step moves a weight by its whole rate, however small the gradient."""
+    gradients = exact.engine_gradients(form, config, place), exact.plain_gradients(config, place)
+    return {**_compare(form, config, theirs), "relative_distance_of_gradients": exact.distance(*gradients)}
 
 
 if __name__ == "__main__":

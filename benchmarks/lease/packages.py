@@ -7,8 +7,8 @@ from pathlib import Path
 _LIST = Path(__file__).with_name("pytorch-image.txt")
 
 CARRIED = (
-    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection"),
-    *("platformdirs", "tomli_w", "cryptography", "cffi"),
+    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions"),
+    *("platformdirs", "tomli_w", "cryptography", "cffi", "pycparser"),
     *("typer", "click", "rich"),  # a usual image has some version of these, and not always one that we take
 )
 """What is carried, in the versions of this environment: a pair that belongs together stays together."""

@@ -47,8 +47,8 @@ def main(out: part.Out, seconds: part.Seconds = 150, rehearse: part.Rehearse = F
         result["profiles"].append(table)
         machine.save(out / "floors.json", result)
         typer.echo(
-            f"{clients} clients, {form}: {figures['kernels']:,.0f} kernels, {1000 * figures['kernel_seconds']:.3g} ms of "
-            f"kernels; floors: launches {1000 * figures['launch_floor_seconds']:.3g} ms, arithmetic "
+            f"{clients} clients, {form}: {figures['kernels']:,.0f} kernels, {1000 * figures['kernel_seconds']:.3g} ms "
+            f"of them; floors: launches {1000 * figures['launch_floor_seconds']:.3g} ms, arithmetic "
             f"{1000 * figures['arithmetic_floor_seconds']['float32']:.3g} ms"
         )
     if result["profiles"]:

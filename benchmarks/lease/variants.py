@@ -86,7 +86,7 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
     result["plain_loop_float32_from_float64"] = plain_distance
     for clients, variant in [(clients, variant) for clients in counts for variant in variants()]:
         if clock.left() < MEMORY_SHARE * seconds:
-            typer.echo("its time is over")
+            typer.echo("the rest of the time is for the memory")
             break
         one = {
             "name": variant.name,
@@ -102,7 +102,11 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
             one |= {"from_float64": from_float64, "exact": from_float64 <= exact.ROUNDING * plain_distance}
             one["seconds"], one["peak_bytes"] = _measured(variant, clients, place, steps=8 if rehearse else 20)
             said = f"{1000 * one['seconds']:.3g} ms, {'exact' if one['exact'] else 'not exact'} ({from_float64:.2g})"
-        except (RuntimeError, KeyError, IndexError) as error:  # a variant that this torch or GPU cannot: the others go on
+        except (
+            RuntimeError,
+            KeyError,
+            IndexError,
+        ) as error:  # a variant that this torch or GPU cannot: the others go on
             one["error"] = said = str(error).strip().partition("\n")[0]
         result["variants"].append(one)
         typer.echo(f"{clients} clients, {variant.name}: {said}")
