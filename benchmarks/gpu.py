@@ -69,6 +69,7 @@ def main(
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     peaks: dict[tuple[int, str], list[float]] = defaultdict(list)
     turns = [(clients, form) for _ in range(repetitions) for clients in counts for form in FORMS]
+    failed: dict[tuple[int, str], str] = {}
     cells: list[dict[str, Any]] = []
     console = Console()
     with Progress([_part(*turn) for turn in turns], out) as progress:
@@ -77,13 +78,22 @@ def main(
                 console.print("the rest would take longer than --minutes allows")
                 break
             config = RunConfig.parse({**RUN, "num-clients": clients, "local-epochs": epochs[clients]})
-            take = partial(measure, form, config, place)
-            taken, peak = progress.measure(_part(clients, form), take, lambda found: machine.told(found[0]))
-            seconds[clients, form].append(taken)
-            peaks[clients, form].append(peak)
+            if (clients, form) in failed:
+                progress.pass_over(_part(clients, form))
+                continue
+            take = partial(attempt, form, config, place)
+            found = progress.measure(
+                _part(clients, form), take, lambda found: found if isinstance(found, str) else machine.told(found[0])
+            )
+            if isinstance(found, str):
+                failed[clients, form] = found
+            else:
+                seconds[clients, form].append(found[0])
+                peaks[clients, form].append(found[1])
             cells = [cell(count, seconds, peaks) for count in counts if any(seconds[count, of] for of in FORMS)]
-            finished = all(len(seconds[turn]) == repetitions for turn in turns)
+            finished = all(turn in failed or len(seconds[turn]) == repetitions for turn in turns)
             result = {"machine": described, "finished": finished, "run": RUN, "local_epochs": epochs, "steps": cells}
+            result["failed"] = [{"clients": of, "form": form, "reason": why} for (of, form), why in failed.items()]
             machine.save(out, result)
     console.print(table(cells, described["device"]["name"]))
     console.print(f"written: {out}{f', {draw(cells, out)}' if picture else ''}", soft_wrap=True)
@@ -109,6 +119,14 @@ def cell(
     }
 
 
+def attempt(form: str, config: RunConfig, place: torch.device) -> tuple[float, float] | str:
+    """What `measure` gives, or why it cannot be had: so many clients may not fit into the GPU's memory, say."""
+    try:
+        return measure(form, config, place)
+    except (RuntimeError, AssertionError) as error:
+        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
 def measure(
     form: str, config: RunConfig, place: torch.device, memory_format: torch.memory_format | None = None
 ) -> tuple[float, float]:
@@ -126,7 +144,8 @@ def measure(
         config = config.replace(cohort=FORMS[form])
         cohort, server = sides(config, data, place, memory_format)
         steps = step_seconds(cohort, server, assembly.plan(config, 1))
-        assert cohort.stacked == (config.cohort == "stacked")  # else it would be a loop's time by a wrong name
+        # Else it would be a loop's time by a wrong name.
+        assert cohort.stacked == (config.cohort == "stacked"), f"its clients are not computed as {form} says"
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     return statistics.median(steps[WARM_UP:-1]), peak  # the last one has no further forward
 
@@ -218,7 +237,7 @@ def place_of(device: str) -> torch.device:
         raise UserError(f"--device {device!r}: it must be cpu, cuda or cuda:N") from None
     if place.type == "cuda" and (place.index or 0) >= (count := available_gpus()):
         raise UserError(f"benchmark gpu: it needs the GPU {device!r}, and torch sees {count} GPU(s) on this machine")
-    return place
+    return torch.device("cuda", place.index or 0) if place.type == "cuda" else place
 
 
 def described_device(place: torch.device) -> dict[str, Any]:

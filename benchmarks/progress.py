@@ -76,9 +76,14 @@ class Progress:
         self._console.print(f"{tell(found)}{self._left()}")
         return found
 
+    def pass_over(self, part: str) -> None:
+        """Leave the next part out."""
+        assert part == self._parts[self._done]
+        self._done += 1
+
     def next_seconds(self) -> float:
         """How long the next part is expected to take; 0 if nothing is known yet."""
-        return self._expected(self._parts[self._done]) if self._done else 0.0
+        return self._expected(self._parts[self._done]) if self._seconds else 0.0
 
     def _left(self) -> str:
         parts = self._parts[self._done :]

@@ -17,7 +17,10 @@ from benchmarks.plain import PlainLoop
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 
-LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+LAUNCHES = (
+    *("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"),
+    *("cudaMemcpyAsync", "cudaMemsetAsync"),
+)
 """Calls by which the CPU gives the GPU something to do, as torch's profiler names them."""
 _ROWS = 20
 
@@ -65,7 +68,8 @@ def profiled(form: str, config: RunConfig, place: torch.device) -> tuple[dict[st
     on_device = DeviceType.CUDA if place.type == "cuda" else DeviceType.CPU
     own_time = f"self_{'device' if place.type == 'cuda' else 'cpu'}_time_total"  # in microseconds
     events = seen.events() or []
-    kernels = [event for event in events if event.device_type == on_device]
+    # A named part of the program is an event on the GPU too.
+    kernels = [event for event in events if event.device_type == on_device and not event.is_user_annotation]
     figures = {
         "form": form,
         "clients": config.num_clients,

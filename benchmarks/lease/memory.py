@@ -19,6 +19,7 @@ from sglr_flower.config import RunConfig
 PROBES = (50, 150)
 """Numbers of clients whose peaks tell what one more takes."""
 MOST = 50_000
+FITS, OUT_OF_MEMORY = "fit", "out of memory"
 NEAR = 0.05
 """Of the number of clients: how close the largest that fits and the smallest that does not are brought."""
 
@@ -55,19 +56,21 @@ def measure(
         tried = result[name]["tried"] = {}
 
         def fits(clients: int) -> bool:
-            try:
-                peak_bytes(kinds[name], clients, place)
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                tried[clients] = False
-            else:
-                tried[clients] = True
-            typer.echo(f"memory, {name}: {clients:,} clients {'fit' if tried[clients] else 'do not fit'}")
+            tried[clients] = attempt(kinds[name], clients, place)
+            typer.echo(f"memory, {name}: {clients:,} clients: {tried[clients]}")
             save()
-            return tried[clients]
+            return tried[clients] == FITS
 
         approach(fits, result[name]["predicted"], most, clock)
+
+
+def attempt(settings: dict[str, Any], clients: int, place: torch.device) -> str:
+    """Whether so many clients fit; what else than memory may stop them is said as it is."""
+    try:
+        peak_bytes(settings, clients, place)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        return OUT_OF_MEMORY if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
+    return FITS
 
 
 def approach(fits: Callable[[int], bool], guess: int, most: int, clock: part.Clock) -> tuple[int, int]:
@@ -127,4 +130,5 @@ def clear(place: torch.device) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory was not enough, on a GPU or on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in words)

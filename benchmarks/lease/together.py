@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,9 @@ from benchmarks import gpu
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.machine import available_cpus
+from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.rounds import LocalLink, TrainSession, train_round
-
-ROUNDS = 1_000_000
-"""More than there is time for."""
+from sglr_flower.split.server import ServerSegment
 
 
 def rates(
@@ -58,7 +58,7 @@ def rates(
             barrier.wait(left)
             barrier.wait(left)
             found[level] = [counts.get(timeout=seconds) for _ in range(level)]
-    except threading.BrokenBarrierError:  # one has failed or is too slow, and has said why
+    except (threading.BrokenBarrierError, queue.Empty):  # one is too slow, or has failed and has said why
         pass
     finally:
         barrier.abort()
@@ -83,22 +83,41 @@ def _work(
     counts: Queue[float],
 ) -> None:
     """One of the processes: it has warmed up before the first of the levels, and takes part in those that need it."""
+    try:
+        _take_part(number, values, device, levels, seconds, barrier, counts)
+    except threading.BrokenBarrierError:  # it is over
+        return
+    except BaseException:
+        barrier.abort()
+        raise
+
+
+def _take_part(
+    number: int,
+    values: dict[str, Any],
+    device: str,
+    levels: Sequence[int],
+    seconds: float,
+    barrier: Barrier,
+    counts: Queue[float],
+) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cpus() // max(levels)))
     config = RunConfig.parse(values)
     cohort, server = gpu.sides(config, gpu.shares(config), torch.device(device))
-    train_round(server, assembly.plan(config, 1), LocalLink({0: TrainSession(cohort, assembly.plan(config, 1))}))
-    try:
-        for level in levels:
-            barrier.wait()
-            if number < level:
-                steps, started = 0, time.perf_counter()
-                for server_round in range(2, ROUNDS):
-                    plan = assembly.plan(config, server_round)
-                    steps += train_round(server, plan, LocalLink({0: TrainSession(cohort, plan)})).steps
-                    if (taken := time.perf_counter() - started) >= seconds:
-                        break
-                counts.put(steps / taken)
-            barrier.wait()
-    except threading.BrokenBarrierError:  # it is over
-        return
+    _round(config, cohort, server)
+    for level in levels:
+        barrier.wait()
+        if number < level:
+            steps, started, taken = 0, time.perf_counter(), 0.0
+            while taken < seconds:
+                steps += _round(config, cohort, server)
+                taken = time.perf_counter() - started
+            counts.put(steps / taken)
+        barrier.wait()
+
+
+def _round(config: RunConfig, cohort: Cohort, server: ServerSegment) -> int:
+    """Train a round; returns its steps."""
+    plan = assembly.plan(config, 1)
+    return train_round(server, plan, LocalLink({0: TrainSession(cohort, plan)})).steps
