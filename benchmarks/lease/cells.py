@@ -196,12 +196,14 @@ def main(
     values = {**gpu.RUN, **({"image-size": 8} if rehearse else {})}
     values |= {"num-clients": chosen[0].config.num_clients, "local-epochs": 10, "cohort": FORMS[form]}
     levels = [level for level in AT_ONCE if level <= (2 if rehearse else available_cpus())]
-    rates = together.rates(values, place, levels, 1.0 if rehearse else 3.0, patience=0.2 * seconds)
+    device = gpu.described_device(place)
+    rates = known_rates(resume, form, device) if resume else {}
+    rates = rates or together.rates(values, place, levels, 1.0 if rehearse else 3.0, patience=0.2 * seconds)
     left = clock.left() - CLOSING
     jobs = most_done(rates, left, rounds_steps(chosen[0]), len(chosen))
     typer.echo(f"by {form}; steps per second of each of so many at once: {rates}; so {jobs} at once")
     about = {
-        "machine": {**machine.describe(), "device": gpu.described_device(place)},
+        "machine": {**machine.describe(), "device": device},
         "form": form,
         "steps_per_second_of_each_of_so_many": rates,
         "at_once": jobs,
@@ -251,6 +253,13 @@ def fastest(*folders: Path | None) -> str:
             fewest = min(one["clients"] for one in plain)
             return str(min((one for one in plain if one["clients"] == fewest), key=lambda one: one["seconds"])["form"])
     return "stacked"
+
+
+def known_rates(resume: Path, form: str, device: Mapping[str, Any]) -> dict[int, float]:
+    """What an earlier call has measured of so many at once; empty if by another form or on another device."""
+    before = read_json(resume / "cells.json")
+    same = (before.get("form"), before.get("machine", {}).get("device")) == (form, device)
+    return {int(level): rate for level, rate in before["steps_per_second_of_each_of_so_many"].items()} if same else {}
 
 
 def most_done(rates: Mapping[int, float], seconds: float, steps: int, count: int) -> int:

@@ -19,9 +19,6 @@ from benchmarks import gpu
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig
 from sglr_flower.machine import available_cpus
-from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.rounds import LocalLink, TrainSession, train_round
-from sglr_flower.split.server import ServerSegment
 
 
 def rates(
@@ -105,19 +102,14 @@ def _take_part(
         torch.set_num_threads(max(1, available_cpus() // max(levels)))
     config = RunConfig.parse(values)
     cohort, server = gpu.sides(config, gpu.shares(config), torch.device(device))
-    _round(config, cohort, server)
+    plan = assembly.plan(config, 1)
+    gpu.step_seconds(cohort, server, plan)
     for level in levels:
         barrier.wait()
         if number < level:
             steps, started, taken = 0, time.perf_counter(), 0.0
             while taken < seconds:
-                steps += _round(config, cohort, server)
+                steps += len(gpu.step_seconds(cohort, server, plan))
                 taken = time.perf_counter() - started
             counts.put(steps / taken)
         barrier.wait()
-
-
-def _round(config: RunConfig, cohort: Cohort, server: ServerSegment) -> int:
-    """Train a round; returns its steps."""
-    plan = assembly.plan(config, 1)
-    return train_round(server, plan, LocalLink({0: TrainSession(cohort, plan)})).steps

@@ -54,7 +54,7 @@ def test_the_whole_of_it_without_flower(tmp_path: Path) -> None:
         "import importlib.util as u; print([name for name in ('flwr', 'ray', 'flwr_datasets') if u.find_spec(name)])"
     )
     assert subprocess.run([python, "-I", "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
-    command = [python, ROOT / "tools" / "gpu", "--rehearse", "--out", out, "--carried", tmp_path]
+    command = [python, ROOT / "tools" / "gpu", "--rehearse", "--minutes", "30", "--out", out, "--carried", tmp_path]
     keys = os.environ.keys() - {"PYTHONPATH", "VIRTUAL_ENV"}
     done = subprocess.run(
         command, cwd=tmp_path, env={key: os.environ[key] for key in keys}, capture_output=True, text=True, check=False
@@ -120,6 +120,8 @@ def tools_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = tool("gpu")
     folder = tmp_path / "benchmarks" / "lease"
     folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").touch()
     (folder / "fails.py").write_text("print('about to fail', flush=True)\nraise SystemExit(3)\n")
     (folder / "hangs.py").write_text(
         "import pathlib, signal, subprocess, sys, time\n"
@@ -158,7 +160,7 @@ def test_a_part_that_fails_or_hangs_does_not_keep_the_others_from_running(
 
 def test_cells_that_are_cut_off_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "AT_ONCE", (1,))
-    monkeypatch.setattr(cells, "TINY", {**cells.TINY, "dataset": "digits", "num_server_rounds": 25})
+    monkeypatch.setattr(cells, "TINY", {**cells.TINY, "dataset": "digits", "num_server_rounds": 60})
     monkeypatch.setattr(cells, "METHODS", ("psl",))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # which main sets, so that it is restored
@@ -173,13 +175,13 @@ def test_cells_that_are_cut_off_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
         cells.main(first, seconds=300, rehearse=True)
     before = read(first / "cells.json")["cells"][0]
     assert not before["finished"]
-    assert 2 <= len(before["curve"]) < 25
+    assert 2 <= len(before["curve"]) < 60
     assert (first / "cell-psl.tar.xz").exists()
 
     cells.main(second, seconds=300, rehearse=True, resume=first)
     after = read(second / "cells.json")["cells"][0]
     assert after["finished"]
-    assert [row["round"] for row in after["curve"]] == list(range(1, 26))
+    assert [row["round"] for row in after["curve"]] == list(range(1, 61))
     losses = [[row["train_loss"] for row in one["curve"][:2]] for one in (before, after)]
     assert losses[0] == losses[1]  # it was not begun again: another process would not have the same times either
     assert before["curve"][0]["step_seconds_median"] == after["curve"][0]["step_seconds_median"]
