@@ -19,8 +19,9 @@ from sglr_flower.analysis.compute import training_flops
 from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.data import datasets
 
-_SIDE = 1024
-_PRODUCTS = 60
+_SIDES = {"cpu": 1024, "cuda": 8192}
+"""Type of device -> side of a matrix that is large enough to show its speed."""
+_PRODUCTS = {"cpu": 60, "cuda": 10}
 
 
 def step_operations(config: RunConfig) -> int:
@@ -32,15 +33,25 @@ def step_operations(config: RunConfig) -> int:
     )
 
 
-def operations_per_second() -> float:
-    """Of the fastest of some float32 matrix products, with torch's default threads."""
-    left, right = torch.randn(_SIDE, _SIDE), torch.randn(_SIDE, _SIDE)
+def operations_per_second(place: torch.device | None = None) -> float:
+    """Of the fastest of some float32 matrix products, with torch's default threads; on the CPU or another device."""
+    place = place or torch.device("cpu")
+    side = _SIDES[place.type]
+    left, right = torch.randn(side, side, device=place), torch.randn(side, side, device=place)
     seconds = []
-    for _ in range(_PRODUCTS):
+    for _ in range(_PRODUCTS[place.type]):
+        synchronize(place)
         started = time.perf_counter()
         left @ right
+        synchronize(place)
         seconds.append(time.perf_counter() - started)
-    return 2 * _SIDE**3 / min(seconds)
+    return 2 * side**3 / min(seconds)
+
+
+def synchronize(place: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 ``sglr bench gpu`` or ``python -m benchmarks.gpu``. Without a GPU it refuses; ``--device cpu`` runs the same on a CPU.
 The three take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after
 each. Peak memory is what torch had allocated on the GPU at most. The images are the bundled digits at 32 x 32, 16 for
-each client, drawn anew for each, so that they never run out; a step's cost does not depend on them.
+each client, drawn anew for each, so that they never run out; a step's cost does not depend on them. With ``--minutes``
+no measurement is begun that would not be done by then.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -23,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, picture
+from benchmarks.floor import synchronize
 from benchmarks.plain import PlainLoop
 from benchmarks.progress import Progress
 from sglr_flower import assembly
@@ -33,11 +37,15 @@ from sglr_flower.machine import available_gpus
 from sglr_flower.seeds import generator
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
-from sglr_flower.split.rounds import LocalLink, TrainSession
+from sglr_flower.split.rounds import LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
 
 CLIENTS = (20, 100, 500)
-FORMS = ("plain loop", "loop", "stacked")
+PLAIN = "plain loop"
+FORMS = {PLAIN: "", "loop": "loop", "stacked": "stacked"}
+"""Form of a step -> the run-config's ``cohort`` that makes it; the first is `benchmarks.plain`'s, which has none."""
+MANY = 100
+"""Clients from which on a step is so long that few are timed."""
 WARM_UP = 3
 """Steps before those that count: kernels are loaded and memory is taken."""
 GIB = 2**30
@@ -49,28 +57,46 @@ def main(
     only: Annotated[list[int] | None, typer.Option(help="A number of clients; may be given again.")] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu.")] = "cuda",
     out: Annotated[Path, typer.Option(help="The JSON file to write.")] = machine.RESULTS / "gpu.json",
+    minutes: Annotated[float, typer.Option(help="Begin nothing that takes longer than this; 0: no limit.", min=0)] = 0,
+    picture: Annotated[bool, typer.Option(help="Draw a picture beside the JSON file.")] = True,
 ) -> None:
     """Compare a step of stacked clients with loops over them."""
-    place = _place(device)
-    counts, epochs, repetitions = (only or ((20,) if quick else CLIENTS)), (4 if quick else 10), (3 if quick else 5)
-    described = {**machine.describe(), "device": _described(place)}
+    started = time.monotonic()
+    place = place_of(device)
+    counts, repetitions = (only or ((20,) if quick else CLIENTS)), (3 if quick else 5)
+    epochs = {clients: 4 if quick or clients > MANY else 10 for clients in counts}
+    described = {**machine.describe(), "device": described_device(place)}
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     peaks: dict[tuple[int, str], list[float]] = defaultdict(list)
     turns = [(clients, form) for _ in range(repetitions) for clients in counts for form in FORMS]
+    failed: dict[tuple[int, str], str] = {}
+    cells: list[dict[str, Any]] = []
+    console = Console()
     with Progress([_part(*turn) for turn in turns], out) as progress:
         for clients, form in turns:
-            config = RunConfig.parse({**RUN, "num-clients": clients, "local-epochs": epochs})
-            take = partial(measure, form, config, place)
-            taken, peak = progress.measure(_part(clients, form), take, lambda found: machine.told(found[0]))
-            seconds[clients, form].append(taken)
-            peaks[clients, form].append(peak)
-            cells = [cell(count, seconds, peaks) for count in counts]
-            finished = all(len(seconds[turn]) == repetitions for turn in turns)
+            if minutes and progress.next_seconds() > 60 * minutes - (time.monotonic() - started):
+                console.print("the rest would take longer than --minutes allows")
+                break
+            config = RunConfig.parse({**RUN, "num-clients": clients, "local-epochs": epochs[clients]})
+            if (clients, form) in failed:
+                progress.pass_over(_part(clients, form))
+                continue
+            take = partial(attempt, form, config, place)
+            found = progress.measure(
+                _part(clients, form), take, lambda found: found if isinstance(found, str) else machine.told(found[0])
+            )
+            if isinstance(found, str):
+                failed[clients, form] = found
+            else:
+                seconds[clients, form].append(found[0])
+                peaks[clients, form].append(found[1])
+            cells = [cell(count, seconds, peaks) for count in counts if any(seconds[count, of] for of in FORMS)]
+            finished = all(turn in failed or len(seconds[turn]) == repetitions for turn in turns)
             result = {"machine": described, "finished": finished, "run": RUN, "local_epochs": epochs, "steps": cells}
+            result["failed"] = [{"clients": of, "form": form, "reason": why} for (of, form), why in failed.items()]
             machine.save(out, result)
-    console = Console()
     console.print(table(cells, described["device"]["name"]))
-    console.print(f"written: {out}, {draw(cells, out)}", soft_wrap=True)
+    console.print(f"written: {out}{f', {draw(cells, out)}' if picture else ''}", soft_wrap=True)
 
 
 def _part(clients: int, form: str) -> str:
@@ -82,98 +108,127 @@ def cell(
 ) -> dict[str, Any]:
     """What was measured with so many clients, as far as it is."""
     there = [form for form in FORMS if seconds.get((clients, form))]
-    stacked = seconds.get((clients, "stacked"), [])
+    plain = seconds.get((clients, PLAIN), [])
     return {
         "clients": clients,
         "seconds": {form: machine.spread(seconds[clients, form]) for form in there},
         "peak_bytes": {form: machine.spread(peaks[clients, form]) for form in there},
-        "ratio": {
-            form: machine.spread(machine.ratios(stacked, seconds[clients, form])) for form in FORMS[:-1] if stacked
+        "ratio_to_plain_loop": {
+            form: machine.spread(machine.ratios(seconds[clients, form], plain)) for form in there if form != PLAIN
         },
     }
 
 
-def measure(form: str, config: RunConfig, place: torch.device) -> tuple[float, float]:
+def attempt(form: str, config: RunConfig, place: torch.device) -> tuple[float, float] | str:
+    """What `measure` gives, or why it cannot be had: so many clients may not fit into the GPU's memory, say."""
+    try:
+        return measure(form, config, place)
+    except (RuntimeError, AssertionError) as error:
+        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def measure(
+    form: str, config: RunConfig, place: torch.device, memory_format: torch.memory_format | None = None
+) -> tuple[float, float]:
     """Median seconds of a step, and the peak of torch's memory on the GPU in bytes; 0 on a CPU."""
     gc.collect()  # what the measurement before has left
     if place.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place)
     data = shares(config)
-    if form == "plain loop":
+    if form == PLAIN:
         loop = PlainLoop(config, place, data)
         loop.round(1)
         steps = loop.step_seconds
     else:
-        cohort, server = sides(config, data, place, stacked=form == "stacked")
+        config = config.replace(cohort=FORMS[form])
+        cohort, server = sides(config, data, place, memory_format)
         steps = step_seconds(cohort, server, assembly.plan(config, 1))
-        assert cohort.stacked == (form == "stacked")  # else it would be a loop's time by a wrong name
+        # Else it would be a loop's time by a wrong name.
+        assert cohort.stacked == (config.cohort == "stacked"), f"its clients are not computed as {form} says"
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     return statistics.median(steps[WARM_UP:-1]), peak  # the last one has no further forward
 
 
 def sides(
-    config: RunConfig, data: Mapping[int, Share], place: torch.device, *, stacked: bool
+    config: RunConfig,
+    data: Mapping[int, Share],
+    place: torch.device,
+    memory_format: torch.memory_format | None = None,
+    *,
+    copies: bool = False,
 ) -> tuple[Cohort, ServerSegment]:
-    """All clients and the server on one device."""
+    """All clients and the server on one device, as a run has them.
+
+    Not as a run: another memory format, and with ``copies`` clients that are copies of the first, made faster.
+    """
     model = assembly.model(config)
-    memory_format = model.memory_format() if place.type == "cpu" else torch.contiguous_format
+    first = model.client_segment(0)
+    if memory_format is None:
+        memory_format = model.memory_format() if place.type == "cpu" else torch.contiguous_format
     server = ServerSegment(model.server_segment(), config.optimizer, place, memory_format)
     cohort = Cohort(
         data,
-        model.client_segment,
+        (lambda client: copy.deepcopy(first)) if copies else model.client_segment,
         config.optimizer,
         assembly.dtype(config),
         place,
         memory_format=memory_format,
-        stacked=stacked,
+        recompute=config.recompute,
+        stacked=config.cohort == "stacked",
     )
     return cohort, server
 
 
 def step_seconds(cohort: Cohort, server: ServerSegment, plan: RoundPlan) -> list[float]:
     """Wall time of every step of a round: the server's, and the clients' backward and next forward."""
-    link = LocalLink({0: TrainSession(cohort, plan)})
-    server.begin(plan)
-    seconds, started = [], time.perf_counter()
-    while uploads := link.receive():
-        downloads, _ = server.step(plan, uploads)
-        link.send(downloads)
-        if cohort.device.type == "cuda":
-            torch.cuda.synchronize(cohort.device)
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return seconds
+    stamps = [time.perf_counter()]
+
+    def stamp(step: int, loss: float) -> None:
+        synchronize(cohort.device)
+        stamps.append(time.perf_counter())
+
+    train_round(server, plan, LocalLink({0: TrainSession(cohort, plan)}), stamp)
+    return [after - before for before, after in itertools.pairwise(stamps)]
 
 
 def table(cells: list[dict[str, Any]], device: str) -> Table:
     """Milliseconds per step by clients, ratios, and peak memory."""
     found = Table("clients", title=f"A step in one process on {device}")
-    for heading in (*(f"{form} (ms)" for form in FORMS), *(f"stacked / {form}" for form in FORMS[:-1])):
+    ours = [form for form in FORMS if form != PLAIN]
+    for heading in (*(f"{form} (ms)" for form in FORMS), *(f"{form} / {PLAIN}" for form in ours)):
         found.add_column(heading, justify="right")
     peaks = any(peak["median"] for cell in cells for peak in cell["peak_bytes"].values())  # a CPU's are not counted
     if peaks:
         found.add_column(f"peak: {', '.join(FORMS)} (GiB)", justify="right")
     for cell in cells:
+        seconds, ratios, peak = cell["seconds"], cell["ratio_to_plain_loop"], cell["peak_bytes"]
         found.add_row(
             f"{cell['clients']:,}",
-            *(machine.milliseconds(cell["seconds"][form]) for form in FORMS),
-            *(machine.ratio(cell["ratio"][form]) for form in FORMS[:-1]),
-            *([", ".join(f"{cell['peak_bytes'][form]['median'] / GIB:.2f}" for form in FORMS)] if peaks else []),
+            *(machine.milliseconds(seconds[form]) if form in seconds else "" for form in FORMS),
+            *(machine.ratio(ratios[form]) if form in ratios else "" for form in ours),
+            *([", ".join(f"{one['median'] / GIB:.2f}" for one in peak.values())] if peaks else []),
         )
     return found
 
 
 def draw(cells: list[dict[str, Any]], out: Path) -> Path:
     """The times over the number of clients."""
-    names = {"plain loop": "plain PyTorch loop", "loop": "clients in a loop", "stacked": "clients stacked"}
     lines = {
-        names[form]: [(cell["clients"], 1000 * cell["seconds"][form]["median"]) for cell in cells] for form in FORMS
+        form: [(cell["clients"], 1000 * cell["seconds"][form]["median"]) for cell in cells if form in cell["seconds"]]
+        for form in FORMS
     }
     return picture.lines(out.with_suffix(".png"), lines, "clients", "milliseconds per step", log_up=True)
 
 
-def _place(device: str) -> torch.device:
+def place_of(device: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises
+    ------
+    UserError
+        If it is not one of the forms, or not there.
+    """
     if device != "cpu" and not device.startswith("cuda"):
         raise UserError(f"--device {device!r}: it must be cpu, cuda or cuda:N")
     try:
@@ -182,10 +237,10 @@ def _place(device: str) -> torch.device:
         raise UserError(f"--device {device!r}: it must be cpu, cuda or cuda:N") from None
     if place.type == "cuda" and (place.index or 0) >= (count := available_gpus()):
         raise UserError(f"benchmark gpu: it needs the GPU {device!r}, and torch sees {count} GPU(s) on this machine")
-    return place
+    return torch.device("cuda", place.index or 0) if place.type == "cuda" else place
 
 
-def _described(place: torch.device) -> dict[str, Any]:
+def described_device(place: torch.device) -> dict[str, Any]:
     """The device that was measured."""
     if place.type == "cpu":
         return {"name": "the CPU", "threads": torch.get_num_threads()}

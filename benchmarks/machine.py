@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, load, and the versions that matter; when it was measured, and of which commit."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": _commit(),
         "processor": _processor(),
         "cores": available_cpus(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("flwr", "torch", "grpcio", "protobuf", "safetensors")},
+        **{name: _version(name) for name in ("flwr", "torch", "grpcio", "protobuf", "safetensors")},
     }
 
 
@@ -117,6 +116,20 @@ def save(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result as JSON, making its folder; it is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _commit() -> str:
+    """Of this checkout; of a copy without git what the environment variable SGLR_COMMIT says."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
+    return found.strip() or os.environ.get("SGLR_COMMIT", "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a machine with a GPU need not have Flower
+        return None
 
 
 def _processor() -> str:

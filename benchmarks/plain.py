@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.floor import synchronize
 from sglr_flower import assembly
 from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.data.datasets import Share, to_input
@@ -71,8 +72,7 @@ class PlainLoop:
             started = time.perf_counter()
             draw = generator(plan.seed, "splitavg", server_round, step)
             self._step({i: own[step].to(self._device) for i, own in batches.items()}, draw)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(self._device)
             self.step_seconds.append(time.perf_counter() - started)
 
     def _step(self, indices: Mapping[int, Tensor], draw: torch.Generator) -> None:

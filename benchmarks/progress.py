@@ -76,13 +76,22 @@ class Progress:
         self._console.print(f"{tell(found)}{self._left()}")
         return found
 
+    def pass_over(self, part: str) -> None:
+        """Leave the next part out."""
+        assert part == self._parts[self._done]
+        self._done += 1
+
+    def next_seconds(self) -> float:
+        """How long the next part is expected to take; 0 if nothing is known yet."""
+        return self._expected(self._parts[self._done]) if self._seconds else 0.0
+
     def _left(self) -> str:
         parts = self._parts[self._done :]
-        if not parts:
-            return ""
-        mean = sum(map(sum, self._seconds.values())) / self._done
-        of = {part: sum(seconds) / len(seconds) for part, seconds in self._seconds.items()}
-        return f"; about {duration(sum(of.get(part, mean) for part in parts))} left"
+        return f"; about {duration(sum(map(self._expected, parts)))} left" if parts else ""
+
+    def _expected(self, part: str) -> float:
+        seconds = self._seconds.get(part) or [sum(map(sum, self._seconds.values())) / self._done]
+        return sum(seconds) / len(seconds)
 
 
 def duration(seconds: float) -> str:

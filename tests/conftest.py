@@ -33,7 +33,14 @@ settings.load_profile("unhurried")
 
 SLOW = (
     *("attack", "faults", "integration", "paper", "track"),
-    *("bench/test_progress.py", "split/test_privacy.py", "test_analyze.py", "test_export.py", "test_methods.py"),
+    *(
+        "bench/test_lease.py",
+        "bench/test_progress.py",
+        "split/test_privacy.py",
+        "test_analyze.py",
+        "test_export.py",
+        "test_methods.py",
+    ),
     *("test_evaluation.py", "test_prediction.py", "test_own_models.py"),
 )
 """Folders and files whose tests train in processes of their own, or for long: left to `make test` by `make check`."""

@@ -23,7 +23,8 @@ def test_it_measures_all_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert [cell["clients"] for cell in written["steps"]] == [2]
     for cell in written["steps"]:
-        assert cell["seconds"].keys() == {"plain loop", "loop", "stacked"}
+        assert cell["seconds"].keys() == gpu.FORMS.keys()
+        assert cell["ratio_to_plain_loop"].keys() == gpu.FORMS.keys() - {gpu.PLAIN}
         assert all(len(found["repetitions"]) == 3 and found["median"] > 0 for found in cell["seconds"].values())
     assert written["machine"]["device"]["name"] == "the CPU"
     assert (tmp_path / "gpu.png").exists()
@@ -68,8 +69,8 @@ def test_all_three_train_the_same() -> None:
     loop.round(1)
     expected = weights(loop)
 
-    for stacked in (False, True):
-        cohort, server = gpu.sides(config, data, cpu, stacked=stacked)
+    for cohort_key in filter(None, gpu.FORMS.values()):
+        cohort, server = gpu.sides(config.replace(cohort=cohort_key), data, cpu)
         assert len(gpu.step_seconds(cohort, server, assembly.plan(config, 1))) == len(loop.step_seconds) == 2
         segments = {f"client-{i}": segment for i, segment in cohort.segments.items()} | {"server": server.segment}
         ours = {name: segment.state_dict() for name, segment in segments.items()}

@@ -1,0 +1,95 @@
+"""Whether a step of the engine is that of a plain loop, but for rounding: by weights and by gradients."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import gpu, plain
+from benchmarks.plain import PlainLoop
+from sglr_flower import assembly, checkpoint, inprocess
+from sglr_flower.config import RunConfig
+from sglr_flower.split.optimizers import segment_weights
+
+Tensors = dict[str, Tensor]
+"""``server/NAME`` or ``client-N/NAME`` -> a tensor."""
+
+ROUNDING = 10.0
+"""How much further from float64 an exact variant may be than a plain loop in float32; TensorFloat-32 is 2^13 times."""
+_FIRST_MOMENT = 1 - 0.9
+"""Adam's first moment after one step is this of the gradient."""
+
+
+def run_weights(config: RunConfig) -> Tensors:
+    """What an in-process run ends with, in its last checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="sglr-keel-") as folder:
+        config = config.replace(run_dir=str(Path(folder) / "run"))
+        inprocess.run(config)
+        last = checkpoint.latest(Path(config.run_dir) / "checkpoints")
+        assert last is not None
+        states = {f"client-{i}": state for i, state in last.client_states(range(config.num_clients)).items()}
+        return _named(
+            {part: segment_weights(state) for part, state in (states | {"server": last.server_state()}).items()}
+        )
+
+
+def plain_weights(config: RunConfig, place: torch.device) -> Tensors:
+    """What the plain loop ends with."""
+    loop = PlainLoop(config, place)
+    for server_round in range(1, config.num_server_rounds + 1):
+        loop.round(server_round)
+    return _named(plain.weights(loop))
+
+
+def plain_gradients(config: RunConfig, place: torch.device) -> Tensors:
+    """The gradients of the plain loop's last step, of a run of one step."""
+    loop = PlainLoop(config, place, gpu.shares(config))
+    loop.round(1)
+    modules = {f"client-{i}": client for i, client in loop.clients.items()} | {"server": loop.server}
+    return _named({part: _by_index(list(module.parameters())) for part, module in modules.items()})
+
+
+def engine_gradients(
+    form: str, config: RunConfig, place: torch.device, memory_format: torch.memory_format | None = None
+) -> Tensors:
+    """The gradients of the engine's first step, of a run of one step."""
+    cohort, server = gpu.sides(config.replace(cohort=gpu.FORMS[form]), gpu.shares(config), place, memory_format)
+    gpu.step_seconds(cohort, server, assembly.plan(config, 1))
+    states = {f"client-{i}": state for i, state in cohort.states().items()} | {"server": server.state()}
+    moments = {
+        part: {
+            name.split(".")[1]: tensor / _FIRST_MOMENT for name, tensor in state.items() if name.endswith(".exp_avg")
+        }
+        for part, state in states.items()
+    }
+    return _named(moments)
+
+
+def largest_difference(left: Tensors, right: Tensors) -> float:
+    """The largest absolute difference of any number; both must hold the same tensors."""
+    _check_same(left, right)
+    return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+def distance(ours: Tensors, theirs: Tensors) -> float:
+    """Euclidean distance of all numbers, as a part of the norm of ``theirs``."""
+    _check_same(ours, theirs)
+    between = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in theirs)
+    return float((between / sum(float(tensor.double().square().sum()) for tensor in theirs.values())) ** 0.5)
+
+
+def _check_same(left: Tensors, right: Tensors) -> None:
+    if left.keys() != right.keys():
+        raise ValueError(f"only one of the two has {sorted(left.keys() ^ right.keys())[:3]}")
+
+
+def _by_index(weights: list[Tensor]) -> dict[str, Tensor]:
+    return {str(index): weight.grad for index, weight in enumerate(weights) if weight.grad is not None}
+
+
+def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> Tensors:
+    return {f"{part}/{name}": tensor.detach().cpu() for part, own in parts.items() for name, tensor in own.items()}

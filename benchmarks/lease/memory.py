@@ -1,0 +1,134 @@
+"""How many clients fit into a GPU's memory: by growth in proportion, and then by trying it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import typer
+
+from benchmarks import gpu
+from benchmarks.gpu import FORMS, PLAIN
+from benchmarks.lease import part
+from sglr_flower import assembly
+from sglr_flower.config import RunConfig
+
+PROBES = (50, 150)
+"""Numbers of clients whose peaks tell what one more takes."""
+MOST = 50_000
+FITS, OUT_OF_MEMORY = "fit", "out of memory"
+NEAR = 0.05
+"""Of the number of clients: how close the largest that fits and the smallest that does not are brought."""
+
+
+def measure(
+    result: dict[str, Any], place: torch.device, clock: part.Clock, save: Callable[[], None], most: int = MOST
+) -> None:
+    """Fill ``result`` with, for each form, what a client takes, and how many fit: predicted, and tried as time allows.
+
+    Parameters
+    ----------
+    result : dict[str, Any]
+        Form -> its figures.
+    place, clock : torch.device, part.Clock
+        Where, and how long.
+    save : Callable[[], None]
+        Called after every figure.
+    most : int
+        No more clients than these.
+    """
+    kinds = {form: {"cohort": cohort} for form, cohort in FORMS.items() if form != PLAIN}
+    kinds["loop, recompute"] = {"cohort": "loop", "recompute": True}
+    for name, settings in kinds.items():
+        if clock.left() < 0:
+            break
+        probes = {count: peak_bytes(settings, count, place) for count in (min(probe, most) for probe in PROBES)}
+        result[name] = {"peak_bytes": probes, "memory_bytes": memory_bytes(place)}
+        result[name]["predicted"] = min(most, predicted(probes, result[name]["memory_bytes"]) or most)
+        typer.echo(f"memory, {name}: {result[name]['predicted']:,} clients predicted to fit")
+        save()
+    # The last of the forms, as the fastest: to try them all would take minutes.
+    name = [form for form in FORMS if form in result][-1] if result else ""
+    if name:
+        tried = result[name]["tried"] = {}
+
+        def fits(clients: int) -> bool:
+            tried[clients] = attempt(kinds[name], clients, place)
+            typer.echo(f"memory, {name}: {clients:,} clients: {tried[clients]}")
+            save()
+            return tried[clients] == FITS
+
+        approach(fits, result[name]["predicted"], most, clock)
+
+
+def attempt(settings: dict[str, Any], clients: int, place: torch.device) -> str:
+    """Whether so many clients fit; what else than memory may stop them is said as it is."""
+    try:
+        peak_bytes(settings, clients, place)
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        return OUT_OF_MEMORY if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
+    return FITS
+
+
+def approach(fits: Callable[[int], bool], guess: int, most: int, clock: part.Clock) -> tuple[int, int]:
+    """Bring the largest number that fits and the smallest that does not together, from a guess.
+
+    Ends as soon as another try would take longer than is left: a try is taken to last as long as the longest so far.
+    Returns the two; 0 and ``most`` + 1 where there is none.
+    """
+    low, high, clients, longest = 0, most + 1, guess, 0.0
+    while low < clients < high and clock.left() > longest:
+        started = time.monotonic()
+        if fits(clients):
+            low = clients
+        else:
+            high = clients
+        longest = max(longest, time.monotonic() - started)
+        if high - low <= max(1, NEAR * low):
+            break
+        clients = int(low * (1 + NEAR)) + 1 if high > most else (low + high) // 2 if low else int(high * (1 - NEAR))
+        clients = min(clients, most)
+    return low, high
+
+
+def predicted(peaks: dict[int, float], memory: float) -> int:
+    """How many clients fit if each takes as much more; 0 where the peaks do not tell."""
+    (few, low), (many, high) = min(peaks.items()), max(peaks.items())
+    if many == few or high <= low:
+        return 0
+    return int(few + (memory - low) / ((high - low) / (many - few)))
+
+
+def memory_bytes(place: torch.device) -> float:
+    """What torch can have of the device's memory, with what it has; of a CPU's nothing is counted."""
+    if place.type == "cpu":
+        return 0
+    clear(place)
+    free, _ = torch.cuda.mem_get_info(place)
+    return free + torch.cuda.memory_reserved(place)
+
+
+def peak_bytes(settings: dict[str, Any], clients: int, place: torch.device) -> float:
+    """The peak of two steps; raises what torch raises where they do not fit."""
+    clear(place)
+    config = RunConfig.parse({**gpu.RUN, **settings, "num-clients": clients, "local-epochs": 1})
+    cohort, server = gpu.sides(config, gpu.shares(config), place, copies=True)
+    gpu.step_seconds(cohort, server, assembly.plan(config, 1))
+    return torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
+
+
+def clear(place: torch.device) -> None:
+    """Free what is no longer used."""
+    gc.collect()
+    if place.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(place)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory was not enough, on a GPU or on a CPU."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in words)
