@@ -1,10 +1,10 @@
-"""An SGLR step on one GPU, in one process: clients stacked, clients in a loop, and a plain PyTorch loop; ResNet16.
+"""An SGLR step on one GPU, in one process: recorded, stacked, clients in a loop, and a plain PyTorch loop; ResNet16.
 
 ``sglr bench gpu`` or ``python -m benchmarks.gpu``. Without a GPU it refuses; ``--device cpu`` runs the same on a CPU.
-The three take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after
-each. Peak memory is what torch had allocated on the GPU at most. The images are the bundled digits at 32 x 32, 16 for
-each client, drawn anew for each, so that they never run out; a step's cost does not depend on them. With ``--minutes``
-no measurement is begun that would not be done by then.
+They take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after each, or
+of recorded ones, which do not wait for it, a round's time over its steps. Peak memory is what torch had allocated on the
+GPU at most. The images are the bundled digits at 32 x 32, 16 for each client, drawn anew for each, so that they never
+run out; a step's cost does not depend on them. With ``--minutes`` no measurement is begun that would not be done by then.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,10 +40,11 @@ from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
+from sglr_flower.split.whole import WholeStep
 
 CLIENTS = (20, 100, 500)
 PLAIN = "plain loop"
-FORMS = {PLAIN: "", "loop": "loop", "stacked": "stacked"}
+FORMS = {PLAIN: "", "loop": "loop", "stacked": "stacked", "graph": "graph"}
 """Form of a step -> the run-config's ``cohort`` that makes it; the first is `benchmarks.plain`'s, which has none."""
 MANY = 100
 """Clients from which on a step is so long that few are timed."""
@@ -50,6 +52,38 @@ WARM_UP = 3
 """Steps before those that count: kernels are loaded and memory is taken."""
 GIB = 2**30
 RUN: dict[str, Any] = {"dataset": "digits", "image-size": 32, "samples-per-client": 16, "evaluate-every": 0}
+
+
+@dataclass
+class Sides:
+    """All clients and the server on one device, and where steps are recorded, what records them."""
+
+    cohort: Cohort
+    server: ServerSegment
+    whole: WholeStep | None
+
+    def step_seconds(self, plan: RoundPlan) -> list[float]:
+        """Wall time of every step of a round: the server's, and the clients' backward and next forward.
+
+        Raises
+        ------
+        RuntimeError
+            If steps should be recorded and cannot be.
+        """
+        if self.whole is not None:
+            refused = self.whole.refusal(plan)
+            result = None if refused else self.whole.train_round(plan)[0]
+            if result is None or self.whole.unfit:
+                raise RuntimeError(f"steps are not recorded: {refused or self.whole.unfit}")
+            return [result.step_seconds_median] * result.steps
+        stamps = [time.perf_counter()]
+
+        def stamp(step: int, loss: float) -> None:
+            synchronize(self.cohort.device)
+            stamps.append(time.perf_counter())
+
+        train_round(self.server, plan, LocalLink({0: TrainSession(self.cohort, plan)}), stamp)
+        return [after - before for before, after in itertools.pairwise(stamps)]
 
 
 def main(
@@ -142,10 +176,12 @@ def measure(
         steps = loop.step_seconds
     else:
         config = config.replace(cohort=FORMS[form])
-        cohort, server = sides(config, data, place, memory_format)
-        steps = step_seconds(cohort, server, assembly.plan(config, 1))
+        both = sides(config, data, place, memory_format)
+        if both.whole is not None:
+            both.step_seconds(assembly.plan(config, 1))  # recorded here
+        steps = both.step_seconds(assembly.plan(config, 2))
         # Else it would be a loop's time by a wrong name.
-        assert cohort.stacked == (config.cohort == "stacked"), f"its clients are not computed as {form} says"
+        assert (both.cohort.stack is None) == (config.cohort == "loop"), f"its clients are not computed as {form} says"
     peak = torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
     return statistics.median(steps[WARM_UP:-1]), peak  # the last one has no further forward
 
@@ -157,7 +193,7 @@ def sides(
     memory_format: torch.memory_format | None = None,
     *,
     copies: bool = False,
-) -> tuple[Cohort, ServerSegment]:
+) -> Sides:
     """All clients and the server on one device, as a run has them.
 
     Not as a run: another memory format, and with ``copies`` clients that are copies of the first, made faster.
@@ -175,21 +211,9 @@ def sides(
         place,
         memory_format=memory_format,
         recompute=config.recompute,
-        stacked=config.cohort == "stacked",
+        stacked=config.cohort != "loop",
     )
-    return cohort, server
-
-
-def step_seconds(cohort: Cohort, server: ServerSegment, plan: RoundPlan) -> list[float]:
-    """Wall time of every step of a round: the server's, and the clients' backward and next forward."""
-    stamps = [time.perf_counter()]
-
-    def stamp(step: int, loss: float) -> None:
-        synchronize(cohort.device)
-        stamps.append(time.perf_counter())
-
-    train_round(server, plan, LocalLink({0: TrainSession(cohort, plan)}), stamp)
-    return [after - before for before, after in itertools.pairwise(stamps)]
+    return Sides(cohort, server, WholeStep(cohort, server) if config.cohort == "graph" else None)
 
 
 def table(cells: list[dict[str, Any]], device: str) -> Table:

@@ -41,6 +41,8 @@ class PlainLoop:
     ----------
     clients, server
         Client -> its segment, and the server's.
+    optimizers : dict[str, torch.optim.Adam]
+        ``client-N`` and ``server`` -> its optimizer.
     step_seconds : list[float]
         Wall time of every step so far.
     """
@@ -62,6 +64,8 @@ class PlainLoop:
         }
         server_lr = config.client_lr * config.num_clients**config.splitlr_alpha
         self._server_optimizer = torch.optim.Adam(self.server.parameters(), server_lr)
+        of_clients = {f"client-{i}": optimizer for i, optimizer in self._client_optimizers.items()}
+        self.optimizers = of_clients | {"server": self._server_optimizer}
         self.step_seconds: list[float] = []
 
     def round(self, server_round: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ Tensors = dict[str, Tensor]
 
 ROUNDING = 10.0
 """How much further from float64 an exact variant may be than a plain loop in float32; TensorFloat-32 is 2^13 times."""
-_FIRST_MOMENT = 1 - 0.9
-"""Adam's first moment after one step is this of the gradient."""
+_STANDING: dict[str, Any] = {"local_epochs": 4, "client_lr": 1e-30}
+"""Weights stay where they are, so Adam's first moments after four steps are a sum of gradients at these weights: of a
+step that is recorded the first is tried, the second recorded, and the others replayed."""
 
 
 def run_weights(config: RunConfig) -> Tensors:
@@ -46,24 +48,23 @@ def plain_weights(config: RunConfig, place: torch.device) -> Tensors:
 
 
 def plain_gradients(config: RunConfig, place: torch.device) -> Tensors:
-    """The gradients of the plain loop's last step, of a run of one step."""
-    loop = PlainLoop(config, place, gpu.shares(config))
+    """Sums of the plain loop's gradients, at the initial weights."""
+    loop = PlainLoop(config.replace(**_STANDING), place, gpu.shares(config))
     loop.round(1)
-    modules = {f"client-{i}": client for i, client in loop.clients.items()} | {"server": loop.server}
-    return _named({part: _by_index(list(module.parameters())) for part, module in modules.items()})
+    states = {part: optimizer.state_dict()["state"] for part, optimizer in loop.optimizers.items()}
+    return _named({part: {str(k): own["exp_avg"] for k, own in state.items()} for part, state in states.items()})
 
 
 def engine_gradients(
     form: str, config: RunConfig, place: torch.device, memory_format: torch.memory_format | None = None
 ) -> Tensors:
-    """The gradients of the engine's first step, of a run of one step."""
-    cohort, server = gpu.sides(config.replace(cohort=gpu.FORMS[form]), gpu.shares(config), place, memory_format)
-    gpu.step_seconds(cohort, server, assembly.plan(config, 1))
-    states = {f"client-{i}": state for i, state in cohort.states().items()} | {"server": server.state()}
+    """The same sums of the engine's gradients."""
+    config = config.replace(cohort=gpu.FORMS[form], **_STANDING)
+    sides = gpu.sides(config, gpu.shares(config), place, memory_format)
+    sides.step_seconds(assembly.plan(config, 1))
+    states = {f"client-{i}": state for i, state in sides.cohort.states().items()} | {"server": sides.server.state()}
     moments = {
-        part: {
-            name.split(".")[1]: tensor / _FIRST_MOMENT for name, tensor in state.items() if name.endswith(".exp_avg")
-        }
+        part: {name.split(".")[1]: tensor for name, tensor in state.items() if name.endswith(".exp_avg")}
         for part, state in states.items()
     }
     return _named(moments)
@@ -85,10 +86,6 @@ def distance(ours: Tensors, theirs: Tensors) -> float:
 def _check_same(left: Tensors, right: Tensors) -> None:
     if left.keys() != right.keys():
         raise ValueError(f"only one of the two has {sorted(left.keys() ^ right.keys())[:3]}")
-
-
-def _by_index(weights: list[Tensor]) -> dict[str, Tensor]:
-    return {str(index): weight.grad for index, weight in enumerate(weights) if weight.grad is not None}
 
 
 def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> Tensors:

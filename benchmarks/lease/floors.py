@@ -61,10 +61,10 @@ def profiled(form: str, config: RunConfig, place: torch.device) -> tuple[dict[st
         steps = len(loop.step_seconds) // 2
     else:
         config = config.replace(cohort=FORMS[form])
-        cohort, server = gpu.sides(config, gpu.shares(config), place)
-        gpu.step_seconds(cohort, server, assembly.plan(config, 1))
+        sides = gpu.sides(config, gpu.shares(config), place)
+        sides.step_seconds(assembly.plan(config, 1))
         with _profile(place) as seen:
-            steps = len(gpu.step_seconds(cohort, server, assembly.plan(config, 2)))
+            steps = len(sides.step_seconds(assembly.plan(config, 2)))
     on_device = DeviceType.CUDA if place.type == "cuda" else DeviceType.CPU
     own_time = f"self_{'device' if place.type == 'cuda' else 'cpu'}_time_total"  # in microseconds
     events = seen.events() or []

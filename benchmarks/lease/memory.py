@@ -115,8 +115,8 @@ def peak_bytes(settings: dict[str, Any], clients: int, place: torch.device) -> f
     """The peak of two steps; raises what torch raises where they do not fit."""
     clear(place)
     config = RunConfig.parse({**gpu.RUN, **settings, "num-clients": clients, "local-epochs": 1})
-    cohort, server = gpu.sides(config, gpu.shares(config), place, copies=True)
-    gpu.step_seconds(cohort, server, assembly.plan(config, 1))
+    sides = gpu.sides(config, gpu.shares(config), place, copies=True)
+    sides.step_seconds(assembly.plan(config, 1))
     return torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
 
 

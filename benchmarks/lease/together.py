@@ -101,15 +101,15 @@ def _take_part(
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cpus() // max(levels)))
     config = RunConfig.parse(values)
-    cohort, server = gpu.sides(config, gpu.shares(config), torch.device(device))
+    sides = gpu.sides(config, gpu.shares(config), torch.device(device))
     plan = assembly.plan(config, 1)
-    gpu.step_seconds(cohort, server, plan)
+    sides.step_seconds(plan)
     for level in levels:
         barrier.wait()
         if number < level:
             steps, started, taken = 0, time.perf_counter(), 0.0
             while taken < seconds:
-                steps += len(gpu.step_seconds(cohort, server, plan))
+                steps += len(sides.step_seconds(plan))
                 taken = time.perf_counter() - started
             counts.put(steps / taken)
         barrier.wait()

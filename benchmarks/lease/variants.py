@@ -7,6 +7,7 @@ float64 than rounding in float32 explains. ``python -m benchmarks.lease.variants
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +18,11 @@ import typer
 from benchmarks import gpu, machine
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import exact, memory, part
+from benchmarks.lease.products import ByProducts
 from sglr_flower.config import RunConfig
 
 CLIENTS = (20, 100)
-ONE_STEP: dict[str, Any] = {"num-clients": 3, "samples-per-client": 8, "local-epochs": 1}
+FEW: dict[str, Any] = {"num-clients": 3, "samples-per-client": 8}
 MEMORY_SHARE = 0.45
 """Of the part's time, for how many clients fit."""
 
@@ -39,12 +41,15 @@ class Variant:
         Run-config keys.
     memory_format : torch.memory_format | None
         Of images and smashed data; None: the run's own. No run-config key says so.
+    products : bool
+        Convolutions are computed as matrix products (`products`). No run-config key says so.
     """
 
     form: str
     tf32: part.TF32 = "nowhere"
     settings: Mapping[str, Any] = field(default_factory=dict)
     memory_format: torch.memory_format | None = None
+    products: bool = False
 
     @property
     def name(self) -> str:
@@ -52,12 +57,13 @@ class Variant:
         settings = [f"{key} = {value}" for key, value in self.settings.items()]
         tf32 = [] if self.tf32 == "nowhere" else [f"TensorFloat-32 {self.tf32}"]
         layout = [] if self.memory_format is None else ["channels last"]
-        return ", ".join([self.form, *tf32, *settings, *layout])
+        products = ["convolutions as products"] if self.products else []
+        return ", ".join([self.form, *tf32, *settings, *layout, *products])
 
     @property
     def by_run_config(self) -> bool:
         """Whether a run can be had like this."""
-        return self.memory_format is None
+        return self.memory_format is None and not self.products
 
 
 def variants() -> list[Variant]:
@@ -69,6 +75,8 @@ def variants() -> list[Variant]:
         *(Variant(form, "convolutions") for form in forms[1:]),
         *(Variant(form, "everywhere") for form in forms[1:]),
         *(Variant(form, settings=mixed) for form in forms[1:]),
+        *(Variant(form, products=True) for form in forms[1:]),
+        *(Variant(form, "everywhere", products=True) for form in forms[-1:]),
         Variant("loop", memory_format=torch.channels_last),
     ]
 
@@ -116,22 +124,26 @@ def _run(**settings: Any) -> RunConfig:
 
 def _plain(place: torch.device) -> tuple[exact.Tensors, float]:
     """The plain loop's gradients in float64 on this device, and how far from them it is in float32."""
-    config = _run(**ONE_STEP)
+    config = _run(**FEW)
     truth = exact.plain_gradients(config.replace(dtype="float64"), place)
     with part.tensor_float_32("nowhere"):
         return truth, exact.distance(exact.plain_gradients(config, place), truth)
 
 
 def _distance(variant: Variant, place: torch.device, truth: exact.Tensors) -> float:
-    config = _run(**ONE_STEP, **variant.settings)
-    with part.tensor_float_32(variant.tf32):
+    config = _run(**FEW, **variant.settings)
+    with part.tensor_float_32(variant.tf32), _convolutions(variant):
         return exact.distance(exact.engine_gradients(variant.form, config, place, variant.memory_format), truth)
+
+
+def _convolutions(variant: Variant) -> AbstractContextManager[object]:
+    return ByProducts() if variant.products else nullcontext()
 
 
 def _measured(variant: Variant, clients: int, place: torch.device, steps: int) -> tuple[float, float]:
     """Seconds of a step and peak memory."""
     config = _run(**{"num-clients": clients, "local-epochs": steps // 2, **variant.settings})
-    with part.tensor_float_32(variant.tf32):
+    with part.tensor_float_32(variant.tf32), _convolutions(variant):
         return gpu.measure(variant.form, config, place, variant.memory_format)
 
 

@@ -216,7 +216,11 @@ class WholeStep:
         elif self.unfit:
             compute()
         else:
-            own.replay = self._recorder.record(compute)
+            try:
+                own.replay = self._recorder.record(compute)
+            except RuntimeError as error:  # what CUDA could not record it has not computed either
+                self._refuse(str(error).strip().partition("\n")[0])
+                compute()
 
     def _refuse(self, reason: str) -> None:
         if reason and not self.unfit:
