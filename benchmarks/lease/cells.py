@@ -47,7 +47,7 @@ START = 20.0
 """Seconds from a run's command to its first step, about."""
 KEPT = ("config.toml", "launch.toml", "run-id", "metrics.csv", "nodes.csv", "partition.json")
 """Files of a run directory that are brought back with the checkpoint."""
-CLOSING = 20.0
+CLOSING = 25.0
 """Seconds before the end at which the runs are stopped, which takes a few, and the last is written."""
 TINY: dict[str, Any] = {
     "num_clients": 2,
@@ -121,6 +121,7 @@ class Book:
         self, folder: Path, cells: Sequence[Cell], out: Path, about: dict[str, Any], earlier: Mapping[str, Any]
     ) -> None:
         self._folder, self._cells, self._out, self._about, self._earlier = folder, cells, out, about, dict(earlier)
+        self._packed: dict[str, int] = {}  # cell -> the last round in its archive
         self.failures: dict[str, str] = {}
 
     def entries(self) -> list[dict[str, Any]]:
@@ -167,6 +168,8 @@ class Book:
         rounds = checkpoint.rounds(directory / "checkpoints")
         if not rounds:
             return False
+        if self._packed.get(cell.name) == rounds[0]:
+            return True
         partial = archive(self._out, cell).with_suffix(".partial")
         last = directory / "checkpoints" / f"round-{rounds[0]:04d}"
         with tarfile.open(partial, "w:xz", preset=1) as file:
@@ -174,6 +177,7 @@ class Book:
                 if path.exists():
                     file.add(path, f"{directory.name}/{path.relative_to(directory)}")
         partial.replace(archive(self._out, cell))
+        self._packed[cell.name] = rounds[0]
         return True
 
 
