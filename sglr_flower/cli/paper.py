@@ -19,8 +19,8 @@ def paper(
         str,
         typer.Option(
             click_type=click.Choice(SCALES),
-            help="full: the paper's setting; small: fewer rounds and samples, hours on a few CPUs; "
-            "tiny: a third of that; smoke: minutes.",
+            help="full: the paper's setting; short: its data, 15 of its 250 rounds; small: fewer samples too, hours "
+            "on a few CPUs; tiny: a third of that; smoke: minutes.",
         ),
     ] = "small",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of each cell.", min=1, metavar="N")] = 1,

@@ -84,7 +84,7 @@ class Experiment:
 
     def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
         """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
-        grid = self.grids[scale.cells_of or scale.name]
+        grid = self.grids[scale.name if scale.name in self.grids else scale.cells_of]
         combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
 
@@ -122,6 +122,10 @@ def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
     method = str(labels["method"])
     alpha, phi = _HALVES.get(method, (0.0, 0.0))
     return {**split_settings(alpha, phi), "method": method}
+
+
+def _by_initial(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    return {**_by_method(labels), "initial-segments": str(labels["segments"])}
 
 
 def _by_codec(labels: Mapping[str, Label]) -> dict[str, Scalar]:
@@ -192,6 +196,8 @@ def _paper_of_schedule(labels: Mapping[str, Label]) -> float | None:
 
 _CLIENTS = (1, 2, 4, 6, 8, 10, 15, 20)
 _TABLE_4_METHODS = ("centralized", "fedavg", "sglr", "sfl", "psl")
+_SPLIT_ALONE = ("sglr", "slr", "sgl", "psl")
+"""Methods whose clients never have each other's segments."""
 _CODECS = (
     "none",
     "bfloat16",
@@ -240,6 +246,7 @@ EXPERIMENTS = {
             columns=("alpha",),
             grids={
                 "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
+                "short": {"clients": (10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0)},
             },
@@ -254,6 +261,7 @@ EXPERIMENTS = {
             columns=("alpha", "phi"),
             grids={
                 "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
+                "short": {"clients": (10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0), "phi": (0.0, 0.5)},
             },
@@ -269,6 +277,10 @@ EXPERIMENTS = {
             grids={
                 "full": {
                     "clients": (2, 4, 8, 10, 15, 20),
+                    "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
+                },
+                "short": {
+                    "clients": (10, 20),
                     "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
                 },
                 "small": {
@@ -363,6 +375,7 @@ EXPERIMENTS = {
             columns=("clients",),
             grids={
                 "full": {"method": tuple(METHODS), "clients": (10, 20)},
+                "short": {"method": tuple(METHODS), "clients": (10, 20)},
                 "small": {"method": tuple(METHODS), "clients": (10,)},
                 "smoke": {"method": tuple(METHODS), "clients": (4,)},
             },
@@ -370,6 +383,24 @@ EXPERIMENTS = {
             paper=_paper_of_method,
             picture="points",
             note=f"{_AT_HALF}; not a table of the paper, which has numbers for some cells in Table 2",
+            baseline="psl",
+        ),
+        Experiment(
+            name="initial",
+            title="Client segments that all start from the same weights",
+            rows="method",
+            columns=("clients",),
+            grids={
+                "full": {"method": _SPLIT_ALONE, "clients": (10, 20), "segments": ("shared",)},
+                "small": {"method": _SPLIT_ALONE, "clients": (10,), "segments": ("shared",)},
+                "short": {"method": _SPLIT_ALONE, "clients": (20,), "segments": ("shared",)},
+                "smoke": {"method": _SPLIT_ALONE, "clients": (4,), "segments": ("shared",)},
+            },
+            settings=_by_initial,
+            paper=lambda labels: None,
+            picture="points",
+            note=f"{_AT_HALF}; in methods every client's segment has initial weights of its own, as in the authors' "
+            "code. Not a table of the paper",
             baseline="psl",
         ),
         Experiment(
