@@ -32,8 +32,8 @@ class Origin:
     engine : str
         SHA-256 (its first 16 hexadecimal digits) over the files of `ENGINE`: the same engine, the same numbers.
     commit : str
-        Of the checkout that the package lies in, 40 hexadecimal digits, with ``-changed`` where its files are not that
-        commit's; empty of a package that is installed.
+        Of the checkout that the package lies in, 40 hexadecimal digits, with ``-changed`` where the package's files are
+        not that commit's; empty of a package that is installed.
     machine : str
         The kind of what computed the server segment: a GPU's name, or the processor's and how many threads computed.
     """
@@ -73,7 +73,8 @@ def commit(package: Path) -> str:
     """`Origin.commit` of a package folder."""
     if not _git(package, "ls-files", "__init__.py"):  # installed, if into an environment inside of some checkout
         return ""
-    return _git(package, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=-changed")
+    head = _git(package, "rev-parse", "HEAD")
+    return f"{head}-changed" if head and _git(package, "diff", "--name-only", "HEAD", "--", ".") else head
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -33,6 +33,7 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_commit_says_when_files_are_not_its_own(checkout: Path) -> None:
     package = checkout / "sglr_flower"
     head = git(checkout, "rev-parse", "HEAD")
+    (checkout / "results.csv").write_text("")
     assert origin.commit(package) == head
     (package / "splitlr.py").write_text("")
     assert origin.commit(package) == f"{head}-changed"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def draw(
     places : Sequence[Entry]
         From `table.entries`.
     results : Sequence[Result]
-        The finished cells; not empty. Curves, reconstructions and feature maps are drawn from their run directories.
+        The finished cells; not empty. Reconstructions and feature maps are drawn from their run directories.
     petaflops : Mapping[str, float]
         Method -> 10^15 operations of a client, where the experiment reports that.
     subtitle : str
@@ -243,9 +242,7 @@ def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -
 
 def _per_round(result: Result) -> dict[int, float]:
     """Round -> mean test accuracy over clients in percent, of the rounds that have an evaluation."""
-    with (result.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return {int(row["round"]): 100 * float(row["test_accuracy_mean"]) for row in rows if row["test_accuracy_mean"]}
+    return {point.round: 100 * point.accuracy for point in result.curve}
 
 
 def _plain(axes: Axes) -> None:

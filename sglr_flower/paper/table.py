@@ -74,7 +74,7 @@ def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Res
 
 
 def _estimated(measure: Measure, results: Sequence[Result]) -> Estimate | None:
-    values = [measure.value(result.directory) for result in results]
+    values = [measure.value(result.figures) for result in results]
     return None if any(map(math.isnan, values)) or not values else estimate(values)
 
 
@@ -89,7 +89,7 @@ def _over(experiment: Experiment, place: Mapping[str, Label], results: Sequence[
 
 def _by_seed(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> dict[Label, float]:
     found = by_place(results).get(tuple(place.items()), [])
-    return {result.cell.labels["seed"]: experiment.measure.value(result.directory) for result in found}
+    return {result.cell.labels["seed"]: experiment.measure.value(result.figures) for result in found}
 
 
 def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
