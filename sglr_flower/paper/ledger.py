@@ -1,8 +1,8 @@
 """The ledger of results: one row per finished cell, in files that add up over machines and months.
 
-A ledger is a folder with one CSV file per scale. A row says which run it is of, what was run (every run-config key that
-decides what is learned), what came out, and what made it. Rows are written by ``sglr paper`` alone and never changed, so
-that two branches that have both added some are merged by keeping the lines of both (``merge=union`` in .gitattributes).
+A ledger is a folder with one CSV file per scale. A row says which run it is of, what was run (every run-config key
+that decides what is learned), what came out, and what made it. Rows are written by ``sglr paper`` alone and are never
+changed, so that of two branches that have both added some all lines are kept (``merge=union`` in .gitattributes).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _RUN = ("nodes", "exchange", "finished", "run")
 COLUMNS = (*_LABELS, *_FIGURES, "curve", *MADE, *_RUN, "settings", "check")
 """Of a file of the ledger.
 
-``curve`` is of `progress`, ``finished`` the time (UTC) at which the run's result was written, ``run`` its id, ``settings``
-the words ``key=value`` of `settings`, and ``check`` the first digits of a SHA-256 over all other fields that are not empty.
+``curve`` is of `progress`, ``finished`` the time (UTC) at which the run's result was written, ``run`` its id,
+``settings`` the words of `settings`, and ``check`` the first digits of a SHA-256 over all other fields.
 """
 
 

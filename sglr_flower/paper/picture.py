@@ -10,7 +10,7 @@ import numpy as np
 
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import text
-from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.experiments import OF_RUNS, Experiment, Picture
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.table import Entry, column_of
 
@@ -47,7 +47,7 @@ def draw(
         Stands under the experiment's title: what a reader must know who sees the picture alone.
     """
     title = f"{experiment.title}\n{subtitle}"
-    if kind in ("reconstructions", "feature maps"):
+    if kind in OF_RUNS:
         from sglr_flower.paper import rows  # what reads trained networks
 
         return rows.draw(experiment, kind, results, title)

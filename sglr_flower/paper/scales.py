@@ -89,8 +89,8 @@ SCALES = {
             curves={"evaluate-every": 1},
             cells_of="small",
         ),
-        # All of the data, a sixteenth of the rounds. Accuracy is of each client's best validation round, as at full, but
-        # of five that are evaluated: scoring all clients on 2,500 images takes longer than training a round.
+        # All of the data, a sixteenth of the rounds. As at full, accuracy is of each client's best validation round,
+        # but of five that are evaluated: scoring all clients on 2,500 images takes longer than training a round.
         Scale(
             "short",
             {**_FULL, "num-server-rounds": 15, "evaluate-every": 3},

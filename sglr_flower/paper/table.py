@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich import box
 from rich.table import Table
 
-import sglr_flower
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import Cell, Label, text
-from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.experiments import OF_RUNS, Experiment, Picture
+from sglr_flower.paper.layout import Grid
 from sglr_flower.paper.measures import Measure
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.scales import SCALES, Scale
@@ -47,14 +46,6 @@ class Entry:
     paper: float | None
     over: Estimate | None = None
     beside: tuple[Estimate | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text; lines of a field are separated by a line break."""
-
-    header: list[str]
-    rows: list[list[str]]
 
 
 def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Result]) -> list[Entry]:
@@ -153,8 +144,9 @@ def _beside(experiment: Experiment, entry: Entry) -> list[str]:
 def _compact(experiment: Experiment, entry: Entry | None) -> str:
     if entry is None:
         return _MISSING
-    ours = _ours(experiment, entry)
-    return ours if entry.paper is None else "\n".join([ours, *_published(experiment, entry)])
+    over = [f"{_signed(entry.over)} over {experiment.baseline}"] if entry.over else []
+    published = _published(experiment, entry) if entry.paper is not None else []
+    return "\n".join([_ours(experiment, entry), *published, *over])
 
 
 def _shown(figure: Estimate | None, decimals: int) -> str:
@@ -183,7 +175,9 @@ def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
     return [f"{ours:.3g}", f"{paper.client_petaflops:.3f}", f"{ours / paper.client_petaflops:.3g}"]
 
 
-def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], done: int) -> str:
+def caption(
+    experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], results: Sequence[Result]
+) -> str:
     """What the figures are of, in sentences that follow from the same values as the runs.
 
     Parameters
@@ -194,14 +188,14 @@ def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells
         From `entries`.
     cells : Sequence[Cell]
         All that the table has places for, all seeds.
-    done : int
-        How many of them are finished.
+    results : Sequence[Result]
+        Those that are finished.
     """
     sentences = [_setting(cells), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
     sentences += [_accuracy(cells[0]), _seeds(places, cells), _layout(experiment, places), _note(experiment)]
-    if done < len(cells):
-        sentences.append(f"{done} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
-    sentences.append(f"sglr-flower {sglr_flower.__version__}, torch {torch.__version__}.")
+    if len(results) < len(cells):
+        sentences.append(f"{len(results)} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
+    sentences.append(_origin(results))
     return " ".join(filter(None, sentences))
 
 
@@ -212,7 +206,7 @@ def subtitle(kind: Picture, scale: Scale, cells: Sequence[Cell]) -> str:
         f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
         f"{config.num_server_rounds} rounds"
     )
-    if kind in ("reconstructions", "feature maps"):
+    if kind in OF_RUNS:
         return setting
     spread = "" if kind == "heat map" else ", 95 % intervals"
     return f"{setting}; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
@@ -278,7 +272,20 @@ def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
 def _layout(experiment: Experiment, places: Sequence[Entry]) -> str:
     if len({column_of(experiment, entry.labels) for entry in places}) == 1:
         return ""
-    return "Each field: ours, the paper's, the difference; or ours alone where the paper reports none."
+    over = f"; below that, the difference to {experiment.baseline}" if experiment.baseline else ""
+    return f"Each field: ours, the paper's, the difference; or ours alone where the paper reports none{over}."
+
+
+def _origin(results: Sequence[Result]) -> str:
+    """What made the cells, as far as their runs have recorded it."""
+    made = [result.made for result in results if result.made]
+    if not made:
+        return ""
+    named = {name: sorted({one[name] for one in made}) for name in ("version", "torch", "engine", "machine")}
+    engines = f"engine {named['engine'][0]}" if len(named["engine"]) == 1 else f"{len(named['engine'])} engines"
+    some = f" ({len(made)} of the runs; the others have not recorded it)" if len(made) < len(results) else ""
+    versions = f"sglr-flower {', '.join(named['version'])} ({engines}), torch {', '.join(named['torch'])}"
+    return f"Made by {versions} on {'; '.join(named['machine'])}{some}."
 
 
 def _note(experiment: Experiment) -> str:
@@ -288,11 +295,10 @@ def _note(experiment: Experiment) -> str:
     return sentences.strip()
 
 
-def to_markdown(title: str, sentences: str, table: Grid, command: str) -> str:
-    """The whole of ``table.md``."""
-    lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
-    body = "\n".join("| " + " | ".join(field.replace("\n", "<br>") for field in line) + " |" for line in lines)
-    return f"# {title}\n\n{sentences}\n\n{body}\n\nMade by:\n\n```\n{command}\n```\n"
+def to_markdown(title: str, sentences: str, table: Grid, command: str, more: Sequence[str] = ()) -> str:
+    """The whole of ``table.md``; ``more``: what stands between the table and the command that made it."""
+    parts = [f"# {title}", sentences, table.to_markdown(), *more, f"Made by:\n\n```\n{command}\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
 def to_terminal(title: str, table: Grid) -> Table:
