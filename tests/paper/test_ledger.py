@@ -206,5 +206,5 @@ def test_a_ledger_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (cell,) = cells("table1", "clients=2,alpha=0")
     finish(tmp_path, cell, 80.0)
-    with pytest.raises(UserError, match="smoke.csv cannot be "):
+    with pytest.raises(UserError, match=r"smoke\.csv cannot be "):
         ledger.add(tmp_path / "file" / "smoke.csv", finished(tmp_path, [cell]))
