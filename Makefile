@@ -40,7 +40,7 @@ package: $(STAMP)
 
 # The tables, pictures and claims in README.md and docs/results.md, from the ledger in results/.
 results: $(STAMP)
-	$(BIN)/python tools/results.py
+	$(BIN)/python -m tools.results
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

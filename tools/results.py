@@ -1,4 +1,4 @@
-"""Writes what the ledger says into the documents: ``python tools/results.py``, or ``make results``.
+"""Writes what the ledger says into the documents: ``python -m tools.results``, or ``make results``.
 
 In a document, what stands between ``<!-- results: KIND ... -->`` and ``<!-- /results -->`` is made of the rows in
 results/ alone. The kinds are ``table``, ``pace`` and ``picture``, each with an experiment, a scale and, if not all of
@@ -21,8 +21,6 @@ from sglr_flower.paper.picture import draw
 from sglr_flower.paper.results import Result
 from sglr_flower.paper.scales import SCALES, Scale
 from sglr_flower.paper.table import caption, entries, grid, subtitle
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import claims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +41,7 @@ def rendered(document: Path, root: Path = ROOT) -> str:
         The checkout.
     """
     text = (root / document).read_text(encoding="utf-8")
-    return _BLOCK.sub(lambda block: f"{block[1]}\n{_block(block['what'], document, root)}\n\n{block[3]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{_block(block['what'], document, root)}{block[3]}", text)
 
 
 def write(root: Path = ROOT) -> None:
@@ -58,25 +56,27 @@ def write(root: Path = ROOT) -> None:
 
 
 def _block(what: str, document: Path, root: Path) -> str:
+    """A block's paragraphs, each with an empty line after it."""
     kind, *words = what.split()
     if kind == "claims":
         (scale,) = words
         rows = ledger.read(ledger.file_of(root / ledger.FOLDER, scale))
-        return f"{claims.table(rows, SCALES[scale]).to_markdown()}\n\n{claims.RULE}"
+        return f"{claims.table(rows, SCALES[scale]).to_markdown()}\n\n{claims.RULE}\n\n"
     experiment, scale, cells, results = _finished(root, *words)
-    if not results:
-        return _NOTHING
     if kind == "pace":
-        timed = pace.table(experiment, results)
-        return f"{timed.to_markdown()}\n\n{pace.caption(experiment, results)}" if timed else _NOTHING
+        timed = pace.table(experiment, results) if results else None
+        title, sentences = pace.title(experiment), pace.caption(experiment, results)
+        return f"**{title}.** {sentences}\n\n{timed.to_markdown()}\n\n" if timed else ""
+    if not results:
+        return "" if kind == "picture" else f"{_NOTHING}\n\n"
     if kind == "picture":
         place = os.path.relpath(IMAGES / _image(*words), document.parent)
-        return f"![{experiment.title}, {len(results)} runs]({place})"
+        return f"![{experiment.title}, {len(results)} runs]({place})\n\n"
     places = entries(experiment, cells, results)
     table = grid(experiment, places, {}).to_markdown()
     if kind == "summary":
-        return f"{table}\n\n{subtitle(experiment.picture, scale, cells)}."
-    return f"{table}\n\n{caption(experiment, scale, places, cells, results)}"
+        return f"{table}\n\n{subtitle(experiment.picture, scale, cells)}.\n\n"
+    return f"{table}\n\n{caption(experiment, scale, places, cells, results)}\n\n"
 
 
 def _finished(root: Path, name: str, scale_name: str, *only: str) -> tuple[Experiment, Scale, list[Cell], list[Result]]:
