@@ -64,9 +64,11 @@ def _block(what: str, document: Path, root: Path) -> str:
         return f"{claims.table(rows, SCALES[scale]).to_markdown()}\n\n{claims.RULE}\n\n"
     experiment, scale, cells, results = _finished(root, *words)
     if kind == "pace":
-        timed = pace.table(experiment, results) if results else None
-        title, sentences = pace.title(experiment), pace.caption(experiment, results)
-        return f"**{title}.** {sentences}\n\n{timed.to_markdown()}\n\n" if timed else ""
+        timed = pace.table(experiment, results)
+        if timed is None:
+            return ""
+        words_above = f"**{pace.title(experiment)}.** {pace.caption(experiment, results)}"
+        return f"{words_above}\n\n{timed.to_markdown()}\n\n"
     if not results:
         return "" if kind == "picture" else f"{_NOTHING}\n\n"
     if kind == "picture":
