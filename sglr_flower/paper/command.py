@@ -163,29 +163,32 @@ def _sweep(book: Book, jobs: int | None, in_process: bool) -> tuple[Grid, list[F
         (book.folder / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {book.folder} cannot be written: {error.strerror or error}") from None
+    if jobs == 0:  # nothing to lock: it may be looked at while another sweep works in the folder
+        sweep.check_same(book.folder, book.known())
+        _announce(console, book, "none is run")
+        return book.write(), []
+    found = workers.find(jobs, in_process)
     with sweep.locked(book.folder) as lock:
         sweep.check_same(book.folder, book.known())
-        cells, recorded = book.unfinished(), len(book.recorded())
-        found = workers.find(jobs, in_process) if jobs != 0 else None
-        done = len(book.selected) - len(cells)
-        noted = f" ({recorded} in the ledger {book.ledger})" if recorded else ""
-        places = f"{found.jobs} at once" if found else "none is run"
-        console.print(
-            f"{len(book.selected)} cells, {done} of them finished{noted}, {places}: {book.folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if found is None:
-            return book.write(), []
+        cells = book.unfinished()
+        _announce(console, book, f"{found.jobs} at once")
         for dataset, data_dir in {(cell.config.dataset, cell.config.data_dir) for cell in cells}:
             datasets.ensure_present(dataset, data_dir)  # once, and not by each cell
         try:
-            with SweepView(console, len(book.selected), done, book.write) as view:
+            with SweepView(console, len(book.selected), len(book.selected) - len(cells), book.write) as view:
                 failures = sweep.run(cells, book.folder, lock, found, view)
             return book.write(), failures
         except (KeyboardInterrupt, SystemExit) as stop:
             console.print(f"stopped; go on with: {book.line}", highlight=False, soft_wrap=True, markup=False)
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)) from None
+
+
+def _announce(console: Console, book: Book, how: str) -> None:
+    """Say how many cells there are to do, and where."""
+    done, recorded = len(book.selected) - len(book.unfinished()), len(book.recorded())
+    noted = f" ({recorded} in the ledger {book.ledger})" if recorded else ""
+    line = f"{len(book.selected)} cells, {done} of them finished{noted}, {how}: {book.folder}"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _refuse_sweep_options(name: str) -> None:

@@ -17,7 +17,7 @@ import sglr_flower
 from sglr_flower import origin
 from sglr_flower.config import keys
 from sglr_flower.errors import UserError
-from sglr_flower.paper import ledger
+from sglr_flower.paper import ledger, sweep
 from sglr_flower.paper.cells import Cell, select
 from sglr_flower.paper.command import Book
 from sglr_flower.paper.experiments import EXPERIMENTS
@@ -78,8 +78,9 @@ def test_a_real_cell_is_recorded_with_what_made_it_and_not_run_again(tmp_path: P
     assert table(tmp_path / "third")[-1].startswith(table(tmp_path / "first")[-1][:20])
 
 
-def test_jobs_0_runs_nothing(tmp_path: Path) -> None:
-    said = paper("table1", "--only", "clients=2,alpha=0", "--out", str(tmp_path), "--jobs", "0")
+def test_jobs_0_runs_nothing_and_does_not_wait_for_a_sweep(tmp_path: Path) -> None:
+    with sweep.locked(tmp_path):
+        said = paper("table1", "--only", "clients=2,alpha=0", "--out", str(tmp_path), "--jobs", "0")
     assert "1 cells, 0 of them finished, none is run" in said
     assert table(tmp_path)[-1].startswith("| 2 | - |")
     assert not list((tmp_path / "cells").iterdir())
