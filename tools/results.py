@@ -59,9 +59,9 @@ def _block(what: str, document: Path, root: Path) -> str:
     """A block's paragraphs, each with an empty line after it."""
     kind, *words = what.split()
     if kind == "claims":
-        (scale,) = words
-        rows = ledger.read(ledger.file_of(root / ledger.FOLDER, scale))
-        return f"{claims.table(rows, SCALES[scale]).to_markdown()}\n\n{claims.RULE}\n\n"
+        (name,) = words
+        rows = ledger.read(ledger.file_of(root / ledger.FOLDER, name))
+        return f"{claims.table(rows, SCALES[name]).to_markdown()}\n\n{claims.RULE}\n\n"
     experiment, scale, cells, results = _finished(root, *words)
     if kind == "pace":
         timed = pace.table(experiment, results)
