@@ -2,8 +2,8 @@
 
 In a document, what stands between ``<!-- results: KIND ... -->`` and ``<!-- /results -->`` is made of the rows in
 results/ alone. The kinds are ``table``, ``pace`` and ``picture``, each with an experiment, a scale and, if not all of
-its cells are meant, an ``--only`` expression; ``summary``, a table with a line in place of its caption; and ``claims``
-with a scale. With ``--check`` nothing is written, and the exit status says whether documents and ledger agree.
+its cells are meant, an ``--only`` expression; ``summary``, a table without its caption but for the seeds; and
+``claims`` with a scale. With ``--check`` nothing is written, and the exit status says whether documents and ledger agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sglr_flower.paper.experiments import EXPERIMENTS, Experiment
 from sglr_flower.paper.picture import draw
 from sglr_flower.paper.results import Result
 from sglr_flower.paper.scales import SCALES, Scale
-from sglr_flower.paper.table import caption, entries, grid, subtitle
+from sglr_flower.paper.table import caption, entries, grid, seeds, subtitle
 from tools import claims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def _block(what: str, document: Path, root: Path) -> str:
     places = entries(experiment, cells, results)
     table = grid(experiment, places, {}).to_markdown()
     if kind == "summary":
-        return f"{table}\n\n{subtitle(experiment.picture, scale, cells)}.\n\n"
+        return f"{table}\n\n{seeds(places, cells)}\n\n"
     return f"{table}\n\n{caption(experiment, scale, places, cells, results)}\n\n"
 
 

@@ -139,7 +139,7 @@ class Book:
         for name, kind in self.experiment.pictures.items():
             drawn = [result for result in results if result.directory or kind not in OF_RUNS]
             if drawn:
-                words = subtitle(kind, self.scale, cells)
+                words = subtitle(kind, self.scale, [result.cell for result in drawn])
                 write_atomic(self.folder / name, draw(self.experiment, kind, places, drawn, petaflops, words))
         return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -192,7 +193,7 @@ def caption(
         Those that are finished.
     """
     sentences = [_setting(cells), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
-    sentences += [_accuracy(cells[0]), _seeds(places, cells), _layout(experiment, places), _note(experiment)]
+    sentences += [_accuracy(cells[0]), seeds(places, cells), _layout(experiment, places), _note(experiment)]
     if len(results) < len(cells):
         sentences.append(f"{len(results)} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
     sentences.append(_origin(results))
@@ -200,16 +201,19 @@ def caption(
 
 
 def subtitle(kind: Picture, scale: Scale, cells: Sequence[Cell]) -> str:
-    """The caption in a line, for a picture; of one that shows a single seed, without the seeds."""
-    config, seeds = cells[0].config, len({cell.labels["seed"] for cell in cells})
+    """The caption in a line, for a picture of finished cells; of one that shows a single seed, without the seeds."""
+    config, counts = cells[0].config, sorted(Counter(cell.place for cell in cells).values())
     setting = (
         f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
         f"{config.num_server_rounds} rounds"
     )
     if kind in OF_RUNS:
         return setting
+    if counts[-1] == 1:
+        return f"{setting}; one seed"
+    several = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     spread = "" if kind == "heat map" else ", 95 % intervals"
-    return f"{setting}; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
+    return f"{setting}; mean of {several} seeds{spread}"
 
 
 def _setting(cells: Sequence[Cell]) -> str:
@@ -258,13 +262,14 @@ def _accuracy(cell: Cell) -> str:
     return f"Accuracy is the mean over clients on {images}, each at its best validation round{rounds}."
 
 
-def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
-    seeds = sorted({int(cell.labels["seed"]) for cell in cells})
+def seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
+    """Over which seeds the table's means are, in a sentence."""
+    numbers = sorted({int(cell.labels["seed"]) for cell in cells})
     counts = [entry.ours.seeds for entry in places if entry.ours]
-    if len(seeds) == 1:
-        return f"One seed ({seeds[0]}), so there is no interval."
-    named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, seeds))}"
-    if counts and min(counts) < len(seeds):
+    if len(numbers) == 1:
+        return f"One seed ({numbers[0]}), so there is no interval."
+    named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, numbers))}"
+    if counts and min(counts) < len(numbers):
         return f"{named}, of which a place has {min(counts)} to {max(counts)}; one with a single seed has no interval."
     return f"{named}."
 

@@ -174,6 +174,12 @@ def test_a_picture_names_its_scale(tmp_path: Path) -> None:
     )
 
 
+def test_a_picture_says_how_many_seeds_its_places_have(tmp_path: Path) -> None:
+    made = book(tmp_path, "fig2", "smoke", 2)
+    assert subtitle("curves", made.scale, made.selected[:1]).endswith("; one seed")
+    assert subtitle("curves", made.scale, made.selected[:-1]).endswith("; mean of 1 to 2 seeds, 95 % intervals")
+
+
 def test_a_caption_names_a_schedule_only_if_all_cells_have_it(tmp_path: Path) -> None:
     for name, named in (("table1", True), ("cycles", False)):
         (tmp_path / name).mkdir()
