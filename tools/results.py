@@ -3,7 +3,7 @@
 In a document, what stands between ``<!-- results: KIND ... -->`` and ``<!-- /results -->`` is made of the rows in
 results/ alone. The kinds are ``table``, ``pace`` and ``picture``, each with an experiment, a scale and, if not all of
 its cells are meant, an ``--only`` expression; ``summary``, a table without its caption but for the seeds; and
-``claims`` with a scale. With ``--check`` nothing is written, and the exit status says whether documents and ledger agree.
+``claims`` with a scale. With ``--check`` nothing is written, and the exit status says whether both agree.
 """
 
 from __future__ import annotations
