@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_it_is_that_run(config: RunConfig) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.skipif("SGLR_DATA_DIR" not in os.environ, reason="SGLR_DATA_DIR does not say where the data sets are")
 def test_nine_clients_of_5000_images_can_be_dealt(config: RunConfig) -> None:
     _, counts = assembly.class_counts(config)
     assert [list(row) for row in counts] == [[500] * 10] * 9

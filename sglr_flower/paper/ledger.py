@@ -58,7 +58,7 @@ class Row:
     @property
     def figures(self) -> Figures:
         """As of `results.Result`."""
-        named = {name: self.fields[name] for name in ("clients", *_FIGURES)}
+        named = {name: self.fields[name] for name in ("clients", "nodes", *_FIGURES)}
         return {name: _number(text) if text else None for name, text in named.items()}
 
     @property

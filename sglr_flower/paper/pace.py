@@ -30,8 +30,8 @@ def caption(experiment: Experiment, results: Sequence[Result]) -> str:
         f"The target is the accuracy in the last round of {_plain(experiment)} with as many clients and the same seed. "
         f"It is reached in the first round that has it, of those that were evaluated ({_span(counts)} in a run). "
         "Seconds are of training alone, steps times the median time of one in each round; they can be compared where "
-        f"one machine has made all, here: {_machines(results)}. MB are what training sent both ways, of all clients. "
-        "Means over the seeds that have reached it."
+        f"one machine has made all, here: {_machines(results)}. MB are what training sent both ways, of all clients, "
+        f"hosted by {_nodes(results)}; an average travels once to each. Means over the seeds that have reached it."
     )
 
 
@@ -87,6 +87,11 @@ def _plain(experiment: Experiment) -> str:
 
 def _span(counts: set[int]) -> str:
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def _nodes(results: Sequence[Result]) -> str:
+    counts = sorted({int(result.figures.get("nodes") or 0) for result in results})
+    return "one node" if counts == [1] else f"{' or '.join(map(str, counts))} nodes"
 
 
 def _machines(results: Sequence[Result]) -> str:

@@ -258,7 +258,7 @@ def _accuracy(cell: Cell) -> str:
     images = f"{config.evaluate_samples:,} test images" if config.evaluate_samples else "all test images"
     if config.evaluate_every == 0:
         return f"Accuracy is the mean over clients on {images}, in the last round."
-    rounds = "" if config.evaluate_every == 1 else f" of those evaluated, every {config.evaluate_every}th and the last"
+    rounds = "" if config.evaluate_every == 1 else f" among every {config.evaluate_every} rounds and the last"
     return f"Accuracy is the mean over clients on {images}, each at its best validation round{rounds}."
 
 
