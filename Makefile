@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run deploy-demo check test faults fuzz fab package lint proto clean
+.PHONY: run deploy-demo check test faults fuzz fab package results lint proto clean
 run: $(STAMP)
 	$(BIN)/sglr run configs/quickstart.toml
 
@@ -37,6 +37,10 @@ fab: $(STAMP)
 # Wheel and sdist, in dist/.
 package: $(STAMP)
 	$(BIN)/python -m build --no-isolation
+
+# The tables, pictures and claims in README.md and docs/results.md, from the ledger in results/.
+results: $(STAMP)
+	$(BIN)/python -m tools.results
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

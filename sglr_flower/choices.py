@@ -10,12 +10,12 @@ SPLITS = ("test", "validation")
 """Images that a run has not trained on."""
 EXPERIMENTS = (
     *("table1", "table2", "table3", "table4", "table5", "fig2", "fig3", "fig4"),
-    *("methods", "cycles", "codecs", "defences", "privacy"),
+    *("methods", "initial", "cycles", "codecs", "defences", "privacy"),
 )
 """What `paper.experiments` trains."""
 CALCULATIONS = ("table6", "fig5")
 """What `paper.communication` calculates."""
-SCALES = ("smoke", "small", "tiny", "full")
+SCALES = ("smoke", "small", "tiny", "short", "full")
 """Names of `paper.scales`."""
 KNOWS = ("client", "others")
 """Whose segment gives the smashed data that a decoder is trained on: the attacked client's, or the others'."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,16 @@ def has_bfloat16() -> bool:
         return True
     flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
     return not _BFLOAT16.isdisjoint(next(flags, _BFLOAT16))
+
+
+def processor() -> str:
+    """The CPU's name as Linux tells it, else the name of its architecture."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
 
 
 def slow_autocast(autocast: str, *, on_cpu: bool) -> str:

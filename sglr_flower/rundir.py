@@ -232,6 +232,16 @@ class RunDirectory:
         """Add a round to ``metrics.csv``."""
         self._append(row)
 
+    def record_origin(self, origin: Mapping[str, str]) -> None:
+        """Add what trains from here on to ``origin.json``; a run that is resumed may have several."""
+        there = self.origins()
+        if not there or there[-1] != origin:
+            write_atomic(self.path / "origin.json", (json.dumps({"origins": [*there, origin]}) + "\n").encode())
+
+    def origins(self) -> list[dict[str, str]]:
+        """What `record_origin` wrote, the first one first; empty of a run of a version that did not."""
+        return list(read_json(self.path / "origin.json").get("origins", []))
+
     def keep_places(self, count: int) -> None:
         """Write over how many nodes the clients are spread; 0: not over nodes that have numbers."""
         write_atomic(self.path / "places.json", json.dumps({"places": count}).encode())

@@ -12,13 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from sglr_flower import assembly, checkpoint, methods, track
+from sglr_flower import assembly, checkpoint, methods, origin, track
 from sglr_flower.accounting import Ledger
 from sglr_flower.checkpoint import LazyStates
 from sglr_flower.config import RunConfig
@@ -186,6 +186,7 @@ def _train_all(
         history = History.from_json(restored.history)
         shared = restored.shared_weights()
     directory.begin(history)
+    directory.record_origin(asdict(origin.here(server.device)))
     observers.begin(history.rows)
     ledger = Ledger.open(config, directory.path, len(history.rows))
     if ledger is not None and not ledger.claims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,10 @@ class CpuOnly:
         import torch
 
         return torch.device("cpu")
+
+
+def test_the_processor_has_linuxs_name_or_its_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu("processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nmodel name\t: another\n", tmp_path, monkeypatch)
+    assert machine.processor() == "Some CPU @ 3 GHz"
+    cpu(ARM, tmp_path, monkeypatch)
+    assert machine.processor() == platform.machine()

@@ -19,8 +19,8 @@ def paper(
         str,
         typer.Option(
             click_type=click.Choice(SCALES),
-            help="full: the paper's setting; small: fewer rounds and samples, hours on a few CPUs; "
-            "tiny: a third of that; smoke: minutes.",
+            help="full: the paper's setting; short: its data, 15 of its 250 rounds; small: fewer samples too, hours "
+            "on a few CPUs; tiny: a third of that; smoke: minutes.",
         ),
     ] = "small",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N - 1 of each cell.", min=1, metavar="N")] = 1,
@@ -31,11 +31,20 @@ def paper(
         Path | None, typer.Option(help="Folder of the results and the runs; default: results/NAME-SCALE.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Cells at once; default: one per CPU, or four per GPU.", min=1)
+        int | None,
+        typer.Option(help="Cells at once; default: one per CPU, or four per GPU; 0: show what is finished.", min=0),
     ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower.")] = False,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a ledger, SCALE.csv: finished cells are recorded in it, and what it has is not run again; "
+            "default: results in a checkout of sglr-flower (not at scale smoke), none elsewhere.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> None:
     """Make a table or figure of the paper; the same command goes on where it was stopped or killed."""
     from sglr_flower.paper import command
 
-    command.command(experiment, scale=scale, seeds=seeds, only=only, out=out, jobs=jobs, in_process=in_process)
+    command.command(experiment, scale, seeds, only, out, jobs, in_process, ledger)

@@ -16,8 +16,8 @@ from sglr_flower.analysis.communication import Average, EpochBytes, Sizes, epoch
 from sglr_flower.analysis.footprint import weight_bytes
 from sglr_flower.config import RunConfig
 from sglr_flower.methods import METHODS
+from sglr_flower.paper.layout import Grid
 from sglr_flower.paper.published import TABLE_6_EXAMPLE
-from sglr_flower.paper.table import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

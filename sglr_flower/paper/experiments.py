@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sglr_flower.config import RunConfig, Scalar, parse_assignment
@@ -16,6 +16,8 @@ from sglr_flower.paper.scales import SCALES, Scale
 
 Grid = Mapping[str, Sequence[Label]]
 Picture = Literal["lines", "heat map", "points", "curves", "trade-off", "reconstructions", "feature maps"]
+OF_RUNS: tuple[Picture, ...] = ("reconstructions", "feature maps")
+"""Pictures that are made of run directories, and of one seed."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Experiment:
         Whether the client's computation stands beside the accuracy (Table 4).
     baseline : str
         The row that the others are compared with, seed by seed; empty: none.
+    plain : Mapping[str, Label]
+        The labels of the cell without what the experiment is about, to whose accuracy others are timed; empty: none.
     measure : Measure
         What the table reports, beside the paper's.
     beside : tuple[Measure, ...]
@@ -63,6 +67,7 @@ class Experiment:
     note: str = ""
     compute: bool = False
     baseline: str = ""
+    plain: Mapping[str, Label] = field(default_factory=dict)
     measure: Measure = ACCURACY
     beside: tuple[Measure, ...] = ()
     attack: bool = False
@@ -72,6 +77,11 @@ class Experiment:
     def measures(self) -> tuple[Measure, ...]:
         """All that its table has."""
         return (self.measure, *self.beside)
+
+    @property
+    def shows_runs(self) -> bool:
+        """Whether something of it is made from run directories, which no row of figures can take the place of."""
+        return self.attack or not set(OF_RUNS).isdisjoint(self.pictures.values())
 
     @property
     def pictures(self) -> dict[str, Picture]:
@@ -84,7 +94,7 @@ class Experiment:
 
     def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
         """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
-        grid = self.grids[scale.cells_of or scale.name]
+        grid = self.grids[scale.name if scale.name in self.grids else scale.cells_of]
         combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
 
@@ -122,6 +132,10 @@ def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
     method = str(labels["method"])
     alpha, phi = _HALVES.get(method, (0.0, 0.0))
     return {**split_settings(alpha, phi), "method": method}
+
+
+def _by_initial(labels: Mapping[str, Label]) -> dict[str, Scalar]:
+    return {**_by_method(labels), "initial-segments": str(labels["segments"])}
 
 
 def _by_codec(labels: Mapping[str, Label]) -> dict[str, Scalar]:
@@ -192,6 +206,8 @@ def _paper_of_schedule(labels: Mapping[str, Label]) -> float | None:
 
 _CLIENTS = (1, 2, 4, 6, 8, 10, 15, 20)
 _TABLE_4_METHODS = ("centralized", "fedavg", "sglr", "sfl", "psl")
+_SPLIT_ALONE = ("sglr", "slr", "sgl", "psl")
+"""Methods whose clients never have each other's segments."""
 _CODECS = (
     "none",
     "bfloat16",
@@ -240,11 +256,13 @@ EXPERIMENTS = {
             columns=("alpha",),
             grids={
                 "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
+                "short": {"clients": (10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0)},
             },
             settings=_by_alpha_and_phi,
             paper=_paper_accuracy,
+            plain={"alpha": 0.0},
             picture="lines",
         ),
         Experiment(
@@ -254,11 +272,13 @@ EXPERIMENTS = {
             columns=("alpha", "phi"),
             grids={
                 "full": {"clients": _CLIENTS, "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
+                "short": {"clients": (10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0), "phi": (0.0, 0.5)},
             },
             settings=_by_alpha_and_phi,
             paper=_paper_accuracy,
+            plain={"alpha": 0.0, "phi": 0.0},
             picture="heat map",
         ),
         Experiment(
@@ -271,6 +291,10 @@ EXPERIMENTS = {
                     "clients": (2, 4, 8, 10, 15, 20),
                     "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
                 },
+                "short": {
+                    "clients": (10, 20),
+                    "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
+                },
                 "small": {
                     "clients": (2, 10, 15, 20),
                     "phase": ("none", "first:0.6", "first:0.4", "last:0.6", "last:0.4", "always"),
@@ -279,6 +303,7 @@ EXPERIMENTS = {
             },
             settings=_by_phase,
             paper=lambda labels: published.phased_accuracy(int(labels["clients"]), str(labels["phase"])),
+            plain={"phase": "none"},
             picture="lines",
             note="alpha is 1; all clients are averaged while the phase lasts, and none is outside of it",
         ),
@@ -290,6 +315,7 @@ EXPERIMENTS = {
             grids={name: {"method": _TABLE_4_METHODS, "clients": (5,)} for name in SCALES},
             settings=_alexnet_by_method,
             paper=_paper_alexnet,
+            plain={"method": "psl"},
             picture="points",
             note=f"{_AT_HALF}; the paper does not say which form of AlexNet it is, ours is for small images",
             compute=True,
@@ -325,6 +351,7 @@ EXPERIMENTS = {
             },
             settings=_by_alpha_and_phi,
             paper=_paper_accuracy,
+            plain={"alpha": 0.0},
             picture="curves",
             note="phi is 0; the paper's column is Table 1's, the figure itself has no numbers",
         ),
@@ -340,6 +367,7 @@ EXPERIMENTS = {
             },
             settings=_by_alpha_and_phi,
             paper=_paper_accuracy,
+            plain={"phi": 0.0},
             picture="curves",
             note="alpha 0 and the number of clients are our choice; "
             "the paper's column is Table 2's, the figure itself has no numbers",
@@ -363,13 +391,34 @@ EXPERIMENTS = {
             columns=("clients",),
             grids={
                 "full": {"method": tuple(METHODS), "clients": (10, 20)},
+                "short": {"method": tuple(METHODS), "clients": (10, 20)},
                 "small": {"method": tuple(METHODS), "clients": (10,)},
                 "smoke": {"method": tuple(METHODS), "clients": (4,)},
             },
             settings=_by_method,
             paper=_paper_of_method,
+            plain={"method": "psl"},
             picture="points",
             note=f"{_AT_HALF}; not a table of the paper, which has numbers for some cells in Table 2",
+            baseline="psl",
+        ),
+        Experiment(
+            name="initial",
+            title="Client segments that all start from the same weights",
+            rows="method",
+            columns=("clients",),
+            grids={
+                "full": {"method": _SPLIT_ALONE, "clients": (10, 20), "segments": ("shared",)},
+                "small": {"method": _SPLIT_ALONE, "clients": (10,), "segments": ("shared",)},
+                "short": {"method": _SPLIT_ALONE, "clients": (20,), "segments": ("shared",)},
+                "smoke": {"method": _SPLIT_ALONE, "clients": (4,), "segments": ("shared",)},
+            },
+            settings=_by_initial,
+            paper=lambda labels: None,
+            plain={"method": "psl"},
+            picture="points",
+            note=f"{_AT_HALF}; in methods every client's segment has initial weights of its own, as in the authors' "
+            "code. Not a table of the paper",
             baseline="psl",
         ),
         Experiment(
@@ -384,6 +433,7 @@ EXPERIMENTS = {
             },
             settings=_by_schedule,
             paper=_paper_of_schedule,
+            plain={"schedule": "constant"},
             picture="points",
             note="alpha and phi are 0.5; the paper names this as future work, its number beside step is Table 2's; the "
             "cyclic factors move between 0.4 and 1.6 in 5 rounds, out of phase the server begins at the top; one-cycle "
@@ -401,6 +451,7 @@ EXPERIMENTS = {
             },
             settings=_by_codec,
             paper=lambda labels: None,
+            plain={"codec": "none"},
             picture="trade-off",
             note="a codec is of both directions, or UP+DOWN; the method is psl, in which every client receives "
             "gradients of its own. MB are of smashed data and cut gradients, of one client over the whole training. "
@@ -420,6 +471,7 @@ EXPERIMENTS = {
             },
             settings=_by_defence,
             paper=lambda labels: None,
+            plain={"defence": "none"},
             picture="trade-off",
             note="the method is psl; each run is attacked as in table5, and the attack gets what the defence leaves. "
             "A higher cross-entropy is a worse reconstruction; its floor differs between seeds, as images do. Not a "
@@ -441,6 +493,7 @@ EXPERIMENTS = {
             },
             settings=_by_privacy,
             paper=lambda labels: None,
+            plain={"privacy": "none"},
             picture="trade-off",
             note="alpha and phi are 0.5; a client's cut gradient is bounded to a norm of 0.05, and its gradient by the "
             "server's weights to 2, which is about what they have in the first hundred steps without it; epsilon is at "

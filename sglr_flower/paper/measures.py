@@ -1,14 +1,13 @@
-"""What tables report of a finished cell: figures read from its run directory, and how they are shown."""
+"""What tables report of a finished cell: which of its figures, and how they are shown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from sglr_flower.attack.record import FOLDER, RESULT
-from sglr_flower.rundir import read_json
+Figures = Mapping[str, float | None]
+"""A finished cell's figures by name: those of its summary, and the measures of its attack (`results.figures`)."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Measure:
         In a table, and at an axis of a picture.
     decimals : int
         With which it is shown.
-    value : Callable[[Path], float]
-        Reads it from the run directory; nan of a run that has no such figure.
+    value : Callable[[Figures], float]
+        Takes it from a cell's figures; nan of a cell that has no such one.
     log : bool
         Whether it is drawn on a logarithmic axis.
     """
@@ -33,37 +32,38 @@ class Measure:
     heading: str
     axis: str
     decimals: int
-    value: Callable[[Path], float]
+    value: Callable[[Figures], float]
     log: bool = False
 
 
-def _accuracy(run_dir: Path) -> float:
+def _number(figures: Figures, name: str) -> float:
+    value = figures.get(name)
+    return math.nan if value is None else float(value)
+
+
+def _accuracy(figures: Figures) -> float:
     """Mean over clients of the test accuracy at each one's best validation round, in percent."""
-    return 100 * float(read_json(run_dir / "summary.json")["test_accuracy_mean"])
+    return 100 * _number(figures, "test_accuracy_mean")
 
 
-def _megabytes(run_dir: Path) -> float:
+def _megabytes(figures: Figures) -> float:
     """Smashed data and cut gradients of a client in the whole training, on the average over clients, in 10^6 bytes."""
-    summary = read_json(run_dir / "summary.json")
-    sent = sum(int(summary[f"bytes_{part}"]) for part in ("smashed", "unicast", "broadcast"))
-    return sent / int(summary["clients"]) / 1e6
+    sent = sum(_number(figures, f"bytes_{part}") for part in ("smashed", "unicast", "broadcast"))
+    return sent / _number(figures, "clients") / 1e6
 
 
-def _epsilon(run_dir: Path) -> float:
+def _epsilon(figures: Figures) -> float:
     """What the run has spent; nan where it states no epsilon."""
-    return float(read_json(run_dir / "summary.json").get("epsilon") or math.nan)
+    return _number(figures, "epsilon") or math.nan
 
 
-def _excess(run_dir: Path) -> float:
+def _excess(figures: Figures) -> float:
     """By how much the reconstructions' cross-entropy is above that of the images with themselves."""
-    return CROSS_ENTROPY.value(run_dir) - FLOOR.value(run_dir)
+    return CROSS_ENTROPY.value(figures) - FLOOR.value(figures)
 
 
 def _of_attack(name: str, heading: str, decimals: int, axis: str = "") -> Measure:
-    def value(run_dir: Path) -> float:
-        return float(read_json(run_dir / FOLDER / RESULT)["measures"][name]["mean"])
-
-    return Measure(name, heading, axis or heading, decimals, value)
+    return Measure(name, heading, axis or heading, decimals, lambda figures: _number(figures, name))
 
 
 ACCURACY = Measure("", "accuracy (%)", "test accuracy (%)", 2, _accuracy)

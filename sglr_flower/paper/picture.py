@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import text
-from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.experiments import OF_RUNS, Experiment, Picture
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.table import Entry, column_of
 
@@ -41,14 +40,14 @@ def draw(
     places : Sequence[Entry]
         From `table.entries`.
     results : Sequence[Result]
-        The finished cells; not empty. Curves, reconstructions and feature maps are drawn from their run directories.
+        The finished cells; not empty. Reconstructions and feature maps are drawn from their run directories.
     petaflops : Mapping[str, float]
         Method -> 10^15 operations of a client, where the experiment reports that.
     subtitle : str
         Stands under the experiment's title: what a reader must know who sees the picture alone.
     """
     title = f"{experiment.title}\n{subtitle}"
-    if kind in ("reconstructions", "feature maps"):
+    if kind in OF_RUNS:
         from sglr_flower.paper import rows  # what reads trained networks
 
         return rows.draw(experiment, kind, results, title)
@@ -243,9 +242,7 @@ def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -
 
 def _per_round(result: Result) -> dict[int, float]:
     """Round -> mean test accuracy over clients in percent, of the rounds that have an evaluation."""
-    with (result.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    return {int(row["round"]): 100 * float(row["test_accuracy_mean"]) for row in rows if row["test_accuracy_mean"]}
+    return {point.round: 100 * point.accuracy for point in result.curve}
 
 
 def _plain(axes: Axes) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sglr_flower.attack.record import FOLDER, RESULT
 from sglr_flower.metrics import BYTE_COLUMNS
+from sglr_flower.paper import progress
 from sglr_flower.paper.cells import Cell, Label
-from sglr_flower.paper.measures import Measure
+from sglr_flower.paper.measures import Figures, Measure
+from sglr_flower.paper.progress import Point
 from sglr_flower.paper.sweep import is_finished, run_dir
 from sglr_flower.report.groups import half_width
-from sglr_flower.rundir import read_json
+from sglr_flower.rundir import RunDirectory, read_json
 
 SUMMARY_COLUMNS = (
     "test_accuracy_mean",
@@ -35,13 +38,33 @@ SUMMARY_COLUMNS = (
 """What ``results.csv`` takes of a cell's ``summary.json``; accuracies are fractions, over clients."""
 
 
+MADE = ("version", "engine", "commit", "torch", "machine")
+"""What is known of the code and the machine that made a cell (`sglr_flower.origin`)."""
+
+
 @dataclass(frozen=True)
 class Result:
-    """A finished cell, its run directory and its ``summary.json``."""
+    """A finished cell.
+
+    Attributes
+    ----------
+    cell : Cell
+        What was run.
+    figures : Figures
+        Of its summary, and of its attack.
+    curve : tuple[Point, ...]
+        Its rounds that were evaluated.
+    made : Mapping[str, str]
+        What made it, by the names in `MADE`; empty where a run of an earlier version has not recorded that.
+    directory : Path | None
+        Its run; None if only the ledger has it.
+    """
 
     cell: Cell
-    directory: Path
-    summary: dict[str, Any]
+    figures: Figures
+    curve: tuple[Point, ...]
+    made: Mapping[str, str]
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +93,21 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def read(folder: Path, cells: Iterable[Cell]) -> list[Result]:
-    """The results of those of the cells that are finished, in their order."""
-    directories = [(cell, run_dir(folder, cell)) for cell in cells]
-    return [
-        Result(cell, directory, read_json(directory / "summary.json"))
-        for cell, directory in directories
-        if is_finished(folder, cell)
-    ]
+    """The results of those of the cells that are finished in a sweep's folder, in their order."""
+    return [_read(run_dir(folder, cell), cell) for cell in cells if is_finished(folder, cell)]
+
+
+def _read(directory: Path, cell: Cell) -> Result:
+    origins = RunDirectory(directory).origins()
+    made = {name: "+".join(dict.fromkeys(origin[name] for origin in origins)) for name in MADE if origins}
+    return Result(cell, _figures(directory, cell.attack), progress.read(directory), made, directory)
+
+
+def _figures(directory: Path, attacked: bool) -> dict[str, Any]:
+    summary = read_json(directory / "summary.json")
+    figures = {name: summary.get(name) for name in ("clients", "nodes", "epsilon", *SUMMARY_COLUMNS)}
+    measures = read_json(directory / FOLDER / RESULT).get("measures", {}) if attacked else {}
+    return figures | {name: figure["mean"] for name, figure in measures.items() if figure}
 
 
 def seeds_there(folder: Path) -> set[int]:
@@ -94,7 +125,7 @@ def by_place(results: Iterable[Result]) -> dict[tuple[tuple[str, Label], ...], l
 
 
 def to_csv(folder: Path, results: Sequence[Result], measures: Sequence[Measure]) -> bytes:
-    """One row per finished cell: its labels, its figures, and its run directory relative to ``folder``.
+    """One row per finished cell: its labels, its figures, and its run directory relative to ``folder`` if it is there.
 
     ``measures``: those of the experiment; of them the ones that are in no summary have columns too.
     """
@@ -104,7 +135,8 @@ def to_csv(folder: Path, results: Sequence[Result], measures: Sequence[Measure])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*labels, *SUMMARY_COLUMNS, *(measure.column for measure in added), "run_dir"])
     for result in results:
-        figures = [result.summary.get(column) for column in SUMMARY_COLUMNS]
-        figures += [measure.value(result.directory) for measure in added]
-        writer.writerow([*result.cell.labels.values(), *figures, result.directory.relative_to(folder)])
+        figures = [result.figures.get(column) for column in SUMMARY_COLUMNS]
+        figures += [measure.value(result.figures) for measure in added]
+        place = result.directory.relative_to(folder) if result.directory else ""
+        writer.writerow([*result.cell.labels.values(), *figures, place])
     return text.getvalue().encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from safetensors.torch import load_file
 
@@ -29,13 +30,14 @@ def draw(experiment: Experiment, kind: Picture, results: Sequence[Result], title
     kind : Picture
         "reconstructions" or "feature maps".
     results : Sequence[Result]
-        The finished cells; not empty.
+        The finished cells that have run directories; not empty.
     title : str
         Stands above.
     """
     seed = min(int(result.cell.labels["seed"]) for result in results)
-    found = [result for result in results if result.cell.labels["seed"] == seed]
-    rows = _reconstructions(experiment, found) if kind == "reconstructions" else _feature_maps(experiment, found)
+    found = [(result, result.directory) for result in results if result.cell.labels["seed"] == seed]
+    there = [(result, directory) for result, directory in found if directory]
+    rows = _reconstructions(experiment, there) if kind == "reconstructions" else _feature_maps(experiment, there)
     return draw_rows(rows, f"{title}; {kind} of seed {seed}")
 
 
@@ -44,22 +46,22 @@ def _named(experiment: Experiment, result: Result) -> str:
     return f"{experiment.rows} {text(label)}" if isinstance(label, float) else text(label)
 
 
-def _reconstructions(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
+def _reconstructions(experiment: Experiment, results: Sequence[tuple[Result, Path]]) -> list[Row]:
     """The attacked images, and below them what was made of them with each row's setting and its cross-entropy."""
-    examples = [load_file(result.directory / FOLDER / EXAMPLES) for result in results]
+    examples = [load_file(directory / FOLDER / EXAMPLES) for _, directory in results]
     rows = [Row("original", [as_image(pixels) for pixels in examples[0]["original"]])]
-    for result, example in zip(results, examples, strict=True):
-        value = CROSS_ENTROPY.value(result.directory)
+    for (result, _), example in zip(results, examples, strict=True):
+        value = CROSS_ENTROPY.value(result.figures)
         name = f"{_named(experiment, result)}\n{value:.{CROSS_ENTROPY.decimals}f}"
         rows.append(Row(name, list(example["reconstructed"])))
     return rows
 
 
-def _feature_maps(experiment: Experiment, results: Sequence[Result]) -> list[Row]:
+def _feature_maps(experiment: Experiment, results: Sequence[tuple[Result, Path]]) -> list[Row]:
     """A test image, and the first feature maps that the first client's segment makes of it."""
     rows = []
-    for result in results:
-        model = trained.load(result.directory)
+    for result, directory in results:
+        model = trained.load(directory)
         image = datasets.subset(assembly.splits(model.config).test, 1, model.config.seed).images
         maps = feature_maps(smashed(model, model.clients[0], image, "shown")[0], _MAPS)
         rows.append(Row(_named(experiment, result), [as_image(image[0]), *maps]))

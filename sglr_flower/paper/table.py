@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from rich import box
 from rich.table import Table
 
-import sglr_flower
 from sglr_flower.paper import published
 from sglr_flower.paper.cells import Cell, Label, text
-from sglr_flower.paper.experiments import Experiment, Picture
+from sglr_flower.paper.experiments import OF_RUNS, Experiment, Picture
+from sglr_flower.paper.layout import Grid
 from sglr_flower.paper.measures import Measure
 from sglr_flower.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.paper.scales import SCALES, Scale
@@ -49,14 +49,6 @@ class Entry:
     beside: tuple[Estimate | None, ...] = ()
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as text; lines of a field are separated by a line break."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-
 def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Result]) -> list[Entry]:
     """The places of ``cells`` in the table, with what is finished of them."""
     there = by_place(results)
@@ -74,7 +66,7 @@ def entries(experiment: Experiment, cells: Sequence[Cell], results: Sequence[Res
 
 
 def _estimated(measure: Measure, results: Sequence[Result]) -> Estimate | None:
-    values = [measure.value(result.directory) for result in results]
+    values = [measure.value(result.figures) for result in results]
     return None if any(map(math.isnan, values)) or not values else estimate(values)
 
 
@@ -89,7 +81,7 @@ def _over(experiment: Experiment, place: Mapping[str, Label], results: Sequence[
 
 def _by_seed(experiment: Experiment, place: Mapping[str, Label], results: Sequence[Result]) -> dict[Label, float]:
     found = by_place(results).get(tuple(place.items()), [])
-    return {result.cell.labels["seed"]: experiment.measure.value(result.directory) for result in found}
+    return {result.cell.labels["seed"]: experiment.measure.value(result.figures) for result in found}
 
 
 def column_of(experiment: Experiment, labels: Mapping[str, Label]) -> str:
@@ -153,8 +145,9 @@ def _beside(experiment: Experiment, entry: Entry) -> list[str]:
 def _compact(experiment: Experiment, entry: Entry | None) -> str:
     if entry is None:
         return _MISSING
-    ours = _ours(experiment, entry)
-    return ours if entry.paper is None else "\n".join([ours, *_published(experiment, entry)])
+    over = [f"{_signed(entry.over)} over {experiment.baseline}"] if entry.over else []
+    published = _published(experiment, entry) if entry.paper is not None else []
+    return "\n".join([_ours(experiment, entry), *published, *over])
 
 
 def _shown(figure: Estimate | None, decimals: int) -> str:
@@ -183,7 +176,9 @@ def _computation(method: str, petaflops: Mapping[str, float]) -> list[str]:
     return [f"{ours:.3g}", f"{paper.client_petaflops:.3f}", f"{ours / paper.client_petaflops:.3g}"]
 
 
-def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], done: int) -> str:
+def caption(
+    experiment: Experiment, scale: Scale, places: Sequence[Entry], cells: Sequence[Cell], results: Sequence[Result]
+) -> str:
     """What the figures are of, in sentences that follow from the same values as the runs.
 
     Parameters
@@ -194,28 +189,31 @@ def caption(experiment: Experiment, scale: Scale, places: Sequence[Entry], cells
         From `entries`.
     cells : Sequence[Cell]
         All that the table has places for, all seeds.
-    done : int
-        How many of them are finished.
+    results : Sequence[Result]
+        Those that are finished.
     """
     sentences = [_setting(cells), _reduction(experiment, scale), _thinning(experiment, scale, cells)]
-    sentences += [_accuracy(cells[0]), _seeds(places, cells), _layout(experiment, places), _note(experiment)]
-    if done < len(cells):
-        sentences.append(f"{done} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
-    sentences.append(f"sglr-flower {sglr_flower.__version__}, torch {torch.__version__}.")
+    sentences += [_accuracy(cells[0]), seeds(places, cells), _layout(experiment, places), _note(experiment)]
+    if len(results) < len(cells):
+        sentences.append(f"{len(results)} of {len(cells)} cells are finished; {_MISSING} stands for what is missing.")
+    sentences.append(_origin(results))
     return " ".join(filter(None, sentences))
 
 
 def subtitle(kind: Picture, scale: Scale, cells: Sequence[Cell]) -> str:
-    """The caption in a line, for a picture; of one that shows a single seed, without the seeds."""
-    config, seeds = cells[0].config, len({cell.labels["seed"] for cell in cells})
+    """The caption in a line, for a picture of finished cells; of one that shows a single seed, without the seeds."""
+    config, counts = cells[0].config, sorted(Counter(cell.place for cell in cells).values())
     setting = (
         f"scale {scale.name}: {config.model} on {config.dataset}, {config.samples_per_client:,} samples per client, "
         f"{config.num_server_rounds} rounds"
     )
-    if kind in ("reconstructions", "feature maps"):
+    if kind in OF_RUNS:
         return setting
+    if counts[-1] == 1:
+        return f"{setting}; one seed"
+    several = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
     spread = "" if kind == "heat map" else ", 95 % intervals"
-    return f"{setting}; {f'mean of {seeds} seeds{spread}' if seeds > 1 else 'one seed'}"
+    return f"{setting}; mean of {several} seeds{spread}"
 
 
 def _setting(cells: Sequence[Cell]) -> str:
@@ -260,17 +258,18 @@ def _accuracy(cell: Cell) -> str:
     images = f"{config.evaluate_samples:,} test images" if config.evaluate_samples else "all test images"
     if config.evaluate_every == 0:
         return f"Accuracy is the mean over clients on {images}, in the last round."
-    rounds = "" if config.evaluate_every == 1 else f" of those evaluated, every {config.evaluate_every}th and the last"
+    rounds = "" if config.evaluate_every == 1 else f" among every {config.evaluate_every} rounds and the last"
     return f"Accuracy is the mean over clients on {images}, each at its best validation round{rounds}."
 
 
-def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
-    seeds = sorted({int(cell.labels["seed"]) for cell in cells})
+def seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
+    """Over which seeds the table's means are, in a sentence."""
+    numbers = sorted({int(cell.labels["seed"]) for cell in cells})
     counts = [entry.ours.seeds for entry in places if entry.ours]
-    if len(seeds) == 1:
-        return f"One seed ({seeds[0]}), so there is no interval."
-    named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, seeds))}"
-    if counts and min(counts) < len(seeds):
+    if len(numbers) == 1:
+        return f"One seed ({numbers[0]}), so there is no interval."
+    named = f"Mean ± 95 % interval (Student's t) over the seeds {', '.join(map(str, numbers))}"
+    if counts and min(counts) < len(numbers):
         return f"{named}, of which a place has {min(counts)} to {max(counts)}; one with a single seed has no interval."
     return f"{named}."
 
@@ -278,7 +277,20 @@ def _seeds(places: Sequence[Entry], cells: Sequence[Cell]) -> str:
 def _layout(experiment: Experiment, places: Sequence[Entry]) -> str:
     if len({column_of(experiment, entry.labels) for entry in places}) == 1:
         return ""
-    return "Each field: ours, the paper's, the difference; or ours alone where the paper reports none."
+    over = f"; below that, the difference to {experiment.baseline}" if experiment.baseline else ""
+    return f"Each field: ours, the paper's, the difference; or ours alone where the paper reports none{over}."
+
+
+def _origin(results: Sequence[Result]) -> str:
+    """What made the cells, as far as their runs have recorded it."""
+    made = [result.made for result in results if result.made]
+    if not made:
+        return ""
+    named = {name: sorted({one[name] for one in made}) for name in ("version", "torch", "engine", "machine")}
+    engines = f"engine {named['engine'][0]}" if len(named["engine"]) == 1 else f"{len(named['engine'])} engines"
+    some = f" ({len(made)} of the runs; the others have not recorded it)" if len(made) < len(results) else ""
+    versions = f"sglr-flower {', '.join(named['version'])} ({engines}), torch {', '.join(named['torch'])}"
+    return f"Made by {versions} on {'; '.join(named['machine'])}{some}."
 
 
 def _note(experiment: Experiment) -> str:
@@ -288,11 +300,10 @@ def _note(experiment: Experiment) -> str:
     return sentences.strip()
 
 
-def to_markdown(title: str, sentences: str, table: Grid, command: str) -> str:
-    """The whole of ``table.md``."""
-    lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
-    body = "\n".join("| " + " | ".join(field.replace("\n", "<br>") for field in line) + " |" for line in lines)
-    return f"# {title}\n\n{sentences}\n\n{body}\n\nMade by:\n\n```\n{command}\n```\n"
+def to_markdown(title: str, sentences: str, table: Grid, command: str, more: Sequence[str] = ()) -> str:
+    """The whole of ``table.md``; ``more``: what stands between the table and the command that made it."""
+    parts = [f"# {title}", sentences, table.to_markdown(), *more, f"Made by:\n\n```\n{command}\n```"]
+    return "\n\n".join(parts) + "\n"
 
 
 def to_terminal(title: str, table: Grid) -> Table:

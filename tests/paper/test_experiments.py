@@ -54,6 +54,24 @@ def test_small_is_the_papers_setting_with_less_data_fewer_rounds_and_fewer_evalu
             assert cell.config.evaluate_every == (1 if curves else 0)
 
 
+def test_short_is_the_papers_data_for_fewer_rounds() -> None:
+    """Clients, samples and test images are the paper's; what is scored in each round is scored on fewer images."""
+    rounds = {"num-server-rounds", "evaluate-every"}
+    for name in ("table1", "table2", "table3", "methods", "fig2", "fig3"):
+        full = {cell.name: cell.config.values() for cell in EXPERIMENTS[name].cells(FULL, [0])}
+        for cell in EXPERIMENTS[name].cells(SCALES["short"], [0]):
+            changed = {key for key, value in cell.config.values().items() if value != full[cell.name][key]}
+            assert changed == (rounds | {"evaluate-samples"} if name.startswith("fig") else rounds)
+            assert cell.labels["clients"] in ((6,) if name.startswith("fig") else (10, 20))
+            assert cell.config.num_server_rounds == 15
+
+
+def test_shared_initial_segments_are_all_that_differs_from_the_methods() -> None:
+    methods = {cell.config.method: cell.config for cell in EXPERIMENTS["methods"].cells(SCALES["short"], [1])}
+    for cell in EXPERIMENTS["initial"].cells(SCALES["short"], [1]):
+        assert cell.config == methods[cell.config.method].replace(initial_segments="shared")
+
+
 @pytest.mark.parametrize(
     ("alpha", "phi", "method"), [("0", "0", "psl"), ("0.5", "0", "slr"), ("0", "0.75", "sgl"), ("1", "0.25", "sglr")]
 )

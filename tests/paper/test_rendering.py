@@ -8,35 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
+from paper.finished import finish
 
-from sglr_flower.metrics import COLUMNS
-from sglr_flower.paper.cells import Cell, select
+from sglr_flower.paper.cells import select
 from sglr_flower.paper.command import Book
 from sglr_flower.paper.experiments import EXPERIMENTS
 from sglr_flower.paper.results import SUMMARY_COLUMNS, estimate
 from sglr_flower.paper.scales import SCALES
 from sglr_flower.paper.sweep import run_dir
 from sglr_flower.paper.table import subtitle
-
-
-def finish(folder: Path, cell: Cell, percent: float, curve: tuple[float, ...] = ()) -> None:
-    """Write what a finished run of ``cell`` leaves, as far as tables and pictures read it."""
-    directory = run_dir(folder, cell)
-    directory.mkdir(parents=True)
-    summary = dict.fromkeys(SUMMARY_COLUMNS, 7) | {
-        "test_accuracy_mean": percent / 100,
-        "train_loss": None,
-        "clients": 4,
-    }
-    (directory / "summary.json").write_text(json.dumps(summary))
-    rows = [
-        dict.fromkeys(COLUMNS, "") | {"round": number, "test_accuracy_mean": value / 100}
-        for number, value in enumerate(curve, start=1)
-    ]
-    with (directory / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def book(folder: Path, name: str, scale: str, seeds: int, only: str = "") -> Book:
@@ -192,6 +172,12 @@ def test_a_picture_names_its_scale(tmp_path: Path) -> None:
     assert subtitle("curves", made.scale, made.selected) == (
         "scale full: resnet16 on fashion-mnist, 1,000 samples per client, 250 rounds; mean of 3 seeds, 95 % intervals"
     )
+
+
+def test_a_picture_says_how_many_seeds_its_places_have(tmp_path: Path) -> None:
+    made = book(tmp_path, "fig2", "smoke", 2)
+    assert subtitle("curves", made.scale, made.selected[:1]).endswith("; one seed")
+    assert subtitle("curves", made.scale, made.selected[:-1]).endswith("; mean of 1 to 2 seeds, 95 % intervals")
 
 
 def test_a_caption_names_a_schedule_only_if_all_cells_have_it(tmp_path: Path) -> None:
