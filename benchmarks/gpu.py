@@ -1,10 +1,11 @@
 """An SGLR step on one GPU, in one process: recorded, stacked, clients in a loop, and a plain PyTorch loop; ResNet16.
 
 ``sglr bench gpu`` or ``python -m benchmarks.gpu``. Without a GPU it refuses; ``--device cpu`` runs the same on a CPU.
-They take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after each, or
-of recorded ones, which do not wait for it, a round's time over its steps. Peak memory is what torch had allocated on the
-GPU at most. The images are the bundled digits at 32 x 32, 16 for each client, drawn anew for each, so that they never
-run out; a step's cost does not depend on them. With ``--minutes`` no measurement is begun that would not be done by then.
+They take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after each,
+or of recorded ones, which do not wait for it, a round's time over its steps. Peak memory is what torch had allocated
+on the GPU at most. The images are the bundled digits at 32 x 32, 16 for each client, drawn anew for each, so that they
+never run out; a step's cost does not depend on them. With ``--minutes`` no measurement is begun that would not be done
+by then.
 """
 
 from __future__ import annotations
