@@ -2,7 +2,7 @@
 
 from flwr.clientapp import ClientApp
 
-from sglr_flower import node
+from sglr_flower.flower import node
 
 app = ClientApp()
 app.query("hello")(node.hello)

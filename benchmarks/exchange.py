@@ -26,7 +26,7 @@ from benchmarks.parts import step_parts
 from benchmarks.progress import Progress
 from benchmarks.simulation import simulate
 from benchmarks.wire import NODES, wire
-from sglr_flower.rundir import read_json
+from sglr_flower.run.rundir import read_json
 
 PAYLOADS = {"16 KiB": 2**14, "256 KiB": 2**18, "2.5 MiB": 5 * 2**19, "16 MiB": 2**24}
 """Bytes of a node's frame; 256 KiB: four clients' batches of 8 of ResNet16, 2.5 MiB: forty such."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from sglr_flower import assembly
-from sglr_flower.analysis.compute import training_flops
-from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.data import datasets
+from sglr_flower.models.compute import training_flops
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig, read_toml
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 """Type of device -> side of a matrix that is large enough to show its speed."""

@@ -31,11 +31,11 @@ from benchmarks import machine, picture
 from benchmarks.floor import synchronize
 from benchmarks.plain import PlainLoop
 from benchmarks.progress import Progress
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import Share
 from sglr_flower.errors import UserError
-from sglr_flower.machine import available_gpus
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.machine import available_gpus
 from sglr_flower.seeds import generator
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan

@@ -22,7 +22,7 @@ import typer
 
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.machine import available_cpus
+from sglr_flower.run.machine import available_cpus
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.wire import NODES, TIMEOUT, fail
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.exchange.checks import TrainCheck
 from sglr_flower.exchange.stream import StreamServer, run_session
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import spread
 from sglr_flower.split.rounds import TrainSession

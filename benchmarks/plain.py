@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.floor import synchronize
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig, read_toml
 from sglr_flower.data.datasets import Share, to_input
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig, read_toml
 from sglr_flower.seeds import generator
-from sglr_flower.splitavg import draw_active
+from sglr_flower.split.splitavg import draw_active
 
 
 class PlainLoop:

@@ -26,7 +26,7 @@ from benchmarks.progress import Progress
 from benchmarks.simulation import Outcome, simulate
 from benchmarks.step import NODES, settings
 from sglr_flower.errors import UserError
-from sglr_flower.machine import steady_memory
+from sglr_flower.run.machine import steady_memory
 
 CLIENTS = 20
 REPETITIONS = 5

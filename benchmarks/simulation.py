@@ -20,7 +20,7 @@ import psutil
 import tomli_w
 
 from benchmarks.machine import ROOT
-from sglr_flower.rundir import read_json
+from sglr_flower.run.rundir import read_json
 
 MARK = "SGLR_BENCHMARK"
 """Environment variable by which a run's processes are known, whoever their parent is."""
@@ -31,8 +31,8 @@ KINDS = {
     "ray::ClientAppActor": "node",
     "flower-simulation": "server",
     "flwr-simulation": "server",
-    "sglr_flower.preflight": "check",
-    "sglr_flower.processes": "keeper",
+    "sglr_flower.federation.preflight": "check",
+    "sglr_flower.federation.processes": "keeper",
     "sglr": "command",
     "flower-superlink": "SuperLink",
     "raylet": "Ray",

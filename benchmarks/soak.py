@@ -26,7 +26,7 @@ from benchmarks import machine
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
 from benchmarks.progress import duration
-from sglr_flower.rundir import read_json
+from sglr_flower.run.rundir import read_json
 
 SECONDS_BETWEEN_SAMPLES = 2.0
 SAMPLES_BETWEEN_LINES = 15

@@ -42,8 +42,8 @@ from benchmarks.progress import Progress
 from benchmarks.revision import checked_out
 from benchmarks.simulation import environment
 from sglr_flower.errors import UserError
-from sglr_flower.machine import steady_memory
-from sglr_flower.processes import free_port, script
+from sglr_flower.federation.processes import free_port, script
+from sglr_flower.run.machine import steady_memory
 
 PEERS = Path(__file__).parent / "peers"
 NVFLARE = "2.9.0"

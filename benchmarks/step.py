@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import machine, picture
 from benchmarks.progress import Progress
 from benchmarks.simulation import environment, simulate
-from sglr_flower.machine import has_bfloat16
+from sglr_flower.run.machine import has_bfloat16
 
 CLIENTS = (2, 10, 20, 50)
 NODES = 2

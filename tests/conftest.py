@@ -32,16 +32,11 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 SLOW = (
-    *("attack", "faults", "integration", "paper", "track"),
-    *(
-        "bench/test_lease.py",
-        "bench/test_progress.py",
-        "split/test_privacy.py",
-        "test_analyze.py",
-        "test_export.py",
-        "test_methods.py",
-    ),
-    *("test_evaluation.py", "test_prediction.py", "test_own_models.py"),
+    *("bench/test_lease.py", "bench/test_progress.py", "faults", "integration", "models/test_own_models.py"),
+    *("run/track", "split/test_methods.py", "split/test_privacy.py", "studies/convergence/test_analyze.py"),
+    *("studies/leakage/test_attack.py", "studies/leakage/test_command.py", "studies/leakage/test_decoder.py"),
+    *("studies/leakage/test_inversion.py", "studies/paper", "studies/trained/test_evaluation.py"),
+    *("studies/trained/test_export.py", "studies/trained/test_prediction.py"),
 )
 """Folders and files whose tests train in processes of their own, or for long: left to `make test` by `make check`."""
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglr_flower import assembly, splitavg
-from sglr_flower.analysis.communication import Average, Sizes, epoch_bytes
-from sglr_flower.analysis.footprint import weight_bytes
-from sglr_flower.config import RunConfig
-from sglr_flower.methods import METHODS
+from sglr_flower.models.footprint import weight_bytes
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.seeds import generator
+from sglr_flower.split import splitavg
+from sglr_flower.split.methods import METHODS
 from sglr_flower.split.plan import spread
+from sglr_flower.studies.costs.communication import Average, Sizes, epoch_bytes
 
 CLIENTS, SAMPLES, BATCH, ROUNDS = 4, 24, 8, 2
 

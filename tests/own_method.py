@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower import splitlr
-from sglr_flower.methods import Method
+from sglr_flower import methods, splitlr
 
 
 def median(gradients: Mapping[int, Tensor], active: Sequence[int], over: str) -> Tensor:
@@ -19,5 +18,5 @@ def half_the_rate(eta_0: float, num_clients: int, alpha: float) -> float:
     return splitlr.server_lr(eta_0, num_clients, alpha) / 2
 
 
-robust = Method(server_lr=half_the_rate, cut_gradient=median)
+robust = methods.Method(server_lr=half_the_rate, cut_gradient=median)
 not_a_method = "psl"

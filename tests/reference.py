@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.data import partition
 from sglr_flower.data.datasets import ImageSet
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.seeds import generator
 
 State = dict[str, Tensor]

@@ -15,8 +15,8 @@ import reference as plain
 import torch
 from reference import Weights
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 
 Departures = Mapping[int, Mapping[int, int]]
 """Round -> client -> the step from which it is gone; 0: it is away for the whole round.

@@ -1,52 +1,69 @@
-"""The rooms in docs/architecture.md are those of the package, and imports go from the top of that list downwards."""
+"""The package's folders are its rooms: imports go from each to those before it, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "sglr_flower"
-APART = {"__init__", "app"}
+PACKAGE = Path(__file__).resolve().parents[1] / "sglr_flower"
+LEAVES = ("choices", "errors", "files", "imports", "seeds")
+ROOMS = ("data", "models", "split", "exchange", "run", "federation", "flower", "studies", "cli")
+APART = "app"
+"""Of a built package: Flower's app beside it, which a checkout has in its root."""
 
 
-def rooms() -> dict[str, int]:
-    """Module or folder -> the line of the list that it stands in."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = text.split("sglr_flower/\n", 1)[1].split("```", 1)[0]
-    names = [re.match(r"  (?! )((?:\w+(?:\.py|/)\s*)+)", line) for line in listed.splitlines()]
-    return {
-        re.sub(r"\.py|/", "", name): number
-        for number, found in enumerate(names)
-        for name in (found[1].split() if found else ())
-    }
+def modules() -> dict[str, Path]:
+    """Dotted name within the package -> file."""
+    files = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] != APART]
+    parts = {file: file.relative_to(PACKAGE).with_suffix("").parts for file in files}
+    return {".".join(names[:-1] if names[-1] == "__init__" else names): file for file, names in parts.items()}
 
 
-def imports(file: Path) -> Iterator[str]:
-    """The rooms that a module imports, also inside of functions."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def imports(file: Path, known: dict[str, Path], *, inside: bool) -> Iterator[str]:
+    """The modules of the package that one imports; ``inside``: those too that a function of it imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sglr_flower":
-            parts = str(node.module).split(".")
-            yield from parts[1:2] or (alias.name for alias in node.names)
+            base = ".".join(str(node.module).split(".")[1:])
+            for alias in node.names:
+                name = f"{base}.{alias.name}".strip(".")
+                yield name if name in known else base
 
 
-def room(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def height(module: str) -> int:
+    """Where a module's room stands; all leaves stand on the ground."""
+    room = module.split(".")[0]
+    return -1 if room in LEAVES else ROOMS.index(room)
 
 
-def test_every_room_is_listed_and_nothing_else() -> None:
-    there = {room(file) for file in PACKAGE.rglob("*.py")}
-    assert rooms().keys() == there - APART
+def test_there_are_rooms_and_leaves_and_nothing_else() -> None:
+    there = {entry.name.removesuffix(".py") for entry in PACKAGE.iterdir() if entry.suffix == ".py" or entry.is_dir()}
+    assert there - {"__init__", "__pycache__", APART} == {*LEAVES, *ROOMS}
 
 
-def test_imports_go_downwards() -> None:
-    place = rooms()
+def test_imports_go_one_way() -> None:
+    known = modules()
     upwards = {
-        f"{file.relative_to(PACKAGE)} imports {other}"
-        for file in PACKAGE.rglob("*.py")
-        for other in imports(file)
-        if room(file) not in APART and other in place and place[other] < place[room(file)]
+        f"{module} imports {other}"
+        for module, file in known.items()
+        if module
+        for other in imports(file, known, inside=True)
+        if other and height(other) > height(module)
     }
     assert not upwards
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    known = modules()
+    graph = {module: set(imports(file, known, inside=False)) - {module, ""} for module, file in known.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_rooms_are_described() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = [
+        line.split()[0] for line in text.split("sglr_flower/\n", 1)[1].split("```", 1)[0].splitlines() if line[2] != " "
+    ]
+    assert [name.removesuffix("/") for name in listed if name.endswith("/")] == list(ROOMS)

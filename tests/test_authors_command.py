@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower import assembly, splitavg
-from sglr_flower.config import RunConfig, keys, read_toml
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig, keys, read_toml
+from sglr_flower.split import splitavg
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from paper.finished import finish
+from studies.paper.finished import finish
 
-from sglr_flower.paper import ledger
-from sglr_flower.paper.cells import select
-from sglr_flower.paper.experiments import EXPERIMENTS
-from sglr_flower.paper.results import Estimate
-from sglr_flower.paper.results import read as finished
-from sglr_flower.paper.scales import SCALES
+from sglr_flower.studies.paper import ledger
+from sglr_flower.studies.paper.cells import select
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
+from sglr_flower.studies.paper.results import Estimate
+from sglr_flower.studies.paper.results import read as finished
+from sglr_flower.studies.paper.scales import SCALES
 from tools import claims, results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,8 +24,8 @@ FOR_DATA_AND_PICTURES = (
 
 COHORT = """
 import torch
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.data.datasets import ImageSet, Splits
 images = ImageSet(torch.zeros(40, 1, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
 assembly.splits = lambda config: Splits(images, images, images, tuple("0123456789"))
@@ -46,7 +46,8 @@ def test_the_command_imports_nothing_heavy() -> None:
 
 
 def test_a_run_config_is_read_without_torch() -> None:
-    code = "from sglr_flower.config import RunConfig; RunConfig.parse({'method': 'sfl', 'splitavg-phase': 'first:0.5'})"
+    code = "from sglr_flower.run.config import RunConfig\n"
+    code += "RunConfig.parse({'method': 'sfl', 'splitavg-phase': 'first:0.5'})"
     assert imported(code, HEAVY) == []
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
 
 
 def run(run_dir: Path, **changes: Any) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglr_flower.paper import ledger
-from sglr_flower.paper.cells import select
-from sglr_flower.paper.experiments import EXPERIMENTS
-from sglr_flower.paper.layout import Grid
-from sglr_flower.paper.ledger import Row
-from sglr_flower.paper.measures import ACCURACY
-from sglr_flower.paper.results import Estimate, estimate
-from sglr_flower.paper.scales import Scale
+from sglr_flower.studies.paper import ledger
+from sglr_flower.studies.paper.cells import select
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
+from sglr_flower.studies.paper.layout import Grid
+from sglr_flower.studies.paper.ledger import Row
+from sglr_flower.studies.paper.measures import ACCURACY
+from sglr_flower.studies.paper.results import Estimate, estimate
+from sglr_flower.studies.paper.scales import Scale
 
 RULE = (
     "Differences are of accuracies in percentage points, seed by seed, with the 95 % interval (Student's t) of their "

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglr_flower.paper import ledger, pace
-from sglr_flower.paper.cells import Cell, select
-from sglr_flower.paper.experiments import EXPERIMENTS, Experiment
-from sglr_flower.paper.picture import draw
-from sglr_flower.paper.results import Result
-from sglr_flower.paper.scales import SCALES, Scale
-from sglr_flower.paper.table import caption, entries, grid, seeds, subtitle
+from sglr_flower.studies.paper import ledger, pace
+from sglr_flower.studies.paper.cells import Cell, select
+from sglr_flower.studies.paper.experiments import EXPERIMENTS, Experiment
+from sglr_flower.studies.paper.picture import draw
+from sglr_flower.studies.paper.results import Result
+from sglr_flower.studies.paper.scales import SCALES, Scale
+from sglr_flower.studies.paper.table import caption, entries, grid, seeds, subtitle
 from tools import claims
 
 ROOT = Path(__file__).resolve().parents[1]

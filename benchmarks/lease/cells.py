@@ -1,8 +1,9 @@
 """Full-length cells of the paper's Table 2 with 20 clients and seed 0, as runs in one process each, several at once.
 
-They are those of ``sglr paper methods --scale full``, and that command's sweep runs them (`sglr_flower.paper.sweep`):
-what is finished stays, and what was cut off goes on from its last checkpoint. ``python -m benchmarks.lease.cells``
-writes ``cells.json`` with the curves, and of unfinished cells the last checkpoint into ``cell-METHOD.tar.xz``.
+They are those of ``sglr paper methods --scale full``, and that command's sweep runs them
+(`sglr_flower.studies.paper.sweep`): what is finished stays, and what was cut off goes on from its last checkpoint.
+``python -m benchmarks.lease.cells`` writes ``cells.json`` with the curves, and of unfinished cells the last checkpoint
+into ``cell-METHOD.tar.xz``.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import typer
 from benchmarks import gpu, machine
 from benchmarks.gpu import FORMS
 from benchmarks.lease import part, together
-from sglr_flower import checkpoint
 from sglr_flower.files import write_atomic
-from sglr_flower.machine import available_cpus
-from sglr_flower.paper import sweep, workers
-from sglr_flower.paper.cells import Cell
-from sglr_flower.paper.experiments import EXPERIMENTS
-from sglr_flower.paper.scales import SCALES
-from sglr_flower.paper.sweep import Failure, Running
-from sglr_flower.rundir import RunDirectory, read_json
+from sglr_flower.run import checkpoint
+from sglr_flower.run.machine import available_cpus
+from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.studies.paper import sweep, workers
+from sglr_flower.studies.paper.cells import Cell
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
+from sglr_flower.studies.paper.scales import SCALES
+from sglr_flower.studies.paper.sweep import Failure, Running
 
 METHODS = ("psl", "sglr", "slr", "sgl", "sfl")
 """In the order in which they are begun."""

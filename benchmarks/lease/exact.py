@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks import gpu, plain
 from benchmarks.plain import PlainLoop
-from sglr_flower import assembly, checkpoint, inprocess
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly, checkpoint, inprocess
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split.optimizers import segment_weights
 
 Tensors = dict[str, Tensor]

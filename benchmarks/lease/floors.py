@@ -14,8 +14,8 @@ from benchmarks.floor import synchronize
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import part
 from benchmarks.plain import PlainLoop
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 
 LAUNCHES = (
     *("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"),

@@ -17,7 +17,7 @@ import typer
 from benchmarks import gpu, machine
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import exact, part
-from sglr_flower.config import RunConfig
+from sglr_flower.run.config import RunConfig
 
 TOLERANCE = 1e-9
 """Of weights in float64."""

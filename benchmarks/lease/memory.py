@@ -13,8 +13,8 @@ import typer
 from benchmarks import gpu
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import part
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 
 PROBES = (50, 150)
 """Numbers of clients whose peaks tell what one more takes."""

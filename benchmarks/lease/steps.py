@@ -13,7 +13,7 @@ import typer
 from benchmarks import floor, gpu, machine
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import floors, part
-from sglr_flower.config import RunConfig
+from sglr_flower.run.config import RunConfig
 
 PROFILED = (20, 100)
 FLOORS_SHARE = 0.35

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks import gpu
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
-from sglr_flower.machine import available_cpus
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.machine import available_cpus
 
 
 def rates(

@@ -19,7 +19,7 @@ from benchmarks import gpu, machine
 from benchmarks.gpu import FORMS, PLAIN
 from benchmarks.lease import exact, memory, part
 from benchmarks.lease.products import ByProducts
-from sglr_flower.config import RunConfig
+from sglr_flower.run.config import RunConfig
 
 CLIENTS = (20, 100)
 FEW: dict[str, Any] = {"num-clients": 3, "samples-per-client": 8}

@@ -28,7 +28,7 @@ def setting(incomplete: str) -> list[str]:
     incomplete : str
         The beginning of ``key=value``.
     """
-    from sglr_flower.config import keys
+    from sglr_flower.run.config import keys
 
     key, equals, _ = incomplete.partition("=")
     found = [key] if equals else [name for name in keys() if name.startswith(incomplete)]
@@ -38,8 +38,8 @@ def setting(incomplete: str) -> list[str]:
 
 def values(key: str) -> Sequence[str]:
     """The values of a run-config key that has only a few, and the names of ours where one's own are possible too."""
-    from sglr_flower.config import RunConfig
-    from sglr_flower.methods import METHODS
+    from sglr_flower.run.config import RunConfig
+    from sglr_flower.split.methods import METHODS
 
     named: dict[str, Sequence[str]] = {"method": tuple(METHODS), "model": MODELS, "dataset": DATASETS}
     field = RunConfig.model_fields.get(key.replace("-", "_"))

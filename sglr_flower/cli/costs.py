@@ -22,7 +22,7 @@ def estimate(
     ] = 10.0,
 ) -> None:
     """Estimate what an epoch of a run costs each client: every method, and every cut; nothing is trained."""
-    from sglr_flower import estimate as room
+    from sglr_flower.studies.costs import estimate as room
 
     room.command(config, settings, up=up, down=down, gflops=gflops)
 
@@ -40,6 +40,6 @@ def bench(
     ] = None,
 ) -> None:
     """Measure performance, side by side with what it is compared with; nothing else should run meanwhile."""
-    from sglr_flower import bench as room
+    from sglr_flower.cli import bench as room
 
     room.command(name, quick=quick, out=out)

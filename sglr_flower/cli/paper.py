@@ -45,6 +45,6 @@ def paper(
     ] = None,
 ) -> None:
     """Make a table or figure of the paper; the same command goes on where it was stopped or killed."""
-    from sglr_flower.paper import command
+    from sglr_flower.studies.paper import command
 
     command.command(experiment, scale, seeds, only, out, jobs, in_process, ledger)

@@ -46,7 +46,7 @@ def run(
     in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower, in this process.")] = False,
 ) -> None:
     """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
-    from sglr_flower import commands
+    from sglr_flower.cli import commands
 
     commands.run(
         config,
@@ -64,7 +64,7 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a run that was stopped or killed.")],
 ) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
-    from sglr_flower import commands
+    from sglr_flower.cli import commands
 
     commands.resume(run_dir)
 
@@ -74,7 +74,7 @@ def keys() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sglr_flower.config import documentation
+    from sglr_flower.run.config import documentation
 
     table = Table("key", "default", "allowed", "meaning")
     for row in documentation():

@@ -19,7 +19,7 @@ def report(
     ),
 ) -> None:
     """Compare runs: curves and tables as one HTML page, and the tables as Markdown here."""
-    from sglr_flower import report as room
+    from sglr_flower.studies import report as room
 
     room.command(run_dirs, out)
 
@@ -56,7 +56,7 @@ def attack(
     data_dir: DataDir = None,
 ) -> None:
     """Reconstruct a client's images from its smashed data, as a curious server could."""
-    from sglr_flower.attack import command
+    from sglr_flower.studies.leakage import command
 
     command.command(
         run_dir,
@@ -85,6 +85,6 @@ def analyze(
     ] = None,
 ) -> None:
     """Measure what convergence depends on, at each checkpoint: gradients, their bias, spread, smoothness."""
-    from sglr_flower import analyze as room
+    from sglr_flower.studies.convergence import analyze as room
 
     room.command(run_dirs, batches=batches, phi=phi, data_dir=data_dir, out=out)

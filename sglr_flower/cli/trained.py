@@ -35,7 +35,7 @@ def evaluate(
     data_dir: DataDir = None,
 ) -> None:
     """Score a run's networks: accuracy per client and per class, and who is taken for whom."""
-    from sglr_flower import evaluation
+    from sglr_flower.studies.trained import evaluation
 
     evaluation.command(
         run_dir, dataset=dataset, images=images, client=client, samples=samples, split=split, data_dir=data_dir
@@ -53,7 +53,7 @@ def export(
     data_dir: FolderDataDir = None,
 ) -> None:
     """Write a client's whole network as files that load without this package."""
-    from sglr_flower import export as room
+    from sglr_flower.studies.trained import export as room
 
     room.command(run_dir, client=client, out=out, data_dir=data_dir)
 
@@ -68,6 +68,6 @@ def predict(
     data_dir: FolderDataDir = None,
 ) -> None:
     """Tell what a run's networks take images for."""
-    from sglr_flower import prediction
+    from sglr_flower.studies.trained import prediction
 
     prediction.command(run_dir, images, client=client, top=top, data_dir=data_dir)

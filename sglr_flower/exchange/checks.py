@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sglr_flower.codecs import OFF, Codec, Form
 from sglr_flower.exchange.frames import FrameError, few
 from sglr_flower.split import coding
+from sglr_flower.split.codecs import OFF, Codec, Form
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES

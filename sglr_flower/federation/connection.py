@@ -12,8 +12,8 @@ from typing import Any
 
 import tomli_w
 
-from sglr_flower import flower
 from sglr_flower.errors import UserError
+from sglr_flower.federation import internals as flower
 from sglr_flower.federation.folder import split_address
 
 

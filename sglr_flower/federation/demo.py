@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sglr_flower.errors import UserError
-from sglr_flower.processes import free_port
+from sglr_flower.federation.processes import free_port
 
 UP_SECONDS = 120.0  # of SuperLink and SuperNodes on a busy machine
 END_SECONDS = 30.0

@@ -21,11 +21,11 @@ from pathlib import Path
 import tomli_w
 from filelock import FileLock, Timeout
 
-from sglr_flower import flower
 from sglr_flower.errors import UserError
+from sglr_flower.federation import internals as flower
 from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.folder import VARIABLE, Federation, split_address
-from sglr_flower.processes import complaint, environment, keeper, rotate, script
+from sglr_flower.federation.processes import complaint, environment, keeper, rotate, script
 
 START_SECONDS = 180.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
 _LOOK_SECONDS = 2.0

@@ -19,7 +19,7 @@ from typing import Any
 
 import uvicorn
 
-from sglr_flower import flower
+from sglr_flower.federation import internals as flower
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -7,7 +7,7 @@ follows instead of three.
 
 The paper only says that the client segment is one convolution and one max-pool, and that a client computes
 0.031 / 0.588 PFLOPs = 0.053 of the whole. Of the forms in common use, training on one sample as counted by
-`sglr_flower.analysis.compute` (client to whole), and float32 sizes:
+`sglr_flower.models.compute` (client to whole), and float32 sizes:
 
 ======================================================  ======  ========  ======
 form                                                    ratio   cut       whole

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sglr_flower import codecs
-from sglr_flower.codecs import Codec, Coded, Form
 from sglr_flower.seeds import generator
+from sglr_flower.split import codecs
+from sglr_flower.split.codecs import Codec, Coded, Form
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, Share, to_input
-from sglr_flower.models import laid_out
+from sglr_flower.models import laid_out, upstream
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, coding, optimizers, upstream
+from sglr_flower.split import averaging, coding, optimizers, splitavg
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from sglr_flower.codecs import Form
+from sglr_flower.split.codecs import Form
 from sglr_flower.split.sent import Sent
 
 

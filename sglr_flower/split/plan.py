@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sglr_flower import splitavg, splitlr
-from sglr_flower.codecs import OFF, Codec
 from sglr_flower.seeds import generator
+from sglr_flower.split import splitavg, splitlr
+from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.defences import Defence
 from sglr_flower.split.privacy import GaussianDp
 
@@ -57,7 +57,7 @@ class RoundPlan:
     loss : str
         ``cross-entropy`` or ``binary-cross-entropy``.
     server_update : str
-        ``joint``, ``in-turn``, ``copies`` or ``none`` (see `sglr_flower.methods.Method`).
+        ``joint``, ``in-turn``, ``copies`` or ``none`` (see `sglr_flower.split.methods.Method`).
     sequential : bool
         The clients train one after the other (see `turns`).
     shares_segment : bool

@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from sglr_flower.codecs import OFF, Codec
 from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.models import laid_out
 from sglr_flower.split import coding
+from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, defended
 from sglr_flower.split.messages import Download, Upload

@@ -11,7 +11,7 @@ class Sent:
     """Bytes that went between nodes and server; adds up.
 
     Table 6 of arXiv 2112.05929 counts ``smashed``, ``unicast``, ``broadcast`` and the segments
-    (`sglr_flower.analysis.communication` has its formulas); labels and framing come on top.
+    (`sglr_flower.studies.costs.communication` has its formulas); labels and framing come on top.
 
     Attributes
     ----------

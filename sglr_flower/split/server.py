@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglr_flower import splitavg
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import averaging, coding, optimizers, privacy
+from sglr_flower.split import averaging, coding, optimizers, privacy, splitavg
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from sglr_flower.models import MixedPrecision
-from sglr_flower.split import optimizers, upstream
+from sglr_flower.models import MixedPrecision, upstream
+from sglr_flower.split import optimizers
 from sglr_flower.split.optimizers import Optimizer, Slots
 
 _DIFFERENT = 0.01

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sglr_flower import splitavg
 from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.seeds import generator, seed_torch
+from sglr_flower.split import splitavg
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.recording import Recorder, Replay

@@ -11,9 +11,10 @@ from integration.runs import largest_difference
 
 from benchmarks import gpu
 from benchmarks.plain import PlainLoop, weights
-from sglr_flower import assembly, bench
-from sglr_flower.config import RunConfig
+from sglr_flower.cli import bench
 from sglr_flower.errors import UserError
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 
 
 def test_it_measures_all_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

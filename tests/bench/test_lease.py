@@ -26,8 +26,8 @@ from packaging.utils import canonicalize_name
 from benchmarks import gpu
 from benchmarks.lease import cells, memory, part
 from benchmarks.lease.packages import CARRIED, there
-from sglr_flower.config import RunConfig
 from sglr_flower.data import datasets
+from sglr_flower.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = [form for form in gpu.FORMS if form != gpu.PLAIN]

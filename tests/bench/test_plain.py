@@ -7,8 +7,8 @@ from pathlib import Path
 from integration.runs import final_weights, largest_difference
 
 from benchmarks.plain import PlainLoop, weights
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
 
 
 def test_the_plain_loop_has_the_weights_of_a_run(tmp_path: Path) -> None:

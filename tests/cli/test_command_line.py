@@ -19,9 +19,9 @@ import sglr_flower
 from sglr_flower import choices, models
 from sglr_flower.cli.app import app
 from sglr_flower.data import datasets
-from sglr_flower.paper.communication import CALCULATIONS
-from sglr_flower.paper.experiments import EXPERIMENTS
-from sglr_flower.paper.scales import SCALES
+from sglr_flower.studies.paper.communication import CALCULATIONS
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
+from sglr_flower.studies.paper.scales import SCALES
 
 NOT_NOW = (*HEAVY, "PIL", "cryptography")
 

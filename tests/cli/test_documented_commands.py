@@ -15,8 +15,8 @@ from flwr.cli.app import app as flwr_app
 
 from benchmarks import machine
 from sglr_flower.cli.app import app
-from sglr_flower.config import RunConfig, parse_assignment, read_toml
 from sglr_flower.errors import UserError
+from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

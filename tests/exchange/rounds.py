@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sglr_flower.codecs import OFF, Codec
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
 from sglr_flower.split import coding
+from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan

@@ -19,13 +19,13 @@ from rounds import (
     uploads,
 )
 
-from sglr_flower.codecs import parse
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange import frames
 from sglr_flower.exchange.checks import check_answer, frame_bytes
 from sglr_flower.exchange.frames import FrameError
 from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split import coding
+from sglr_flower.split.codecs import parse
 from sglr_flower.split.messages import Upload
 
 CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2")

@@ -17,7 +17,6 @@ import torch
 from fuzzing import LIMIT, Tally, fuzz, mutated, same_but_values, usable, usable_coded
 from rounds import PLAN, answer_to, train_check, train_session, uploads
 
-from sglr_flower.codecs import parse
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.frames import (
@@ -30,6 +29,7 @@ from sglr_flower.exchange.frames import (
     parse_upload,
 )
 from sglr_flower.split import coding
+from sglr_flower.split.codecs import parse
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 

@@ -37,8 +37,6 @@ from faults.stream_nodes import (
 )
 from torch import Tensor
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.errors import TooFewClients
 from sglr_flower.exchange.checks import TrainCheck
 from sglr_flower.exchange.endpoint import Endpoint
@@ -46,7 +44,9 @@ from sglr_flower.exchange.frames import FrameError
 from sglr_flower.exchange.link import StreamLink
 from sglr_flower.exchange.stream import StreamServer, run_session
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.nodestate import NodeStates
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.nodestate import NodeStates
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.rounds import train_round
 
@@ -58,9 +58,9 @@ PRELOAD = [
     "grpc",
     "sklearn.datasets",
     "torch._dynamo",  # what the first optimizer of a process imports
-    "sglr_flower.assembly",
+    "sglr_flower.run.assembly",
     "sglr_flower.exchange.stream",
-    "sglr_flower.nodestate",
+    "sglr_flower.run.nodestate",
 ]
 """What a node imports, imported once for all: then its process is there in milliseconds, with a gRPC never used."""
 

@@ -21,14 +21,14 @@ from typing import Any
 import grpc
 from faults.faulty import AFTER
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import frame_bytes
 from sglr_flower.exchange.frames import decode_download, encode_upload
 from sglr_flower.exchange.stream import run_session
 from sglr_flower.exchange.wire import SECRET_KEY, ExchangeError
-from sglr_flower.nodestate import NodeStates
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.nodestate import NodeStates
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import spread
 from sglr_flower.split.rounds import TrainSession

@@ -22,7 +22,7 @@ from faults.harness import Federation, Run, release, struck, wait
 from faults.table import Line
 from faults.verdict import departures, weights_differ
 
-from sglr_flower.rundir import RunDirectory
+from sglr_flower.run.rundir import RunDirectory
 
 pytestmark = pytest.mark.flower
 

@@ -11,8 +11,8 @@ from integration.runs import largest_difference
 from reference_dropouts import Departures, plain_rounds
 from torch import Tensor
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split import averaging, optimizers
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload

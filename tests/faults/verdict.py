@@ -14,9 +14,9 @@ from reference import Weights
 from reference_dropouts import plain_rounds
 from safetensors.torch import load_file
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
-from sglr_flower.nodetable import REMAINED
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.nodetable import REMAINED
 from sglr_flower.split.optimizers import segment_weights
 from sglr_flower.split.plan import spread
 

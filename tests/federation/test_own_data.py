@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.data import partition
 from sglr_flower.errors import UserError
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 
 LABELS = torch.tensor([0] * 10 + [1] * 5 + [2] * 7)
 

@@ -3,7 +3,7 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sglr_flower import node
+from sglr_flower.flower import node
 from sglr_flower.split.cohort import Cohort
 
 app = ClientApp()

@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sglr_flower import node
-from sglr_flower.config import RunConfig
+from sglr_flower.flower import node
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split.cohort import Cohort
 
 app = ClientApp()

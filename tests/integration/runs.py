@@ -7,8 +7,8 @@ from pathlib import Path
 from reference import Weights
 from safetensors.torch import load_file
 
-from sglr_flower import assembly
-from sglr_flower.rundir import RunDirectory
+from sglr_flower.run import assembly
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.split.optimizers import segment_weights
 
 

@@ -18,9 +18,9 @@ import tomli_w
 from filelock import FileLock
 from integration.runs import final_weights, largest_difference
 
-from sglr_flower import rundir
 from sglr_flower.cli import main
-from sglr_flower.rundir import read_json
+from sglr_flower.run import rundir
+from sglr_flower.run.rundir import read_json
 
 QUICK = {
     "num-clients": 4,
@@ -113,7 +113,7 @@ def test_ones_own_model_and_method_train_through_flower(tmp_path: Path) -> None:
         "from collections import OrderedDict\n"
         "from torch import nn\n"
         "from sglr_flower import splitavg\n"
-        "from sglr_flower.methods import Method\n"
+        "from sglr_flower.split.methods import Method\n"
         "def tiny(num_classes, image_size):\n"
         "    return nn.Sequential(OrderedDict(low=nn.Conv2d(3, 2, 3, 2), top=nn.Sequential(nn.Flatten(), "
         "nn.LazyLinear(num_classes))))\n"

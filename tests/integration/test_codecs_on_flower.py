@@ -11,11 +11,11 @@ import pytest
 from integration.runs import distance, final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower import assembly, inprocess
-from sglr_flower.codecs import Form
-from sglr_flower.config import RunConfig
-from sglr_flower.rundir import RunDirectory
-from sglr_flower.strategy import serve
+from sglr_flower.flower.strategy import serve
+from sglr_flower.run import assembly, inprocess
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.split.codecs import Form
 
 pytestmark = pytest.mark.flower
 

@@ -17,8 +17,8 @@ import pytest
 import tomli_w
 from integration.runs import final_weights, largest_difference
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
 
 pytestmark = pytest.mark.flower
 

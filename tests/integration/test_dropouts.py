@@ -15,11 +15,11 @@ from integration.runs import final_weights, largest_difference
 from integration.simulation import simulate
 from reference_dropouts import plain_rounds
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
 from sglr_flower.errors import TooFewClients
-from sglr_flower.rundir import RunDirectory
-from sglr_flower.strategy import serve
+from sglr_flower.flower.strategy import serve
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.rundir import RunDirectory
 
 pytestmark = pytest.mark.flower
 

@@ -35,11 +35,11 @@ from integration.runs import largest_difference
 from reference import Weights
 from safetensors.torch import load_file
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
 from sglr_flower.federation import pki
-from sglr_flower.processes import free_port
-from sglr_flower.rundir import RunDirectory, read_json
+from sglr_flower.federation.processes import free_port
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.rundir import RunDirectory, read_json
 
 NODES = 3
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""Every method over real Flower gives the weights of the in-process driver, which `tests/test_methods.py` checks.
+"""Every method over real Flower gives the weights of the in-process driver, which `tests/split/test_methods.py` checks.
 
 The keel test covers the parallel methods; here are those that move weights, train in turns or have no server segment.
 """
@@ -12,9 +12,9 @@ import pytest
 from integration.runs import final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
-from sglr_flower.strategy import serve
+from sglr_flower.flower.strategy import serve
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
 
 pytestmark = pytest.mark.flower
 

@@ -12,11 +12,11 @@ import pytest
 from integration.runs import final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower import inprocess
-from sglr_flower.accounting import LEDGER, epsilon
-from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
-from sglr_flower.strategy import serve
+from sglr_flower.flower.strategy import serve
+from sglr_flower.run import inprocess
+from sglr_flower.run.accounting import LEDGER, epsilon
+from sglr_flower.run.config import RunConfig
 
 ALL = {
     "num-clients": 4,

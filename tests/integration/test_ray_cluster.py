@@ -17,9 +17,12 @@ from integration.runs import final_weights, largest_difference
 from integration.simulation import in_time
 from ray.cluster_utils import Cluster
 
-from sglr_flower import assembly, commands, inprocess, launch, machine, node
-from sglr_flower.config import RunConfig
+from sglr_flower.cli import commands
 from sglr_flower.errors import UserError
+from sglr_flower.federation import launch
+from sglr_flower.flower import node
+from sglr_flower.run import assembly, inprocess, machine
+from sglr_flower.run.config import RunConfig
 
 SETTINGS = {
     "num-clients": 6,

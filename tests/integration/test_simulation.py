@@ -14,13 +14,13 @@ from integration import failing_client_app
 from integration.runs import distance, final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.stream import ExchangeError
-from sglr_flower.metrics import RoundMetrics
-from sglr_flower.rundir import RunDirectory
-from sglr_flower.strategy import serve
+from sglr_flower.flower.strategy import serve
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.metrics import RoundMetrics
+from sglr_flower.run.rundir import RunDirectory
 
 pytestmark = pytest.mark.flower
 

@@ -34,7 +34,7 @@ MINE = """
 from collections import OrderedDict
 from torch import nn
 from sglr_flower import splitavg
-from sglr_flower.methods import Method
+from sglr_flower.split.methods import Method
 
 def tiny(num_classes, image_size):
     top = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sglr_flower import codecs
-from sglr_flower.codecs import Form, parse
 from sglr_flower.data.datasets import ImageSet, to_input
-from sglr_flower.split import coding
+from sglr_flower.split import codecs, coding
+from sglr_flower.split.codecs import Form, parse
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan

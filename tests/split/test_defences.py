@@ -17,16 +17,17 @@ from torch import Tensor, nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sglr_flower import assembly, inprocess, trained
-from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.errors import UserError
+from sglr_flower.run import assembly, inprocess
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, clipped, defended, distance_correlation
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
+from sglr_flower.studies.trained import network as trained
 
 ALL = Defence(nopeek_weight=0.5, clip=2.0, noise=0.1, noise_seed=4)
 PLAN = RoundPlan(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from sglr_flower import assembly
-from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
+from sglr_flower.run import assembly
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.messages import Download, Upload
@@ -26,7 +26,7 @@ from sglr_flower.split.rounds import (
     train_round,
 )
 from sglr_flower.split.server import ServerSegment, distribute
-from sglr_flower.splitavg import num_active
+from sglr_flower.split.splitavg import num_active
 
 PLAN = RoundPlan(
     seed=0,

@@ -19,9 +19,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sglr_flower import assembly, inprocess, splitavg
-from sglr_flower.config import RunConfig
 from sglr_flower.errors import UserError
+from sglr_flower.run import assembly, inprocess
+from sglr_flower.run.config import RunConfig
+from sglr_flower.split import splitavg
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.privacy import GaussianDp, average_sensitivity, refusal, within

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from sglr_flower.split import optimizers, upstream
+from sglr_flower.models import upstream
+from sglr_flower.split import optimizers
 from sglr_flower.split.recording import Recorder
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from dataclasses import astuple
 import torch
 
 from sglr_flower.exchange.link import Traffic
-from sglr_flower.metrics import byte_columns
+from sglr_flower.run.metrics import byte_columns
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.sent import Sent, total
 

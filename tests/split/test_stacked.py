@@ -15,9 +15,9 @@ from reference import plain_loop
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sglr_flower import assembly, inprocess
-from sglr_flower.config import RunConfig
 from sglr_flower.data.datasets import ImageSet
+from sglr_flower.run import assembly, inprocess
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split import optimizers, rounds, stacked
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan

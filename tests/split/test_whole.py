@@ -14,8 +14,8 @@ from integration.runs import final_weights, largest_difference
 from reference import plain_loop
 from torch import nn
 
-from sglr_flower import inprocess
-from sglr_flower.config import RunConfig
+from sglr_flower.run import inprocess
+from sglr_flower.run.config import RunConfig
 from sglr_flower.split import recording, whole
 
 RUN: dict[str, Any] = {

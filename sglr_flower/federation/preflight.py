@@ -1,0 +1,166 @@
+"""Finds a run's mistakes before it starts, in a process of its own that ends with the answer.
+
+The check makes the model and reads the data, for which it needs torch: half a gigabyte that `sglr run` would hold for
+as long as it shows the run's progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from sglr_flower.errors import UserError
+from sglr_flower.federation.processes import END_SECONDS
+from sglr_flower.federation.warm import FORKS, Interpreter
+from sglr_flower.run.config import RunConfig
+
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from sglr_flower.federation.preflight import answer
+answer()
+"""
+_FORKED = "sglr_flower.federation.preflight:answer"
+
+
+class Findings(BaseModel):
+    """What is known of a run once it is checked.
+
+    Attributes
+    ----------
+    gpus : int
+        GPUs that torch can compute on here.
+    classes : tuple[str, ...]
+        The names of the classes; empty with partition "own".
+    counts : tuple[tuple[int, ...], ...]
+        For each client its number of samples of each class; empty with partition "own".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    gpus: int
+    classes: tuple[str, ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()
+
+
+class _Question(BaseModel):
+    config: dict[str, str | int | float | bool]
+    own_data: bool
+    path: list[str]
+
+
+class _Answer(BaseModel):
+    mistake: str = ""
+    findings: Findings | None = None
+
+
+def look(config: RunConfig, *, own_data: bool) -> Findings:
+    """Check a run in this process.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    own_data : bool
+        Whether its nodes may have data of their own, as those of a federation.
+
+    Raises
+    ------
+    UserError
+        As `assembly.check`.
+    """
+    from sglr_flower.run import assembly
+    from sglr_flower.run.machine import available_gpus
+
+    assembly.check(config, own_data=own_data)
+    if config.partition == "own":
+        return Findings(gpus=available_gpus())
+    classes, counts = assembly.class_counts(config)
+    return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)))
+
+
+def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = None) -> Findings:
+    """As `look`, without torch in this process; where it is loaded already, as by one's own method, here after all.
+
+    Parameters
+    ----------
+    config, own_data
+        As of `look`.
+    warm : Interpreter or None
+        The warm interpreter to fork the other process from, if there is one.
+    """
+    if "torch" in sys.modules:
+        return look(config, own_data=own_data)
+    question = _Question(config=config.values(), own_data=own_data, path=_import_path()).model_dump_json().encode()
+    code, said = _asked(question) if warm is None or not FORKS else _asked_of_fork(warm, question)
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise UserError(f"the run could not be checked: the process that makes its model was ended by {name}")
+    if code > 0:
+        sys.exit(code)  # a mistake of ours, whose traceback has been shown
+    if not said:  # a module of the user's own has ended it
+        raise UserError("the run could not be checked: the process that makes its model ended without an answer")
+    reply = _Answer.model_validate_json(said)
+    if reply.findings is None:
+        raise UserError(reply.mistake)
+    return reply.findings
+
+
+def _asked(question: bytes) -> tuple[int, bytes]:
+    """The exit code and the answer of a process that is started for the question."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _CHILD, json.dumps(_import_path())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,  # Ctrl-C in a terminal reaches this process alone, which ends the other without a traceback
+    ) as child:
+        try:
+            said, _ = child.communicate(question)
+        finally:
+            child.terminate()  # of no effect where it has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(END_SECONDS)
+            child.kill()
+    return child.returncode, said
+
+
+def _asked_of_fork(warm: Interpreter, question: bytes) -> tuple[int, bytes]:
+    """As `_asked`, of a process that is forked for the question."""
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+        asked.write(question)
+        asked.seek(0)
+        with contextlib.closing(warm.start([_FORKED], asked.fileno(), said.fileno(), 2)) as child:
+            code = child.wait()
+        said.seek(0)
+        return code, said.read()
+
+
+def answer() -> None:
+    """Be the other process of `look_apart`: a question on stdin, the answer on stdout."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a download takes its scratch folder away
+    # Modules of the user's own may print when they are imported.
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        question = _Question.model_validate_json(sys.stdin.buffer.read())
+        try:
+            sys.path[:] = question.path
+            findings = look(RunConfig.parse(question.config), own_data=question.own_data)
+            reply = _Answer(findings=findings)
+        except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
+            reply = _Answer(mistake=str(error))
+        out.write(reply.model_dump_json().encode())
+    sys.stdout.flush()
+    os._exit(0)  # torch would take half a second to end in good order
+
+
+def _import_path() -> list[str]:
+    """Where this process finds modules, this package's own folder included."""
+    return [*sys.path, str(Path(__file__).resolve().parents[2])]

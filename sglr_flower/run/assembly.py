@@ -1,0 +1,283 @@
+"""From a run-config to the objects of the engine: the one place where settings become models, data and cohorts."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sglr_flower.data import datasets, partition
+from sglr_flower.data.augment import augment
+from sglr_flower.data.datasets import ImageSet, Share, Splits
+from sglr_flower.errors import UserError
+from sglr_flower.models import SplitModel
+from sglr_flower.models.uncut import UncutModel
+from sglr_flower.run import accounting, track
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.machine import available_gpus
+from sglr_flower.split import codecs, methods, splitavg, splitlr
+from sglr_flower.split.codecs import Codec
+from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.defences import Defence
+from sglr_flower.split.plan import RoundPlan, draw_participants
+from sglr_flower.split.privacy import GaussianDp, refusal
+from sglr_flower.split.server import SERVERS, PrivateServer, ServerSegment
+
+
+def plan(config: RunConfig, server_round: int) -> RoundPlan:
+    """The method's round ``server_round`` (from 1) as a value: who takes part, at which rates, what is averaged."""
+    method = methods.get(config.method)
+    acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
+    up, down = wire_codecs(config)
+    return RoundPlan(
+        seed=config.seed,
+        server_round=server_round,
+        clients=draw_participants(config.seed, server_round, len(clients(config)), config.fraction_train),
+        local_epochs=config.local_epochs,
+        batch_size=config.batch_size,
+        reshuffle=config.sample_order == "every-epoch",
+        client_lr=config.client_lr,
+        alpha=config.splitlr_alpha if method.server_lr else 0.0,
+        phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
+        average_over=config.splitavg_over,
+        gradient_scale=config.cut_gradient_scale,
+        loss=config.loss,
+        server_update=method.server,
+        sequential=method.sequential,
+        shares_segment=method.shares_segment,
+        server_lr=method.server_lr or splitlr.server_lr,
+        cut_gradient=method.cut_gradient or splitavg.average,
+        augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
+        client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
+        server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
+        up=up,
+        down=down,
+        defence=defence(config),
+        privacy=privacy(config),
+    )
+
+
+def defence(config: RunConfig) -> Defence | None:
+    """What clients do to their smashed data, in training and in evaluations; None: nothing."""
+    chosen = Defence(config.nopeek_weight, config.smashed_clip, config.smashed_noise, config.noise_seed)
+    return chosen if chosen.nopeek_weight or chosen.clip or chosen.noise else None
+
+
+def privacy(config: RunConfig) -> GaussianDp | None:
+    """The differential privacy of what clients receive; None: none."""
+    if not config.dp_noise:
+        return None
+    return GaussianDp(
+        noise=config.dp_noise,
+        clip=config.dp_clip,
+        per_sample=config.dp_clip_per == "sample",
+        server_clip=config.dp_server_clip,
+        protects=config.dp_protects,
+        noise_seed=config.noise_seed,
+    )
+
+
+def wire_codecs(config: RunConfig) -> tuple[Codec, Codec]:
+    """How smashed data and cut gradients travel."""
+    return codecs.parse(config.wire_up), codecs.parse(config.wire_down)
+
+
+def clients(config: RunConfig) -> range:
+    """The run's clients; of a method that pools all data there is one."""
+    return range(1 if methods.get(config.method).pooled else config.num_clients)
+
+
+def device(chosen: str = "") -> torch.device:
+    """The chosen device; else the GPU that Ray set aside for this process or the user left visible to it, else the CPU.
+
+    Raises
+    ------
+    UserError
+        If the chosen GPU is not there.
+    """
+    count = available_gpus()
+    if not chosen:
+        return torch.device("cuda" if count else "cpu")
+    found = torch.device(chosen)
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise UserError(f"run-config key server-device = {chosen!r}: torch sees {count} GPU(s) on this machine")
+    return found
+
+
+def dtype(config: RunConfig) -> torch.dtype:
+    """The torch dtype of weights and activations."""
+    return torch.float64 if config.dtype == "float64" else torch.float32
+
+
+def splits(config: RunConfig) -> Splits:
+    """The run's train, validation and test images."""
+    return datasets.load(config.dataset, config.data_dir, config.seed, config.image_size)
+
+
+def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
+    """The model, its cut and its initial weights; ``num_classes`` where the data are not there to tell."""
+    method = methods.get(config.method)
+    kind = UncutModel if method.whole else SplitModel
+    return kind(
+        name=config.model,
+        cut=config.cut,
+        num_classes=num_classes or len(datasets.classes(config.dataset, config.data_dir)),
+        image_size=datasets.input_size(config.dataset, config.image_size),
+        seed=config.seed,
+        # Segments are averaged or handed on only where they started alike (SplitFed and FedAvg, Algorithm 1 of each).
+        shared=method.shares_segment or config.initial_segments == "shared",
+        dtype=dtype(config),
+        mixed=config.autocast == "bfloat16",
+    )
+
+
+def _memory_format(config: RunConfig, place: torch.device) -> torch.memory_format:
+    return model(config).memory_format() if place.type == "cpu" else torch.contiguous_format
+
+
+def server(config: RunConfig) -> ServerSegment:
+    """The server's side of the method, with its initial weights."""
+    kind = PrivateServer if _private(config) else SERVERS[methods.get(config.method).server]
+    segment, place = model(config).server_segment(), device(config.server_device)
+    _check_private(config, segment)
+    return kind(segment, config.optimizer, place, _memory_format(config, place))
+
+
+def _private(config: RunConfig) -> bool:
+    """Whether the server segment's steps are noised."""
+    return config.dp_noise > 0 and config.dp_protects == "updates"
+
+
+def _check_private(config: RunConfig, segment: torch.nn.Module) -> None:
+    """Refuse a server segment of which the privacy that is asked for would not be true."""
+    if _private(config) and (wrong := refusal(segment)):
+        raise UserError(f"run-config key model = {config.model!r}: with dp-noise it is refused, as {wrong}")
+
+
+def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
+    """The train images of some clients, none of them copied.
+
+    With partition "own" they are the node's, so these must be all the clients that it hosts.
+    """
+    train = splits(config).train
+    if config.partition == "own":
+        owned = partition.deal(train.labels, len(clients), config.samples_per_client, config.seed)
+        return {client: Share(train, share) for client, share in zip(clients, owned, strict=True)}
+    shares = _shares(config)
+    if methods.get(config.method).pooled:
+        shares = [torch.cat(shares)]
+    return {client: Share(train, shares[client]) for client in clients}
+
+
+def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The class names, and for each client of the partition how many samples of each class it has."""
+    whole = splits(config)
+    return whole.classes, partition.class_counts(whole.train.labels, _shares(config), len(whole.classes))
+
+
+@functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
+def _shares(config: RunConfig) -> list[Tensor]:
+    labels = splits(config).train.labels
+    return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
+
+
+def cohort(
+    config: RunConfig, clients: Sequence[int], states: Mapping[int, Mapping[str, Tensor]] | None = None
+) -> Cohort:
+    """The cohort of some clients, in the given ``states`` or else with their initial segments.
+
+    Raises
+    ------
+    UserError
+        If the data are missing or do not suffice.
+    """
+    initial, restored = model(config), {i: states[i] for i in clients if i in states} if states else {}
+    # Drawing initial weights that are overwritten would cost as much as a client's forward.
+    template = initial.client_segment(clients[0]) if restored else None
+
+    def build(client: int) -> torch.nn.Module:
+        return copy.deepcopy(template) if template and client in restored else initial.client_segment(client)
+
+    data, place = client_data(config, clients), device()
+    return Cohort(
+        data,
+        build,
+        config.optimizer,
+        dtype(config),
+        place,
+        memory_format=_memory_format(config, place),
+        states=restored,
+        recompute=config.recompute,
+        stacked=config.cohort in ("stacked", "graph") or (config.cohort == "auto" and place.type == "cuda"),
+    )
+
+
+def refuse_own_partition(config: RunConfig) -> None:
+    """Refuse partition "own" where no node has data of its own: in a simulation, and in one process.
+
+    Raises
+    ------
+    UserError
+        If the run-config has it.
+    """
+    if config.partition == "own":
+        raise UserError(
+            "run-config key partition = 'own': it needs nodes with images of their own (`sglr run --federation`), "
+            "which a simulation and --in-process do not have"
+        )
+
+
+def check(config: RunConfig, *, own_data: bool = False) -> None:
+    """Find every mistake of a run-config that shows without training: before anything is started or written.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    own_data : bool
+        Whether its nodes may have data of their own, as those of a federation.
+
+    Raises
+    ------
+    UserError
+        If the model or cut is unknown, the data or a tracker's library are missing, or the data do not suffice for the
+        partition.
+    """
+    track.check(config)
+    if not own_data:
+        refuse_own_partition(config)
+        device(config.server_device)
+    if config.partition == "own" and methods.get(config.method).pooled:
+        raise UserError(
+            f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"
+        )
+    datasets.ensure_present(config.dataset, config.data_dir)
+    network = model(config)
+    _check_trainable(config.model, network.client_segment(0))
+    _check_private(config, network.server_segment())
+    if config.dp_noise:
+        accounting.check()
+    if config.partition != "own":
+        client_data(config, [])
+
+
+def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:
+    """Refuse a client segment that cannot be trained or stored; no model of ours is such a one."""
+    wrong = f"run-config key model = {name!r}: its client segment"
+    if not any(parameter.requires_grad for parameter in segment.parameters()):
+        raise UserError(f"{wrong} must have a weight that is trained: cut it above the first such stage")
+    stored = [tensor.untyped_storage().data_ptr() for tensor in segment.state_dict().values()]
+    if len(set(stored)) < len(stored):
+        raise UserError(f"{wrong} must not use the same weight under two names, as checkpoints and messages name each")
+
+
+def evaluation_images(config: RunConfig) -> dict[str, ImageSet]:
+    """The validation and test images that an evaluation scores: the same ones in every round, for every client."""
+    whole = splits(config)
+    return {
+        split: datasets.subset(images, config.evaluate_samples, config.seed)
+        for split, images in (("validation", whole.validation), ("test", whole.test))
+    }

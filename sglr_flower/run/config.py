@@ -1,0 +1,496 @@
+"""The run-config: every key once, typed, with its unit, range and default.
+
+The same object is built from a TOML file, from ``-s key=value`` pairs and from Flower's ``context.run_config``;
+``RunConfig.parse`` is the only way in, and whatever is wrong ends as one `UserError` sentence.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from sglr_flower.errors import UserError
+from sglr_flower.split import codecs, methods, splitavg, splitlr
+
+Scalar = str | int | float | bool
+
+TRACKERS = ("mlflow", "wandb", "trackio")
+"""What the key ``track`` can name: each is a module of `sglr_flower.run.track` and an extra of the package."""
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+class RunConfig(BaseModel):
+    """One run's settings, immutable; field names are the kebab-case keys with underscores."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, alias_generator=_kebab, validate_default=True
+    )
+
+    method: str = Field(
+        "sglr",
+        description="who updates what and when: sglr, slr (SplitLr only), sgl (SplitAvg only), psl (neither), sfl, "
+        "sfl-v1, sfl-v2, ssl, fedavg, centralized, or one's own as package.module:name",
+    )
+    model: str = Field(
+        "resnet16",
+        description="network to cut: resnet16, alexnet, resnet18, vit, or one's own as package.module:function",
+    )
+    cut: str = Field(
+        "",
+        description="last stage of the client segment, by name or by number of stages; empty: the model's own default",
+    )
+    dataset: str = Field(
+        "digits",
+        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), or "
+        "folder: one's own images in data-dir/train/CLASS/",
+    )
+    data_dir: str = Field(
+        "",
+        description="absolute folder with the data set in torchvision's layout; empty: "
+        "SGLR_DATA_DIR, else a cache in the user's data folder, downloaded",
+    )
+    image_size: int = Field(
+        0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
+    )
+    augment: Literal["none", "standard"] = Field(
+        "none",
+        description="of training images: none, or standard (random crop after padding, and flip where classes allow)",
+    )
+    partition: str = Field(
+        "balanced",
+        description="how train images are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
+        "pathological:K, shards:K, linear, square, or own: each device has images of its own",
+    )
+    num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
+    samples_per_client: int = Field(120, ge=0, description="train images of one client; 0: all there are, divided")
+    batch_size: int = Field(8, ge=1, le=65_536, description="images of one client in one step")
+    num_server_rounds: int = Field(40, ge=1, description="rounds to train")
+    local_epochs: int = Field(1, ge=1, description="passes over a client's data in one round")
+    fraction_train: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="fraction of the clients that take part in a round, drawn anew each round; at least one",
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        "adam", description="of both sides; adam with beta 0.9/0.999, sgd without momentum"
+    )
+    client_lr: float = Field(1e-3, gt=0, description="eta_0, the clients' learning rate")
+    splitlr_alpha: float = Field(
+        0.5, ge=0, le=2, description="SplitLr (sglr, slr): the server's rate is eta_0 * C^alpha; 0: off"
+    )
+    lr_schedule: str = Field(
+        "constant",
+        description="factor on the learning rates: constant, cosine, step (x0.1 once 80 % of the rounds are done), or "
+        "with every step cyclic:low=L,high=H,period=P,phase=F (P in rounds, F in [0, 1) of it, 0 if left out) or "
+        "one-cycle:low=L,high=H,length=N,start=S (N and S in fractions of the rounds, 0.9 and 0 if left out)",
+    )
+    server_lr_schedule: str = Field(
+        "", description="the same for the server's rate alone, lr-schedule is then the clients'; empty: lr-schedule"
+    )
+    splitavg_phi: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="SplitAvg (sglr, sgl): fraction of a step's clients (rounded to whole ones) whose cut gradients "
+        "are averaged; 0: off",
+    )
+    splitavg_phase: str = Field(
+        "all",
+        description="rounds in which SplitAvg acts: all, first:F or last:F, F a fraction of the rounds in (0, 1]",
+    )
+    splitavg_over: Literal["clients", "clients-and-samples"] = Field(
+        "clients", description="what is averaged: active clients position by position, or clients and samples"
+    )
+    cut_gradient_scale: Literal["own", "joint"] = Field(
+        "own",
+        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
+    )
+    nopeek_weight: float = Field(
+        0.0,
+        ge=0,
+        description="NoPeek: weight of the distance correlation between a client's images and its smashed data in its "
+        "loss; 0: off",
+    )
+    smashed_clip: float = Field(
+        0.0, ge=0, description="the largest L2 norm of one sample's smashed data, to which clients clip it; 0: off"
+    )
+    smashed_noise: float = Field(
+        0.0, ge=0, description="standard deviation of Gaussian noise that clients add to their smashed data; 0: off"
+    )
+    dp_noise: float = Field(
+        0.0,
+        ge=0,
+        description="differential privacy of what clients receive (sglr, slr, sgl, psl): noise multiplier, standard "
+        "deviation over sensitivity of each release; 0: off",
+    )
+    dp_protects: Literal["updates", "messages"] = Field(
+        "updates",
+        description="updates: noise on SplitAvg's average and on the server's steps, to which each client's share is "
+        "bounded; messages: noise on every message to a client, whatever went into it",
+    )
+    dp_clip: float = Field(1.0, gt=0, description="the largest L2 norm of a client's cut gradient, with dp-noise")
+    dp_clip_per: Literal["client", "sample"] = Field(
+        "client", description="what dp-clip bounds: a client's cut gradient as a whole, or that of each of its samples"
+    )
+    dp_server_clip: float = Field(
+        1.0,
+        gt=0,
+        description="the largest L2 norm of a client's gradient by the server segment's weights, with dp-noise",
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta at which epsilon is stated, with dp-noise")
+    dp_epsilon_budget: float = Field(
+        0.0, ge=0, description="the run ends before the round that would bring epsilon above this; 0: no budget"
+    )
+    noise_seed: int = Field(
+        -1,
+        ge=-1,
+        lt=2**31,
+        description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
+        "this number, for experiments, and protects from nobody who knows the run-config",
+    )
+    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
+        "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
+    )
+    initial_segments: Literal["independent", "shared"] = Field(
+        "independent",
+        description="clients' initial weights: each its own draw, or all the same; always the same where the method "
+        "averages or hands on segments",
+    )
+    sample_order: Literal["every-epoch", "once"] = Field(
+        "every-epoch", description="a client's images are shuffled every epoch, or once and reused"
+    )
+    exchange: Literal["auto", "stream", "grid"] = Field(
+        "auto",
+        description="how a step's tensors travel: stream (gRPC), grid (Flower messages), or auto (stream, and "
+        "grid where no stream can be had)",
+    )
+    wire_up: str = Field(
+        "none",
+        description="codec of smashed data: none, bfloat16, float16, int8, int8-channel (8 bits and a scale for each "
+        "sample, or for each of its channels), topk:F (the fraction F of a sample's values), or randtopk:F:A (these "
+        "with a random tail of probability A)",
+    )
+    wire_down: str = Field("none", description="codec of cut gradients: as wire-up")
+    step_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="seconds that a node or the server waits for the other side's next frame; a node that is later "
+        "leaves the round",
+    )
+    start_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="seconds that a node may take to begin a round, and that a round waits for nodes to come back "
+        "where too few are left",
+    )
+    min_clients: int = Field(
+        0,
+        ge=0,
+        description="clients that must be left for a round to go on without nodes that fail; 0: all that take part in "
+        "it, so that a node that fails ends the round",
+    )
+    round_retries: int = Field(
+        0,
+        ge=0,
+        description="how often a round that lost too many clients is trained again, from the weights before it; then "
+        "the run ends",
+    )
+    evaluate: Literal["server", "client"] = Field(
+        "server",
+        description="server: client segments come up and are scored on the server's images; client: smashed "
+        "test images go up, no weights leave",
+    )
+    evaluate_every: int = Field(
+        1,
+        ge=0,
+        description="rounds between evaluations; the last round is always evaluated; 0: only that one",
+    )
+    evaluate_samples: int = Field(
+        1000,
+        ge=0,
+        description="validation images, and as many test images, scored per client at an evaluation; 0: all",
+    )
+    checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
+    checkpoints_kept: int = Field(
+        3,
+        ge=0,
+        description="checkpoints that are kept, the newest ones; 0: all, for what `sglr analyze` shows over time",
+    )
+    track: str = Field(
+        "",
+        description="trackers that are told of every round, beside TensorBoard: mlflow, wandb, trackio, or several of "
+        "them with commas; empty: none",
+    )
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="of weights and activations; float64 to check numbers"
+    )
+    autocast: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="bfloat16: segments multiply in bfloat16 by torch.autocast, which is faster where the device has "
+        "instructions for it, and some ten times slower on a CPU that has none; weights, optimizers and what travels "
+        "stay float32; the results are others",
+    )
+    server_device: str = Field(
+        "",
+        description="where the server segment computes: cpu, cuda, or cuda:N; empty: the GPU if there is one",
+    )
+    recompute: bool = Field(
+        False,
+        description="clients keep no activations while the server computes, and make each forward a second time: less "
+        "memory, more time, the same weights",
+    )
+    cohort: Literal["auto", "loop", "stacked", "graph"] = Field(
+        "auto",
+        description="how a node computes its clients: loop, one after the other; stacked, all at once where the client "
+        "segment allows it (no dropout; not with recompute); graph, as stacked, and with --in-process a whole step of "
+        "clients and server as one CUDA graph where it can be recorded; auto: stacked on a GPU, loop on a CPU; the "
+        "same weights",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="every random draw of the run follows from it")
+    run_dir: str = Field(
+        "",
+        description="absolute folder the run writes; empty: a new one, ./runs/NAME with `sglr "
+        "run`, in the user's data folder with `flwr run`",
+    )
+    resume: bool = Field(
+        False, description="continue the run in run-dir from its last checkpoint; set by `sglr resume`"
+    )
+
+    @field_validator(
+        *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),
+        *("nopeek_weight", "smashed_clip", "smashed_noise"),
+        *("dp_noise", "dp_clip", "dp_server_clip", "dp_epsilon_budget"),
+        mode="before",
+    )
+    @classmethod
+    def _whole_number_is_a_rate(cls, value: object) -> object:
+        # TOML and `-s key=1` give an int where a person means 1.0; bool is an int in Python and no number here.
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        methods.get(value)
+        return value
+
+    @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
+    @classmethod
+    def _only_where_there_is_a_cut(cls, value: float, info: ValidationInfo) -> float:
+        # Without effect it would look like a protection.
+        if value and "method" in info.data and methods.get(info.data["method"]).whole:
+            raise ValueError(f"it must be 0 with method {info.data['method']}, which has no smashed data")
+        return value
+
+    @field_validator("dp_noise")
+    @classmethod
+    def _only_where_no_segment_is_shared(cls, value: float, info: ValidationInfo) -> float:
+        name = info.data.get("method", "")
+        if value and name and ((method := methods.get(name)).shares_segment or method.server != "joint"):
+            raise ValueError(f"it must be 0 with method {name}: client segments or server copies would go unprotected")
+        return value
+
+    @field_validator("dp_protects")
+    @classmethod
+    def _only_a_rule_of_known_sensitivity(cls, value: str, info: ValidationInfo) -> str:
+        name, noise = info.data.get("method", ""), info.data.get("dp_noise", 0.0)
+        rule = methods.get(name).cut_gradient if name else None
+        if value == "updates" and noise and rule not in (None, splitavg.average):
+            raise ValueError(f"it must be messages with method {name}, whose rule has no known sensitivity")
+        return value
+
+    @field_validator("dp_epsilon_budget")
+    @classmethod
+    def _only_with_noise(cls, value: float, info: ValidationInfo) -> float:
+        if value and not info.data.get("dp_noise", 1.0):
+            raise ValueError("it must be 0 without dp-noise, as nothing then bounds epsilon")
+        return value
+
+    @field_validator("noise_seed")
+    @classmethod
+    def _no_budget_of_public_noise(cls, value: int, info: ValidationInfo) -> int:
+        if value >= 0 and info.data.get("dp_epsilon_budget"):
+            raise ValueError("it must be -1 with dp-epsilon-budget: noise that can be drawn again has no epsilon")
+        return value
+
+    @field_validator("min_clients")
+    @classmethod
+    def _at_most_all_clients(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("num_clients", value):
+            raise ValueError(f"it must be at most num-clients = {info.data['num_clients']}")
+        return value
+
+    @field_validator("autocast")
+    @classmethod
+    def _only_of_float32(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("dtype") == "float64":
+            raise ValueError("it must be none with dtype = 'float64', which is there to check numbers")
+        return value
+
+    @field_validator("server_device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"(cpu|cuda(:(0|[1-9]\d?))?)?", value):
+            raise ValueError("it must be cpu, cuda, cuda:N, or empty")
+        return value
+
+    @field_validator("track")
+    @classmethod
+    def _known_trackers(cls, value: str) -> str:
+        names = _listed(value)
+        if value and not (set(names) <= set(TRACKERS) and len(set(names)) == len(names)):
+            raise ValueError(f"it must be {', '.join(TRACKERS)}, several of them with commas, or empty")
+        return value
+
+    @field_validator("lr_schedule", "server_lr_schedule")
+    @classmethod
+    def _known_schedule(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name == "lr_schedule":
+            splitlr.schedule(value, 1)
+        return value
+
+    @field_validator("wire_up", "wire_down")
+    @classmethod
+    def _known_codec(cls, value: str, info: ValidationInfo) -> str:
+        name = info.data.get("method", "")
+        if not codecs.parse(value).off and name and methods.get(name).whole:
+            raise ValueError(f"it must be none with method {name}, which sends no smashed data")
+        return value
+
+    @field_validator("splitavg_phase")
+    @classmethod
+    def _known_phase(cls, value: str) -> str:
+        splitavg.in_phase(value, 1, 1)
+        return value
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Validate kebab-case ``values``; keys left out take their defaults.
+
+        Raises
+        ------
+        UserError
+            With one sentence that names the first offending key, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(_sentence(error)) from None
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether the run may go on without a node that fails."""
+        return self.min_clients > 0 or self.round_retries > 0
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in ``track``."""
+        return _listed(self.track)
+
+    def values(self) -> dict[str, Scalar]:
+        """All keys (kebab-case) and values, as they are written to TOML and sent to nodes."""
+        return self.model_dump(by_alias=True)
+
+    def replace(self, **changes: Scalar) -> RunConfig:
+        """A copy with some fields (underscored names) changed, validated again."""
+        return RunConfig.parse({**self.values(), **{_kebab(key): value for key, value in changes.items()}})
+
+    def to_toml(self) -> str:
+        """The whole config as TOML text that `read_toml` and `flwr run --run-config` read."""
+        return tomli_w.dumps(self.values())
+
+
+def keys() -> tuple[str, ...]:
+    """All run-config keys, kebab-case, in the order in which they are documented."""
+    return tuple(_kebab(name) for name in RunConfig.model_fields)
+
+
+def documentation() -> list[tuple[str, str, str, str]]:
+    """Key, default, range and meaning of every key, as text."""
+    rows = []
+    for name, field in RunConfig.model_fields.items():
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        bounds = [
+            f"{sign} {getattr(limit, attribute):,}"
+            for limit in field.metadata
+            for attribute, sign in signs.items()
+            if hasattr(limit, attribute)
+        ]
+        allowed = ", ".join(bounds) or ", ".join(str(value) for value in get_args(field.annotation))
+        rows.append((_kebab(name), repr(field.default), allowed, field.description or ""))
+    return rows
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a flat TOML run-config.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or is not TOML; the sentence names it.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not valid TOML: {error}") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Scalar]:
+    """Read one ``key=value`` of the command line, the value typed by the key's own type.
+
+    Raises
+    ------
+    UserError
+        If the ``=`` is missing, or the key is unknown.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"-s {text!r} must have the form key=value")
+    field = RunConfig.model_fields.get(key.strip().replace("-", "_"))
+    if field is None:
+        raise UserError(_unknown_key(key.strip()))
+    if field.annotation in (int, float, bool):
+        try:
+            parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            return key.strip(), value  # the validator names key, value and type
+        return key.strip(), parsed
+    return key.strip(), value.strip()
+
+
+def _unknown_key(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, keys(), n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(keys())}"
+    return f"unknown run-config key {key!r}: {hint}"
+
+
+def _sentence(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one sentence: key, value, what is allowed."""
+    first = error.errors()[0]
+    key, value = str(first["loc"][0]), first["input"]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(key)
+    key = _kebab(key)  # of a default that does not fit another key's value it is the field's name
+    if first["type"] == "value_error":
+        return f"run-config key {key} = {value!r}: {first['ctx']['error']}"
+    allowed = str(first["msg"]).removeprefix("Input ")
+    return f"run-config key {key} = {value!r}: it {allowed}"

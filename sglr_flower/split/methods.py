@@ -1,0 +1,111 @@
+"""The methods by name: each a composition of the same few primitives.
+
+A method says how the server's learning rate follows from the number of clients, what cut gradient clients receive, how
+the server segment is updated, in which order clients train, and what is averaged at the end of a round. A new one is an
+entry here, or a `Method` of your own by its import path (``method = "package.module:name"``).
+
+========================  ============================================================================================
+SGLR, SLR, SGL, PSL, SFL  Pal et al., "Server-Side Local Gradient Averaging and Learning Rate Acceleration for Scalable
+                          Split Learning", arXiv 2112.05929: Algorithm 1, eq. 4-5 (PSL), 9-10 (SFL), 12-16 (SGLR)
+SplitFed V1, V2           Thapa et al., "SplitFed: When Federated Learning Meets Split Learning", arXiv 2004.12088
+SSL                       Gupta & Raskar, "Distributed learning of deep neural network over multiple agents",
+                          arXiv 1810.06060; eq. 1-3 of arXiv 2112.05929
+FedAvg                    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+                          arXiv 1602.05629; averaged by Flower's own ``FedAvg`` strategy
+========================  ============================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sglr_flower import imports
+from sglr_flower.errors import UserError
+from sglr_flower.split import splitavg, splitlr
+
+if TYPE_CHECKING:
+    from sglr_flower.split.plan import CutGradient, ServerLr
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method; the defaults are those of parallel split learning (PSL).
+
+    Attributes
+    ----------
+    server_lr : ServerLr | None
+        The server's rate from (eta_0, clients of the step, ``splitlr-alpha``); None: eta_0.
+    cut_gradient : CutGradient | None
+        What the active clients (a fraction ``splitavg-phi`` of them) all receive, from the cut gradients of all
+        clients, who is active, and ``splitavg-over``; None: nobody is active, everybody receives their own.
+    server : str
+        ``joint``: one step over the concatenated batches of all clients. ``in-turn``: one step per client, one after
+        the other in an order drawn for each step. ``copies``: a server segment for each client, averaged at the end of
+        the round. ``none``: there is none, clients hold the whole network and train it by themselves.
+    sequential : bool
+        In a round the clients train one after the other, and each hands its client segment on to the next.
+    average : bool
+        At the end of a round the participants' client segments are replaced by their average, weighted by their
+        numbers of samples (eq. 10).
+    pooled : bool
+        One client, 0, holds the data of all.
+    """
+
+    server_lr: ServerLr | None = None
+    cut_gradient: CutGradient | None = None
+    server: Literal["joint", "in-turn", "copies", "none"] = "joint"
+    sequential: bool = False
+    average: bool = False
+    pooled: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network is not cut."""
+        return self.server == "none"
+
+    @property
+    def one_network(self) -> bool:
+        """Whether all clients end with the same network."""
+        return self.shares_segment or self.pooled
+
+    @property
+    def shares_segment(self) -> bool:
+        """Whether between rounds all clients have the same client segment, which the server then knows."""
+        return self.average or self.sequential
+
+
+METHODS = {
+    "sglr": Method(server_lr=splitlr.server_lr, cut_gradient=splitavg.average),
+    "slr": Method(server_lr=splitlr.server_lr),
+    "sgl": Method(cut_gradient=splitavg.average),
+    "psl": Method(),
+    "sfl": Method(average=True),
+    "sfl-v1": Method(server="copies", average=True),
+    "sfl-v2": Method(server="in-turn", average=True),
+    "ssl": Method(sequential=True),
+    "fedavg": Method(server="none", average=True),
+    "centralized": Method(server="none", pooled=True),
+}
+
+
+def get(name: str) -> Method:
+    """Look a method up by its name, or by the import path of one's own.
+
+    Raises
+    ------
+    UserError
+        If it is unknown; the sentence lists the known ones.
+    """
+    if imports.is_path(name):
+        own = imports.load(name, "method")
+        if not isinstance(own, Method):
+            raise UserError(f"run-config key method = {name!r}: it must be a sglr_flower.methods.Method, not {own!r}")
+        return own
+    try:
+        return METHODS[name]
+    except KeyError:
+        known = ", ".join(METHODS)
+        raise UserError(
+            f"run-config key method = {name!r}: it must be one of {known}, or package.module:name"
+        ) from None

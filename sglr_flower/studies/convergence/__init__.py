@@ -1,0 +1,1 @@
+"""What convergence depends on, at the checkpoints of runs (docs/convergence.md)."""

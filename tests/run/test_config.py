@@ -1,0 +1,127 @@
+"""The run-config: defaults, ranges, and one clear sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sglr_flower.errors import UserError
+from sglr_flower.run.config import RunConfig, documentation, keys, parse_assignment, read_toml
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_flowers_defaults_are_ours() -> None:
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert app == RunConfig.parse({}).values()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_configs_are_valid(path: Path) -> None:
+    RunConfig.parse(read_toml(path))
+
+
+def test_every_key_is_there_and_documented() -> None:
+    wanted = """method model cut dataset data-dir partition num-clients samples-per-client batch-size num-server-rounds
+    local-epochs fraction-train optimizer client-lr splitlr-alpha lr-schedule splitavg-phi splitavg-phase exchange
+    evaluate evaluate-every evaluate-samples checkpoint-every seed run-dir splitavg-over cut-gradient-scale loss
+    initial-segments sample-order"""
+    assert set(wanted.split()) <= set(keys())
+    rows = {key: (default, allowed, meaning) for key, default, allowed, meaning in documentation()}
+    assert tuple(rows) == keys()
+    assert all(meaning for _, _, meaning in rows.values())
+    assert rows["splitavg-phi"][:2] == ("0.5", "≥ 0, ≤ 1")
+    assert rows["exchange"][:2] == ("'auto'", "auto, stream, grid")
+
+
+def test_trackers_are_listed_with_commas() -> None:
+    assert RunConfig.parse({}).trackers == ()
+    assert RunConfig.parse({"track": "wandb"}).trackers == ("wandb",)
+    assert RunConfig.parse({"track": "trackio, mlflow"}).trackers == ("trackio", "mlflow")
+
+
+def test_it_survives_toml() -> None:
+    config = RunConfig.parse({"splitavg-phi": 0.25, "seed": 7})
+    assert RunConfig.parse(tomllib.loads(config.to_toml())) == config
+
+
+def test_a_whole_number_is_a_rate() -> None:
+    assert RunConfig.parse({"splitlr-alpha": 1}).splitlr_alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"splitlr-alhpa": 1.0}, ["splitlr-alhpa", "splitlr-alpha"]),
+        ({"unheard-of": 1}, ["unheard-of", "num-clients"]),
+        ({"num-clients": "many"}, ["num-clients", "'many'", "integer"]),
+        ({"num-clients": 2.5}, ["num-clients", "2.5", "integer"]),
+        ({"num-clients": True}, ["num-clients", "True", "integer"]),
+        ({"splitavg-phi": True}, ["splitavg-phi", "True", "number"]),
+        ({"seed": -1}, ["seed", "-1", "greater than or equal to 0"]),
+        ({"num-clients": 0}, ["num-clients", "0", "greater than or equal to 1"]),
+        ({"splitlr-alpha": 2.5}, ["splitlr-alpha", "2.5", "less than or equal to 2"]),
+        ({"splitlr-alpha": -0.5}, ["splitlr-alpha", "-0.5", "greater than or equal to 0"]),
+        ({"splitavg-phi": 1.5}, ["splitavg-phi", "1.5", "less than or equal to 1"]),
+        ({"splitavg-phi": float("nan")}, ["splitavg-phi", "nan"]),
+        ({"client-lr": float("inf")}, ["client-lr", "inf"]),
+        ({"method": "fedsgd"}, ["method", "'fedsgd'", "sglr, slr, sgl, psl"]),
+        ({"lr-schedule": "warm"}, ["lr-schedule", "'warm'", "constant, step, cosine, cyclic:low="]),
+        ({"lr-schedule": ""}, ["lr-schedule", "''", "constant, step, cosine"]),
+        ({"server-lr-schedule": "warm"}, ["server-lr-schedule", "'warm'", "constant, step, cosine"]),
+        ({"server-lr-schedule": "cyclic:low=1,high=0.5,period=4"}, ["server-lr-schedule", "low = 1", "high = 0.5"]),
+        ({"splitavg-phase": "first:2"}, ["splitavg-phase", "'first:2'", "(0, 1]"]),
+        ({"exchange": "pigeon"}, ["exchange", "'pigeon'", "'stream'"]),
+        ({"evaluate": "never"}, ["evaluate", "'never'", "'client'"]),
+        ({"optimizer": "adagrad"}, ["optimizer", "'adagrad'", "'sgd'"]),
+        ({"server-device": "cuda:200"}, ["server-device", "'cuda:200'", "cpu, cuda, cuda:N, or empty"]),
+        ({"server-device": "cuda:01"}, ["server-device", "'cuda:01'", "cpu, cuda, cuda:N, or empty"]),
+        ({"server-device": "gpu"}, ["server-device", "'gpu'", "cpu, cuda, cuda:N, or empty"]),
+        (
+            {"dtype": "float64", "autocast": "bfloat16"},
+            ["autocast", "'bfloat16'", "it must be none with dtype = 'float64'"],
+        ),
+        ({"track": "tensorboard"}, ["track", "'tensorboard'", "mlflow, wandb, trackio, several of them with commas"]),
+        ({"track": "wandb,wandb"}, ["track", "'wandb,wandb'", "several of them with commas, or empty"]),
+        ({"track": "mlflow,"}, ["track", "'mlflow,'", "or empty"]),
+        ({"autocast": "float16"}, ["autocast", "'float16'", "'none' or 'bfloat16'"]),
+        ({"method": "fedavg", "wire-up": "int8"}, ["wire-up", "'int8'", "it must be none with method fedavg"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(values: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        RunConfig.parse(values)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num-clients=20", ("num-clients", 20)),
+        ("splitavg-phi = 0.5", ("splitavg-phi", 0.5)),
+        ("data-dir=/some/where=odd", ("data-dir", "/some/where=odd")),
+        ("client-lr=1e-2", ("client-lr", 0.01)),
+        ("num-clients=many", ("num-clients", "many")),
+    ],
+)
+def test_assignments_are_typed_by_their_key(text: str, expected: tuple[str, object]) -> None:
+    assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize(("text", "word"), [("num-clients", "key=value"), ("clients=3", "num-clients")])
+def test_a_wrong_assignment(text: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        parse_assignment(text)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("method = = 3")
+    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML"):
+        read_toml(broken)
+    with pytest.raises(UserError, match=r"missing\.toml does not exist"):
+        read_toml(tmp_path / "missing.toml")
