@@ -67,7 +67,7 @@ def test_a_run_in_one_process(settings: dict[str, object]) -> None:
     cost = start.sglr({**settings, "num-server-rounds": 1}, None, memory=True)
     assert 0 < cost.seconds_to_first_step < cost.seconds
     assert 0 < cost.processor_seconds_to_first_step < cost.processor_seconds
-    assert cost.processes == 1
+    assert cost.processes in (1, 2)  # git is asked for the commit meanwhile
     assert cost.pss_bytes > 0
 
 

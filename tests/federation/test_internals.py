@@ -171,4 +171,4 @@ def private_imports(file: Path) -> Iterator[str]:
 
 def test_no_other_file_takes_what_flower_does_not_promise() -> None:
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("*_app.py")]
-    assert {file.name for file in files if list(private_imports(file))} == {"flower.py"}
+    assert {file.name for file in files if list(private_imports(file))} == {"internals.py"}
