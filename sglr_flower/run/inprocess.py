@@ -78,7 +78,11 @@ class InProcessNodes:
         """A link to the cohorts that have a client in the round."""
         here = [cohort for cohort in self.cohorts.values() if set(cohort.clients) & set(plan.clients)]
         opened = OpenRound(LocalLink({}))
-        if self._config.cohort == "graph" and len(self.cohorts) == 1:
+        if self._config.cohort == "graph" and plan.server_update == "none":
+            self.refuse("the server has no part in them")
+        elif self._config.cohort == "graph" and len(self.cohorts) > 1:
+            self.refuse("the clients are on several nodes")
+        elif self._config.cohort == "graph":
             opened = _Recorded(self, here[0])
         if shared is not None:
             for cohort in here:

@@ -149,7 +149,7 @@ class StackedAdam(Adam):
         if self._alike:
             super()._update(parameters, gradients, [{**own, "step": own["step"][0]} for own in slots])
             for own in slots:
-                own["step"][1:] += 1
+                own["step"][1:].add_(1)
             return
         self._by_hand(parameters, gradients, slots)
 

@@ -10,9 +10,10 @@ gained; it is there so that the same code can be tested, and a mistake found, wh
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class Recorder:
         self._device = device
         # Recorded on a stream of their own, and tried on it before: libraries set up what they need for each stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # One pool for all: what a recording keeps between its operations is of no use once it is done.
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def attempt(self, function: Callable[[], None]) -> str:
         """Do a function, and say why it cannot be recorded; empty if it can.
@@ -67,10 +70,29 @@ class Recorder:
                 function()
             return operations.replay
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
-            function()
-        graph.replay()  # recording does not compute
+        gc.collect()  # what is freed in the middle of a recording would be a part of it
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool)
+                try:
+                    function()
+                except BaseException:
+                    self._abandon(graph)
+                    raise
+                graph.capture_end()
+            graph.replay()  # recording does not compute
         return graph.replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording in its middle, so that the process can go on without it."""
+        with suppress(RuntimeError):  # CUDA's, of the same cause
+            graph.capture_end()
+        # Where that failed, torch takes the recording to be under way still.
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), cast("tuple[int, int]", self._pool))
+        self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def _beside(self) -> Iterator[None]:

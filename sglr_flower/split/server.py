@@ -131,6 +131,7 @@ class ServerSegment:
         Tensor, Tensor
             The cut gradient of the joint batch's mean loss, (n, *cut shape), and that loss, ().
         """
+        self._optimizer.zero_grad()  # a step that could not be recorded may have ended in its middle
         joint = laid_out(smashed, self.memory_format).detach().requires_grad_()
         mean = mean_loss(loss, self.segment.train()(joint), labels)
         mean.backward()

@@ -113,7 +113,7 @@ class WholeStep:
             return "smashed data or cut gradients are changed on their way"
         if plan.augment:
             return "images are augmented"
-        if self.server.device != self.cohort.device:
+        if _number(self.server.device) != _number(self.cohort.device):
             return f"the clients are on {self.cohort.device} and the server on {self.server.device}"
         self.cohort.begin(plan)
         if self.cohort.stack is None:
@@ -146,17 +146,19 @@ class WholeStep:
         sizes = [len(batch) for batch in next(iter(self.cohort.batches.values()))]
         active = splitavg.num_active(plan.phi, len(stack.clients))
         kinds = [_Kind(size, active, plan.average_over, plan.gradient_scale, plan.loss, stack.alike) for size in sizes]
+        started = time.perf_counter()
         self._lay_out(plan, stack, kinds)
         self.server.begin(plan)
         losses: list[float] = []
         seconds: list[float] = []
         while len(losses) < len(kinds):
-            started, first = time.perf_counter(), len(losses)
+            first = len(losses)
             some = kinds[first : first + STEPS_AT_ONCE]
             for step, kind in enumerate(some, start=first):
                 self._step(plan, stack, kind, step)
             losses += self._losses(kinds[:first], some)
             seconds.append((time.perf_counter() - started) / len(some))
+            started = time.perf_counter()
             if on_step is not None:
                 for step in range(first, len(losses)):
                     on_step(step + 1, losses[step])
@@ -267,6 +269,11 @@ class WholeStep:
             unicast=(clients - kind.active) * kind.size * self._cut_bytes,
             broadcast=average * self._cut_bytes,
         )
+
+
+def _number(device: torch.device) -> tuple[str, int]:
+    """Of a device, which of its type it is: cuda is cuda:0."""
+    return device.type, device.index or 0
 
 
 def _resident(cohort: Cohort) -> tuple[ImageSet, dict[int, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import nn
 
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
-from sglr_flower.split import recording, whole
+from sglr_flower.split import optimizers, recording, whole
+from sglr_flower.split.plan import RoundPlan
 
 RUN: dict[str, Any] = {
     "method": "sglr",
@@ -127,6 +129,7 @@ def test_every_step_s_loss_is_told_in_order(tmp_path: Path, monkeypatch: pytest.
     ("settings", "reason"),
     [
         ({"method": "sfl-v2"}, "one step over the joint batch"),
+        ({"method": "fedavg"}, "the server has no part in them"),
         ({"method": "own_method:robust"}, "a rule of its own for the cut gradient"),
         ({"augment": "standard"}, "images are augmented"),
         ({"wire-up": "float16"}, "changed on their way"),
@@ -155,9 +158,51 @@ def test_steps_that_cannot_be_recorded_are_made_all_the_same(
     assert [ours[name] for name in FIGURES] == pytest.approx([theirs[name] for name in FIGURES], rel=1e-12)
 
 
-def test_several_nodes_compute_their_clients_as_stacked(tmp_path: Path, replays: list[int]) -> None:
-    trained(tmp_path / "graph", {}, nodes=2)
+def test_several_nodes_compute_their_clients_as_stacked(
+    tmp_path: Path, replays: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "flwr.sglr"):
+        trained(tmp_path / "graph", {}, nodes=2)
     assert not replays
+    assert "steps are not recorded: the clients are on several nodes" in caplog.messages
+    assert largest_difference(final_weights(tmp_path / "graph"), plain_loop(RunConfig.parse(RUN))) < 1e-9
+
+
+def test_a_recording_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As CUDA's may in the middle of a step, which has not been computed then: the server has no gradients of it."""
+    update = optimizers.Adam._update
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore about it")
+
+    def record(recorder: recording.Recorder, function: Callable[[], None]) -> None:
+        kept = [tensor.clone() for tensor in tensors]
+        with monkeypatch.context() as patch:
+            patch.setattr(optimizers.Adam, "_update", fails)
+            try:
+                function()
+            finally:  # a CUDA graph that is recorded computes nothing
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.data.copy_(value)
+
+    tensors: list[torch.Tensor] = []
+    refusal = whole.WholeStep.refusal
+
+    def watched(self: whole.WholeStep, plan: RoundPlan) -> str:
+        said = refusal(self, plan)
+        stack = self.cohort.stack
+        assert stack is not None
+        tensors[:] = [*stack.tensors(), *self.server.segment.state_dict().values()]
+        return said
+
+    monkeypatch.setattr(whole.WholeStep, "refusal", watched)
+    monkeypatch.setattr(recording.Recorder, "record", record)
+    with caplog.at_level(logging.INFO, "flwr.sglr"):
+        trained(tmp_path / "graph", {})
+    assert optimizers.Adam._update is update
+    assert "steps are not recorded: operation not permitted when stream is capturing" in caplog.messages
     assert largest_difference(final_weights(tmp_path / "graph"), plain_loop(RunConfig.parse(RUN))) < 1e-9
 
 
