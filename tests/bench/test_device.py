@@ -1,4 +1,4 @@
-"""What measures a GPU in a quarter of an hour is rehearsed here: a typo must not cost it."""
+"""What measures a GPU in a limited time is rehearsed here: a typo must not cost it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import gpu
-from benchmarks.lease import cells, memory, part
-from benchmarks.lease.packages import CARRIED, there
+from benchmarks.device import cells, memory, part
+from benchmarks.device.packages import CARRIED, there
 from sglr_flower.data import datasets
 from sglr_flower.run.config import RunConfig
 
@@ -118,7 +118,7 @@ def test_what_is_carried_needs_nothing_that_is_not_there() -> None:
 def tools_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with parts of our own in place of its parts."""
     module = tool("gpu")
-    folder = tmp_path / "benchmarks" / "lease"
+    folder = tmp_path / "benchmarks" / "device"
     folder.mkdir(parents=True)
     for package in (folder.parent, folder):
         (package / "__init__.py").touch()

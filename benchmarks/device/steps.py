@@ -1,6 +1,6 @@
 """What a step costs on this device in each of its forms, and what it cannot be cheaper than.
 
-``python -m benchmarks.lease.steps`` writes ``floors.json``, then ``steps.json`` by `benchmarks.gpu`.
+``python -m benchmarks.device.steps`` writes ``floors.json``, then ``steps.json`` by `benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 from benchmarks import floor, gpu, machine
+from benchmarks.device import floors, part
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import floors, part
 from sglr_flower.run.config import RunConfig
 
 PROFILED = (20, 100)

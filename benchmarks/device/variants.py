@@ -1,7 +1,7 @@
 """What other arithmetic would gain, whether it is still exact, and how many clients fit into memory.
 
 A variant is a form of the step with settings. It is exact if its gradients are no further from those of a plain loop in
-float64 than rounding in float32 explains. ``python -m benchmarks.lease.variants`` writes ``variants.json``.
+float64 than rounding in float32 explains. ``python -m benchmarks.device.variants`` writes ``variants.json``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import typer
 
 from benchmarks import gpu, machine
+from benchmarks.device import exact, memory, part
+from benchmarks.device.products import ByProducts
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import exact, memory, part
-from benchmarks.lease.products import ByProducts
 from sglr_flower.run.config import RunConfig
 
 CLIENTS = (20, 100)

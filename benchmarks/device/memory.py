@@ -11,8 +11,8 @@ import torch
 import typer
 
 from benchmarks import gpu
+from benchmarks.device import part
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import part
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 
