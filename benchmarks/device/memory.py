@@ -11,6 +11,7 @@ import torch
 import typer
 
 from benchmarks import gpu
+from benchmarks.apart import Apart
 from benchmarks.device import part
 from benchmarks.gpu import FORMS, PLAIN
 from sglr_flower.run import assembly
@@ -19,7 +20,9 @@ from sglr_flower.run.config import RunConfig
 PROBES = (50, 150)
 """Numbers of clients whose peaks tell what one more takes."""
 MOST = 50_000
-FITS, OUT_OF_MEMORY = "fit", "out of memory"
+FIRST = 0.5
+"""Of the time that is left: what the first try may take, by what the larger probe took."""
+FITS, OUT_OF_MEMORY, UNFINISHED = "fit", "out of memory", "not finished"
 NEAR = 0.05
 """Of the number of clients: how close the largest that fits and the smallest that does not are brought."""
 
@@ -40,37 +43,70 @@ def measure(
     most : int
         No more clients than these.
     """
-    kinds = {form: {"cohort": cohort} for form, cohort in FORMS.items() if form != PLAIN}
-    kinds["loop, recompute"] = {"cohort": "loop", "recompute": True}
-    for name, settings in kinds.items():
-        if clock.left() < 0:
-            break
-        probes = {count: peak_bytes(settings, count, place) for count in (min(probe, most) for probe in PROBES)}
-        result[name] = {"peak_bytes": probes, "memory_bytes": memory_bytes(place)}
-        result[name]["predicted"] = min(most, predicted(probes, result[name]["memory_bytes"]) or most)
-        typer.echo(f"memory, {name}: {result[name]['predicted']:,} clients predicted to fit")
-        save()
-    # The last of the forms, as the fastest: to try them all would take minutes.
-    name = [form for form in FORMS if form in result][-1] if result else ""
-    if name:
-        tried = result[name]["tried"] = {}
-
-        def fits(clients: int) -> bool:
-            tried[clients] = attempt(kinds[name], clients, place)
-            typer.echo(f"memory, {name}: {clients:,} clients: {tried[clients]}")
+    forms = [form for form in FORMS if form != PLAIN]
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {form: (form, {}) for form in forms}
+    kinds["loop, recompute"] = ("loop", {"recompute": True})
+    memory = memory_bytes(place)
+    with Apart() as apart:
+        for name, (form, settings) in kinds.items():
+            if clock.left() < 0:
+                break
+            probes: dict[int, float] = {}
+            seconds = 0.0  # of the last of them: the first may have begun a process
+            try:
+                for clients in (min(number, most) for number in PROBES):
+                    started = time.monotonic()
+                    probes[clients] = peak(form, settings, clients, place, apart)
+                    seconds = time.monotonic() - started
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                result[name] = {"peak_bytes": probes, "error": why(error)}
+                typer.echo(f"memory, {name}: {result[name]['error']}")
+            else:
+                fit = min(most, predicted(probes, memory) or most)
+                result[name] = {"peak_bytes": probes, "seconds": seconds, "memory_bytes": memory, "predicted": fit}
+                typer.echo(f"memory, {name}: {fit:,} clients predicted to fit")
             save()
-            return tried[clients] == FITS
+        # The last of the forms, as the fastest: to try them all would take minutes.
+        if found := [form for form in forms if "predicted" in result.get(form, {})]:
+            _approach(result[found[-1]], found[-1], place, apart, clock, save, most)
 
-        approach(fits, result[name]["predicted"], most, clock)
+
+def _approach(
+    one: dict[str, Any],
+    form: str,
+    place: torch.device,
+    apart: Apart,
+    clock: part.Clock,
+    save: Callable[[], None],
+    most: int,
+) -> None:
+    """Try how many clients fit, from what the probes of a form say."""
+    tried = one["tried"] = {}
+
+    def fits(clients: int) -> bool:
+        tried[clients] = UNFINISHED  # what stays if the time is over first
+        save()
+        try:
+            peak(form, {}, clients, place, apart)
+            tried[clients] = FITS
+        except (RuntimeError, MemoryError) as error:
+            tried[clients] = why(error)
+        typer.echo(f"memory, {form}: {clients:,} clients: {tried[clients]}")
+        save()
+        return bool(tried[clients] == FITS)
+
+    guess = min(one["predicted"], affordable(max(one["peak_bytes"]), one["seconds"], clock.left()))
+    approach(fits, guess, most, clock)
 
 
-def attempt(settings: dict[str, Any], clients: int, place: torch.device) -> str:
-    """Whether so many clients fit; what else than memory may stop them is said as it is."""
-    try:
-        peak_bytes(settings, clients, place)
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        return OUT_OF_MEMORY if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
-    return FITS
+def affordable(clients: int, seconds: float, left: float) -> int:
+    """How many clients the first try may have where ``clients`` of them took so long; no fewer than those."""
+    return max(clients, int(clients * FIRST * left / seconds))
+
+
+def why(error: BaseException) -> str:
+    """Why so many clients cannot be had; what else than memory stopped them is said as it is."""
+    return OUT_OF_MEMORY if is_out_of_memory(error) else str(error).strip().partition("\n")[0]
 
 
 def approach(fits: Callable[[int], bool], guess: int, most: int, clock: part.Clock) -> tuple[int, int]:
@@ -111,10 +147,16 @@ def memory_bytes(place: torch.device) -> float:
     return free + torch.cuda.memory_reserved(place)
 
 
-def peak_bytes(settings: dict[str, Any], clients: int, place: torch.device) -> float:
+def peak(form: str, settings: dict[str, Any], clients: int, place: torch.device, apart: Apart) -> float:
+    """`peak_bytes` of so many clients by a form with settings, in the process that is for it."""
+    config = RunConfig.parse({**gpu.RUN, "cohort": FORMS[form], **settings, "num-clients": clients, "local-epochs": 1})
+    clear(place)  # of this process, too: the other one has what is left
+    return float(gpu.where(form, apart)(peak_bytes, config, place))
+
+
+def peak_bytes(config: RunConfig, place: torch.device) -> float:
     """The peak of two steps; raises what torch raises where they do not fit."""
     clear(place)
-    config = RunConfig.parse({**gpu.RUN, **settings, "num-clients": clients, "local-epochs": 1})
     sides = gpu.sides(config, gpu.shares(config), place, copies=True)
     sides.step_seconds(assembly.plan(config, 1))
     return torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
