@@ -1,11 +1,12 @@
 """An SGLR step on one GPU, in one process: recorded, stacked, clients in a loop, and a plain PyTorch loop; ResNet16.
 
-``sglr bench gpu`` or ``python -m benchmarks.gpu``. Without a GPU it refuses; ``--device cpu`` runs the same on a CPU.
+``sglr bench gpu`` or, with more options, ``python -m benchmarks.gpu``. Without a GPU it refuses; ``python -m
+benchmarks.gpu --device cpu`` runs the same on a CPU.
 They take turns, each from fresh weights; a repetition is the median of its steps, the device synchronised after each,
 or of recorded ones, which do not wait for it, a round's time over its steps. Peak memory is what torch had allocated
 on the GPU at most. The images are the bundled digits at 32 x 32, 16 for each client, drawn anew for each, so that they
-never run out; a step's cost does not depend on them. With ``--minutes`` no measurement is begun that would not be done
-by then.
+never run out; a step's cost does not depend on them. With that module's ``--minutes`` no measurement is begun that
+would not be done by then. Recorded steps are measured in a process of their own (`apart`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, picture
+from benchmarks.apart import Apart
 from benchmarks.floor import synchronize
 from benchmarks.plain import PlainLoop
 from benchmarks.progress import Progress
@@ -107,7 +109,7 @@ def main(
     failed: dict[tuple[int, str], str] = {}
     cells: list[dict[str, Any]] = []
     console = Console()
-    with Progress([_part(*turn) for turn in turns], out) as progress:
+    with Progress([_part(*turn) for turn in turns], out) as progress, Apart() as apart:
         for clients, form in turns:
             if minutes and progress.next_seconds() > 60 * minutes - (time.monotonic() - started):
                 console.print("the rest would take longer than --minutes allows")
@@ -116,7 +118,7 @@ def main(
             if (clients, form) in failed:
                 progress.pass_over(_part(clients, form))
                 continue
-            take = partial(attempt, form, config, place)
+            take = partial(attempt, form, config, place, apart)
             found = progress.measure(
                 _part(clients, form), take, lambda found: found if isinstance(found, str) else machine.told(found[0])
             )
@@ -149,17 +151,29 @@ def cell(
         "seconds": {form: machine.spread(seconds[clients, form]) for form in there},
         "peak_bytes": {form: machine.spread(peaks[clients, form]) for form in there},
         "ratio_to_plain_loop": {
-            form: machine.spread(machine.ratios(seconds[clients, form], plain)) for form in there if form != PLAIN
+            form: machine.spread(machine.ratios(seconds[clients, form], plain))
+            for form in there
+            if plain and form != PLAIN
         },
     }
 
 
-def attempt(form: str, config: RunConfig, place: torch.device) -> tuple[float, float] | str:
+def attempt(form: str, config: RunConfig, place: torch.device, apart: Apart) -> tuple[float, float] | str:
     """What `measure` gives, or why it cannot be had: so many clients may not fit into the GPU's memory, say."""
     try:
-        return measure(form, config, place)
+        found: tuple[float, float] = where(form, apart)(measure, form, config, place)
+        return found
     except (RuntimeError, AssertionError) as error:
         return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def where(form: str, apart: Apart) -> Callable[..., Any]:
+    """What calls a function for a form of the step: ``apart`` if it records steps, else this process."""
+    return apart if FORMS[form] == "graph" else _here
+
+
+def _here(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def measure(

@@ -32,7 +32,7 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 SLOW = (
-    *("bench/test_lease.py", "bench/test_progress.py", "faults", "integration", "models/test_own_models.py"),
+    *("bench/test_device.py", "bench/test_progress.py", "faults", "integration", "models/test_own_models.py"),
     *("run/track", "split/test_methods.py", "split/test_privacy.py", "studies/convergence/test_analyze.py"),
     *("studies/leakage/test_attack.py", "studies/leakage/test_command.py", "studies/leakage/test_decoder.py"),
     *("studies/leakage/test_inversion.py", "studies/paper", "studies/trained/test_evaluation.py"),

@@ -30,7 +30,8 @@ class Origin:
         SHA-256 (its first 16 hexadecimal digits) over the files of `ENGINE`: the same engine, the same numbers.
     commit : str
         Of the checkout that the package lies in, 40 hexadecimal digits, with ``-changed`` where the package's files are
-        not that commit's; empty of a package that is installed.
+        not that commit's; of a package that is installed, or copied without git, what the environment variable
+        SGLR_COMMIT says, else empty.
     machine : str
         The kind of what computed the server segment: a GPU's name, or the processor's and how many threads computed.
     """
@@ -69,7 +70,7 @@ def engine(package: Path) -> str:
 def commit(package: Path) -> str:
     """`Origin.commit` of a package folder."""
     if not _git(package, "ls-files", "__init__.py"):  # installed, if into an environment inside of some checkout
-        return ""
+        return os.environ.get("SGLR_COMMIT", "")
     head = _git(package, "rev-parse", "HEAD")
     return f"{head}-changed" if head and _git(package, "diff", "--name-only", "HEAD", "--", ".") else head
 

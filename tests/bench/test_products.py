@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.testing import assert_close
 
-from benchmarks.lease.products import ByProducts
+from benchmarks.device.products import ByProducts
 
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},

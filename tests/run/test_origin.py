@@ -39,10 +39,16 @@ def test_the_commit_says_when_files_are_not_its_own(checkout: Path) -> None:
     assert origin.commit(package) == f"{head}-changed"
 
 
-def test_a_package_that_is_installed_inside_of_a_checkout_is_of_no_commit(checkout: Path) -> None:
+def test_a_package_that_is_installed_inside_of_a_checkout_is_of_no_commit_but_what_is_said(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SGLR_COMMIT", raising=False)
     installed = checkout / ".venv" / "sglr_flower"
     shutil.copytree(checkout / "sglr_flower", installed)
     assert origin.commit(installed) == ""
+    monkeypatch.setenv("SGLR_COMMIT", "0123abc")
+    assert origin.commit(installed) == "0123abc"
+    assert origin.commit(checkout / "sglr_flower") == git(checkout, "rev-parse", "HEAD")
 
 
 def test_the_engine_is_what_numbers_follow_from(checkout: Path) -> None:

@@ -10,9 +10,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import floor, gpu
+from benchmarks.device import part
 from benchmarks.floor import synchronize
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import part
 from benchmarks.plain import PlainLoop
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig

@@ -1,4 +1,4 @@
-"""All that is to be had of a machine with a GPU that is there for a short time only, and perhaps without network.
+"""All that is to be had of a machine with a GPU that is there for a limited time only, and perhaps without network.
 
 `tools/gpu-carry` makes here what `tools/gpu` needs there; that runs these parts one after the other, each as a process
 with a limit of time, which writes what it has found after every measurement:

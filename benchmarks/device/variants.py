@@ -1,7 +1,7 @@
 """What other arithmetic would gain, whether it is still exact, and how many clients fit into memory.
 
 A variant is a form of the step with settings. It is exact if its gradients are no further from those of a plain loop in
-float64 than rounding in float32 explains. ``python -m benchmarks.lease.variants`` writes ``variants.json``.
+float64 than rounding in float32 explains. ``python -m benchmarks.device.variants`` writes ``variants.json``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 import typer
 
 from benchmarks import gpu, machine
+from benchmarks.apart import Apart
+from benchmarks.device import exact, memory, part
+from benchmarks.device.products import ByProducts
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import exact, memory, part
-from benchmarks.lease.products import ByProducts
 from sglr_flower.run.config import RunConfig
 
 CLIENTS = (20, 100)
@@ -92,6 +93,7 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
     save = partial(machine.save, out / "variants.json", result)
     truth, plain_distance = _plain(place)
     result["plain_loop_float32_from_float64"] = plain_distance
+    apart = Apart()
     for clients, variant in [(clients, variant) for clients in counts for variant in variants()]:
         if clock.left() < MEMORY_SHARE * seconds:
             typer.echo("the rest of the time is for the memory")
@@ -106,15 +108,18 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
         earlier = [known for known in result["variants"] if known["name"] == variant.name]
         try:
             # Its arithmetic is the same for any number of clients.
-            from_float64 = earlier[0]["from_float64"] if earlier else _distance(variant, place, truth)
+            call, few = gpu.where(variant.form, apart), _run(**FEW, **variant.settings)
+            from_float64 = earlier[0]["from_float64"] if earlier else call(_distance, variant, few, place, truth)
             one |= {"from_float64": from_float64, "exact": from_float64 <= exact.ROUNDING * plain_distance}
-            one["seconds"], one["peak_bytes"] = _measured(variant, clients, place, steps=8 if rehearse else 20)
+            many = _run(**{"num-clients": clients, "local-epochs": 4 if rehearse else 10, **variant.settings})
+            one["seconds"], one["peak_bytes"] = call(_measured, variant, many, place)
             said = f"{1000 * one['seconds']:.3g} ms, {'exact' if one['exact'] else 'not exact'} ({from_float64:.2g})"
         except Exception as error:  # what this torch or GPU cannot: the others go on
             one["error"] = said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         result["variants"].append(one)
         typer.echo(f"{clients} clients, {variant.name}: {said}")
         save()
+    apart.end()
     memory.measure(result["memory"], place, clock, save, most=4 if rehearse else memory.MOST)
 
 
@@ -130,8 +135,7 @@ def _plain(place: torch.device) -> tuple[exact.Tensors, float]:
         return truth, exact.distance(exact.plain_gradients(config, place), truth)
 
 
-def _distance(variant: Variant, place: torch.device, truth: exact.Tensors) -> float:
-    config = _run(**FEW, **variant.settings)
+def _distance(variant: Variant, config: RunConfig, place: torch.device, truth: exact.Tensors) -> float:
     with part.tensor_float_32(variant.tf32), _convolutions(variant):
         return exact.distance(exact.engine_gradients(variant.form, config, place, variant.memory_format), truth)
 
@@ -140,9 +144,8 @@ def _convolutions(variant: Variant) -> AbstractContextManager[object]:
     return ByProducts() if variant.products else nullcontext()
 
 
-def _measured(variant: Variant, clients: int, place: torch.device, steps: int) -> tuple[float, float]:
+def _measured(variant: Variant, config: RunConfig, place: torch.device) -> tuple[float, float]:
     """Seconds of a step and peak memory."""
-    config = _run(**{"num-clients": clients, "local-epochs": steps // 2, **variant.settings})
     with part.tensor_float_32(variant.tf32), _convolutions(variant):
         return gpu.measure(variant.form, config, place, variant.memory_format)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,46 @@ step that is recorded the first is tried, the second recorded, and the others re
 
 
 def run_weights(config: RunConfig) -> Tensors:
-    """What an in-process run ends with, in its last checkpoint."""
+    """What an in-process run ends with, in its last checkpoint.
+
+    Raises
+    ------
+    RuntimeError
+        If its steps should be recorded and were not.
+    """
     with tempfile.TemporaryDirectory(prefix="sglr-keel-") as folder:
         config = config.replace(run_dir=str(Path(folder) / "run"))
-        inprocess.run(config)
+        with _refusals() as said:
+            inprocess.run(config)
+        if config.cohort == "graph" and said:  # it has made its steps otherwise, which says nothing of recorded ones
+            raise RuntimeError(said[0])
         last = checkpoint.latest(Path(config.run_dir) / "checkpoints")
         assert last is not None
         states = {f"client-{i}": state for i, state in last.client_states(range(config.num_clients)).items()}
         return _named(
             {part: segment_weights(state) for part, state in (states | {"server": last.server_state()}).items()}
         )
+
+
+@contextmanager
+def _refusals() -> Iterator[list[str]]:
+    """What is logged while it is entered of steps that are not recorded."""
+    said: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "steps are not recorded" in record.getMessage():
+                said.append(record.getMessage())
+
+    log, note = logging.getLogger("flwr.sglr"), Note()
+    before = log.level
+    log.addHandler(note)
+    log.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        log.setLevel(before)
+        log.removeHandler(note)
 
 
 def plain_weights(config: RunConfig, place: torch.device) -> Tensors:

@@ -1,7 +1,7 @@
 """Whether in-process runs on this device end with the weights of a plain loop on it, and that loop with the CPU's.
 
 In float64 after some rounds, to 1e-9; in float32 after one step, where the difference is rounding and is reported.
-``python -m benchmarks.lease.keel`` writes ``keel.json``.
+``python -m benchmarks.device.keel`` writes ``keel.json``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import typer
 
 from benchmarks import gpu, machine
+from benchmarks.device import exact, part
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import exact, part
 from sglr_flower.run.config import RunConfig
 
 TOLERANCE = 1e-9

@@ -1,8 +1,9 @@
-"""What measures a GPU in a quarter of an hour is rehearsed here: a typo must not cost it."""
+"""What measures a GPU in a limited time is rehearsed here: a typo must not cost it."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -24,12 +25,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import gpu
-from benchmarks.lease import cells, memory, part
-from benchmarks.lease.packages import CARRIED, there
+from benchmarks.apart import Apart
+from benchmarks.device import cells, keel, memory, part
+from benchmarks.device.packages import CARRIED, there
 from sglr_flower.data import datasets
 from sglr_flower.run.config import RunConfig
+from sglr_flower.split.recording import Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
 FORMS = [form for form in gpu.FORMS if form != gpu.PLAIN]
 
 
@@ -118,7 +122,7 @@ def test_what_is_carried_needs_nothing_that_is_not_there() -> None:
 def tools_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with parts of our own in place of its parts."""
     module = tool("gpu")
-    folder = tmp_path / "benchmarks" / "lease"
+    folder = tmp_path / "benchmarks" / "device"
     folder.mkdir(parents=True)
     for package in (folder.parent, folder):
         (package / "__init__.py").touch()
@@ -262,7 +266,73 @@ def test_too_little_memory_is_known_by_what_torch_says() -> None:
 
 def test_a_form_that_cannot_be_had_is_said_and_passed_over() -> None:
     config = RunConfig.parse({**gpu.RUN, "image-size": 8, "num-clients": 2, "recompute": True})
-    assert "not computed as stacked says" in str(gpu.attempt("stacked", config, torch.device("cpu")))
+    with Apart() as apart:
+        assert "not computed as stacked says" in str(gpu.attempt("stacked", config, torch.device("cpu"), apart))
+        # In the process of its own.
+        assert "failed: RuntimeError: steps are not recorded" in str(gpu.attempt("graph", config, CPU, apart))
+
+
+def test_without_a_plain_loop_there_are_no_ratios() -> None:
+    seconds, peaks = {(2, "loop"): [0.1]}, {(2, "loop"): [1.0]}
+    assert gpu.cell(2, seconds, peaks)["ratio_to_plain_loop"] == {}
+    assert gpu.cell(2, seconds, peaks)["seconds"]["loop"]["median"] == 0.1
+
+
+def test_after_a_call_that_failed_the_next_is_in_a_fresh_process() -> None:
+    with Apart() as apart:
+        first = apart(os.getpid)
+        assert first == apart(os.getpid) != os.getpid()
+        with pytest.raises(ValueError, match="invalid literal"):
+            apart(int, "x")
+        assert apart(os.getpid) != first
+        with pytest.raises(RuntimeError, match="terminated"):
+            apart(os._exit, 1)
+        assert apart(int, "3") == 3
+
+
+@pytest.fixture
+def unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be recorded, and all is computed in this process."""
+
+    def record(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Recorder, "record", record)
+    monkeypatch.setattr(gpu, "where", lambda form, apart: gpu._here)
+
+
+@pytest.mark.usefixtures("unfit")
+def test_weights_of_steps_that_were_not_recorded_are_not_taken_for_theirs() -> None:
+    config = RunConfig.parse({**keel.RUN, "dataset": "digits", **keel.TINY, "dtype": "float64"})
+    compared = dict(keel.comparisons(config, CPU))
+    assert keel.holds(compared["stacked, float64"]())
+    with pytest.raises(RuntimeError, match="steps are not recorded: no such luck"):
+        compared["graph, float64"]()
+
+
+@pytest.mark.usefixtures("unfit")
+def test_memory_of_a_form_that_cannot_be_had_does_not_keep_the_others_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.RUN, "image-size", 8)
+    result: dict = {}
+    memory.measure(result, CPU, part.Clock(600), lambda: None, most=2)
+    assert [*result] == [*FORMS, "loop, recompute"]
+    assert result["graph"]["error"] == "steps are not recorded: no such luck"
+    assert [name for name, one in result.items() if "tried" in one] == ["stacked"]
+    assert result["stacked"]["tried"] == {2: memory.FITS}
+
+
+def test_a_try_is_written_down_before_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    result: dict = {}
+    monkeypatch.setattr(gpu, "where", lambda form, apart: lambda *_: float(len(saved)))
+    saved: list[dict] = []
+    memory.measure(result, CPU, part.Clock(600), lambda: saved.append(copy.deepcopy(result)), most=2)
+    tries = [one["graph"]["tried"] for one in saved if "tried" in one.get("graph", {})]
+    assert tries == [{2: memory.UNFINISHED}, {2: memory.FITS}]
+
+
+def test_the_first_try_has_no_more_clients_than_there_is_time_for() -> None:
+    assert memory.affordable(150, seconds=3.0, left=40.0) == 1_000
+    assert memory.affordable(150, seconds=3.0, left=0.1) == 150
 
 
 def test_without_time_nothing_is_begun(tmp_path: Path) -> None:
@@ -290,18 +360,13 @@ def test_images_are_carried_with_gzip(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_checkout_with_more_than_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carry = tool("gpu-carry")
-    monkeypatch.setattr(carry, "FOLDER", ROOT / ".gpu-test")
+    monkeypatch.setattr(carry, "FOLDER", tmp_path / ".gpu")
     monkeypatch.setattr(carry, "wheels", lambda *_: None)  # which come from the network
     monkeypatch.setattr(carry, "images", lambda *_: None)
     for limit, refused in ((64, False), (0.1, True)):
         monkeypatch.setattr(sys, "argv", ["gpu-carry", "--limit", str(limit)])
-        try:
-            if refused:
-                with pytest.raises(SystemExit, match=r"more than --limit 0\.1"):
-                    carry.main()
-            else:
+        if refused:
+            with pytest.raises(SystemExit, match=r"more than --limit 0\.1"):
                 carry.main()
-        finally:
-            for path in (ROOT / ".gpu-test").iterdir():
-                path.unlink()
-            (ROOT / ".gpu-test").rmdir()
+        else:
+            carry.main()

@@ -2,7 +2,7 @@
 
 They are those of ``sglr paper methods --scale full``, and that command's sweep runs them
 (`sglr_flower.studies.paper.sweep`): what is finished stays, and what was cut off goes on from its last checkpoint.
-``python -m benchmarks.lease.cells`` writes ``cells.json`` with the curves, and of unfinished cells the last checkpoint
+``python -m benchmarks.device.cells`` writes ``cells.json`` with the curves, and of unfinished cells the last checkpoint
 into ``cell-METHOD.tar.xz``.
 """
 
@@ -22,8 +22,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import gpu, machine
+from benchmarks.device import part, together
 from benchmarks.gpu import FORMS
-from benchmarks.lease import part, together
 from sglr_flower.files import write_atomic
 from sglr_flower.run import checkpoint
 from sglr_flower.run.machine import available_cpus

@@ -1,6 +1,6 @@
 """What a step costs on this device in each of its forms, and what it cannot be cheaper than.
 
-``python -m benchmarks.lease.steps`` writes ``floors.json``, then ``steps.json`` by `benchmarks.gpu`.
+``python -m benchmarks.device.steps`` writes ``floors.json``, then ``steps.json`` by `benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 import typer
 
 from benchmarks import floor, gpu, machine
+from benchmarks.apart import Apart
+from benchmarks.device import floors, part
 from benchmarks.gpu import FORMS, PLAIN
-from benchmarks.lease import floors, part
 from sglr_flower.run.config import RunConfig
 
 PROFILED = (20, 100)
@@ -33,12 +34,13 @@ def main(out: part.Out, seconds: part.Seconds = 150, rehearse: part.Rehearse = F
     machine.save(out / "floors.json", result)
     profiling = part.Clock(FLOORS_SHARE * seconds)
     # A plain loop's and a loop's kernels are as many times more as there are clients: small counts tell them.
+    apart = Apart()
     for clients, form in [(clients, form) for clients in counts for form in FORMS]:
         if profiling.left() < 0 or (clients > counts[0] and form in (PLAIN, "loop")):
             continue
         config = RunConfig.parse({**gpu.RUN, "num-clients": clients, "local-epochs": 1})
         try:
-            figures, table = floors.profiled(form, config, place)
+            figures, table = gpu.where(form, apart)(floors.profiled, form, config, place)
         except Exception:  # a profiler that does not work must not cost the measurements
             traceback.print_exc()
             continue
@@ -56,6 +58,7 @@ def main(out: part.Out, seconds: part.Seconds = 150, rehearse: part.Rehearse = F
             f"of them; floors: launches {1000 * figures['launch_floor_seconds']:.3g} ms, arithmetic "
             f"{1000 * figures['arithmetic_floor_seconds']['float32']:.3g} ms"
         )
+    apart.end()
     if result["profiles"]:
         typer.echo(result["profiles"][-1])
     gpu.main(
