@@ -31,6 +31,12 @@ from sglr_flower.studies.paper.results import MADE, SUMMARY_COLUMNS, Result
 FOLDER = "results"
 """Of the checkout."""
 
+_THIS = Path(*__name__.split(".")).with_suffix(".py")
+"""This file, where the package lies."""
+
+_LOCK = ".ledger.lock"
+"""Beside the files; not a sweep's own ``.lock``, as a sweep's folder may be its ledger too."""
+
 _NOT_LEARNED = (
     *("data-dir", "run-dir", "resume", "track", "checkpoint-every", "checkpoints-kept"),
     *("exchange", "step-timeout", "start-timeout", "min-clients", "round-retries", "evaluate"),
@@ -92,7 +98,7 @@ def default_folder(scale: str, here: Path) -> Path | None:
     None elsewhere, so that whoever has the package alone finds nothing but the sweep's own folder; and at scale smoke,
     which shows that all runs and is no evidence.
     """
-    is_checkout = (here / "pyproject.toml").exists() and (here / "sglr_flower" / "paper" / "ledger.py").exists()
+    is_checkout = (here / "pyproject.toml").exists() and (here / _THIS).exists()
     return here / FOLDER if is_checkout and scale != "smoke" else None
 
 
@@ -154,7 +160,7 @@ def add(path: Path, results: Iterable[Result]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
+        with FileLock(path.parent / _LOCK):
             there = read(path)
             known = {(row.fields["run"], row.attacked) for row in there}
             made = [row for result in results if (row := _row(result)) is not None]

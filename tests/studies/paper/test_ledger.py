@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_jobs_0_runs_nothing_and_does_not_wait_for_a_sweep(tmp_path: Path) -> No
     assert "1 cells, 0 of them finished, none is run" in said
     assert table(tmp_path)[-1].startswith("| 2 | - |")
     assert not list((tmp_path / "cells").iterdir())
+
+
+def test_a_sweeps_folder_can_be_its_ledger(tmp_path: Path) -> None:
+    """Rows are written while the sweep holds its folder."""
+    (cell,) = cells("table1", "clients=2,alpha=0")
+    finish(tmp_path, cell, 80.0)
+    with sweep.locked(tmp_path):
+        written = threading.Thread(target=ledger.add, args=(tmp_path / "smoke.csv", finished(tmp_path, [cell])))
+        written.daemon = True  # or a test that fails would not end
+        written.start()
+        written.join(30)
+        assert not written.is_alive()
+    assert len(ledger.read(tmp_path / "smoke.csv")) == 1
 
 
 def test_recording_again_changes_nothing(tmp_path: Path) -> None:
