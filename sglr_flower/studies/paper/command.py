@@ -112,14 +112,23 @@ class Book:
         ]
 
     def results(self, known: Sequence[Cell]) -> list[Result]:
-        """What is finished of these cells; it is recorded first, so that with a ledger all figures are its rows'."""
+        """What is finished of these cells; it is recorded first, so that with a ledger all figures are its rows'.
+
+        An experiment that shows runs has the folder's figures where the ledger's are another run's.
+        """
         here = read(self.folder, known)
         if self.ledger is None:
             return here
         ledger.add(self.ledger, here)
-        directories = {result.cell.name: result.directory for result in here}
+        runs = {result.cell.name: result for result in here}
         rows = ledger.results(ledger.read(self.ledger), known)
-        return [replace(result, directory=directories.get(result.cell.name)) for result in rows]
+        return [self._counting(row, runs.get(row.cell.name)) for row in rows]
+
+    def _counting(self, row: Result, here: Result | None) -> Result:
+        """Of a cell in the ledger and in the folder what counts: figures and run directory are of the same run."""
+        if here and here.run == row.run:
+            return replace(row, directory=here.directory)
+        return here if here and self.experiment.shows_runs else row
 
     def write(self) -> Grid:
         """Record what is finished, write ``results.csv``, ``table.md`` and the pictures anew; returns the table."""

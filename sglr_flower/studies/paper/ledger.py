@@ -21,7 +21,7 @@ from filelock import FileLock
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.run.config import RunConfig, keys, parse_assignment
-from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.run.rundir import read_json
 from sglr_flower.studies.paper import progress
 from sglr_flower.studies.paper.cells import Cell
 from sglr_flower.studies.paper.measures import CROSS_ENTROPY, EPSILON, LEAKAGE, Figures
@@ -30,6 +30,12 @@ from sglr_flower.studies.paper.results import MADE, SUMMARY_COLUMNS, Result
 
 FOLDER = "results"
 """Of the checkout."""
+
+_THIS = Path(*__name__.split(".")).with_suffix(".py")
+"""This file, where the package lies."""
+
+_LOCK = ".ledger.lock"
+"""Beside the files; not a sweep's own ``.lock``, as a sweep's folder may be its ledger too."""
 
 _NOT_LEARNED = (
     *("data-dir", "run-dir", "resume", "track", "checkpoint-every", "checkpoints-kept"),
@@ -92,7 +98,7 @@ def default_folder(scale: str, here: Path) -> Path | None:
     None elsewhere, so that whoever has the package alone finds nothing but the sweep's own folder; and at scale smoke,
     which shows that all runs and is no evidence.
     """
-    is_checkout = (here / "pyproject.toml").exists() and (here / "sglr_flower" / "paper" / "ledger.py").exists()
+    is_checkout = (here / "pyproject.toml").exists() and (here / _THIS).exists()
     return here / FOLDER if is_checkout and scale != "smoke" else None
 
 
@@ -147,6 +153,9 @@ def read(path: Path) -> list[Row]:
 def add(path: Path, results: Iterable[Result]) -> None:
     """Add rows of finished cells that have run directories; runs that have a row already are left alone.
 
+    A run of a version that did not record what made it has a row too; the fields of that are empty, and a table's
+    caption says of how many runs they are.
+
     Raises
     ------
     UserError
@@ -154,7 +163,7 @@ def add(path: Path, results: Iterable[Result]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
+        with FileLock(path.parent / _LOCK):
             there = read(path)
             known = {(row.fields["run"], row.attacked) for row in there}
             made = [row for result in results if (row := _row(result)) is not None]
@@ -176,7 +185,7 @@ def results(rows: Sequence[Row], cells: Iterable[Cell]) -> list[Result]:
         if suiting:
             row = suiting[0]
             made = {name: row.fields[name] for name in MADE if row.fields["engine"]}
-            found.append(Result(cell, row.figures, row.curve, made))
+            found.append(Result(cell, row.figures, row.curve, made, run=row.fields["run"]))
     return found
 
 
@@ -189,7 +198,6 @@ def _row(result: Result) -> Row | None:
     if result.directory is None:
         return None
     summary = result.directory / "summary.json"
-    run = RunDirectory(result.directory).run_id
     finished = datetime.fromtimestamp(summary.stat().st_mtime, UTC)
     there = read_json(summary)
     figures = {name: result.figures.get(name) for name in _FIGURES}
@@ -203,7 +211,7 @@ def _row(result: Result) -> Row | None:
         "nodes": str(there["nodes"]),
         "exchange": str(there["exchange"]),
         "finished": f"{finished:%Y-%m-%dT%H:%M:%SZ}",
-        "run": run,
+        "run": result.run,
         "settings": settings(result.cell.config),
     }
     return Row({name: fields[name] for name in COLUMNS[:-1]})

@@ -58,6 +58,8 @@ class Result:
         What made it, by the names in `MADE`; empty where a run of an earlier version has not recorded that.
     directory : Path | None
         Its run; None if only the ledger has it.
+    run : str
+        The run's id.
     """
 
     cell: Cell
@@ -65,6 +67,7 @@ class Result:
     curve: tuple[Point, ...]
     made: Mapping[str, str]
     directory: Path | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,10 @@ def read(folder: Path, cells: Iterable[Cell]) -> list[Result]:
 
 
 def _read(directory: Path, cell: Cell) -> Result:
-    origins = RunDirectory(directory).origins()
+    run = RunDirectory(directory)
+    origins = run.origins()
     made = {name: "+".join(dict.fromkeys(origin[name] for origin in origins)) for name in MADE if origins}
-    return Result(cell, _figures(directory, cell.attack), progress.read(directory), made, directory)
+    return Result(cell, _figures(directory, cell.attack), progress.read(directory), made, directory, run.run_id)
 
 
 def _figures(directory: Path, attacked: bool) -> dict[str, Any]:

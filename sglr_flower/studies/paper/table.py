@@ -286,8 +286,9 @@ def _origin(results: Sequence[Result]) -> str:
     made = [result.made for result in results if result.made]
     if not made:
         return ""
-    named = {name: sorted({one[name] for one in made}) for name in ("version", "torch", "engine", "machine")}
-    engines = f"engine {named['engine'][0]}" if len(named["engine"]) == 1 else f"{len(named['engine'])} engines"
+    named = {name: sorted({one[name] for one in made}) for name in ("version", "torch", "machine")}
+    trained = sorted({engine for one in made for engine in one["engine"].split("+")})  # of a run that was resumed, each
+    engines = f"engine {trained[0]}" if len(trained) == 1 else f"{len(trained)} engines"
     some = f" ({len(made)} of the runs; the others have not recorded it)" if len(made) < len(results) else ""
     versions = f"sglr-flower {', '.join(named['version'])} ({engines}), torch {', '.join(named['torch'])}"
     return f"Made by {versions} on {'; '.join(named['machine'])}{some}."

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import sglr_flower
 from sglr_flower.errors import UserError
 from sglr_flower.run import origin
 from sglr_flower.run.config import keys
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.studies.paper import ledger, sweep
 from sglr_flower.studies.paper.cells import Cell, select
 from sglr_flower.studies.paper.command import Book
@@ -84,6 +86,19 @@ def test_jobs_0_runs_nothing_and_does_not_wait_for_a_sweep(tmp_path: Path) -> No
     assert "1 cells, 0 of them finished, none is run" in said
     assert table(tmp_path)[-1].startswith("| 2 | - |")
     assert not list((tmp_path / "cells").iterdir())
+
+
+def test_a_sweeps_folder_can_be_its_ledger(tmp_path: Path) -> None:
+    """Rows are written while the sweep holds its folder."""
+    (cell,) = cells("table1", "clients=2,alpha=0")
+    finish(tmp_path, cell, 80.0)
+    with sweep.locked(tmp_path):
+        written = threading.Thread(target=ledger.add, args=(tmp_path / "smoke.csv", finished(tmp_path, [cell])))
+        written.daemon = True  # or a test that fails would not end
+        written.start()
+        written.join(30)
+        assert not written.is_alive()
+    assert len(ledger.read(tmp_path / "smoke.csv")) == 1
 
 
 def test_recording_again_changes_nothing(tmp_path: Path) -> None:
@@ -186,6 +201,37 @@ def test_a_table_has_the_ledgers_rows_beside_the_folders_runs(tmp_path: Path) ->
     assert book.unfinished() == []
     assert book.write().rows == [["2", "81.00 ± 12.71", "82.04", "-1.04"]]
     assert len(ledger.read(path)) == 2
+
+
+def test_figures_and_run_directory_are_of_the_same_run(tmp_path: Path) -> None:
+    """The ledger has a run of the cell that was finished before the folder's."""
+    path = tmp_path / "smoke.csv"
+    for name, only, percent in (("table1", "clients=2,alpha=0", 0.8), ("fig4", "phi=1", 0.7)):
+        (cell,) = cells(name, only)
+        record(path, tmp_path / f"{name}-elsewhere", cell, 80.0, seconds=1000)
+        here = tmp_path / name
+        record(path, here, cell, 70.0, seconds=2000)
+        (result,) = Book(EXPERIMENTS[name], SMOKE, here, (cell,), "", path).results([cell])
+        assert result.figures["test_accuracy_mean"] == percent
+        assert result.directory == (None if name == "table1" else run_dir(here, cell))
+
+
+def test_what_made_a_run_is_all_that_trained_it_or_not_known(tmp_path: Path) -> None:
+    """A run that was resumed with other code, and one of a version that did not record its origin."""
+    path = tmp_path / "smoke.csv"
+    resumed, old = cells("table1", "clients=2,alpha=0", seeds=2)
+    finish(tmp_path, resumed, 80.0)
+    finish(tmp_path, old, 70.0)
+    made = {"version": "1", "commit": "c", "torch": "2.14.1+cpu", "machine": "a CPU"}
+    for engine in ("a" * 16, "b" * 16):
+        RunDirectory(run_dir(tmp_path, resumed)).record_origin({**made, "engine": engine})
+    book = Book(EXPERIMENTS["table1"], SMOKE, tmp_path, (resumed, old), "", path)
+    book.write()
+    assert {row.fields["engine"] for row in ledger.read(path)} == {f"{'a' * 16}+{'b' * 16}", ""}
+    made_by = (
+        "Made by sglr-flower 1 (2 engines), torch 2.14.1+cpu on a CPU (1 of the runs; the others have not recorded it)."
+    )
+    assert made_by in (tmp_path / "table.md").read_text()
 
 
 def test_experiments_that_show_runs_are_run_although_they_are_recorded(tmp_path: Path) -> None:
