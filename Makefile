@@ -39,8 +39,11 @@ package: $(STAMP)
 	$(BIN)/python -m build --no-isolation
 
 # The tables, pictures and claims in README.md and docs/results.md, from the ledger in results/.
-results: $(STAMP)
+results: $(BIN)/python
 	$(BIN)/python -m tools.results
+
+$(BIN)/python:
+	@$(MAKE) $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sglr_flower.errors import UserError
 from sglr_flower.studies.paper import ledger, pace
 from sglr_flower.studies.paper.cells import Cell, select
 from sglr_flower.studies.paper.experiments import EXPERIMENTS, Experiment
@@ -118,4 +119,7 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"make results: {error}")

@@ -14,8 +14,12 @@ import sglr_flower
 from sglr_flower.run.machine import processor
 
 _PACKAGE = Path(sglr_flower.__file__).resolve().parent
-ENGINE = ("seeds.py", "data", "models", "split", "run/assembly.py", "run/training.py", "run/metrics.py")
-"""The parts of the package that a run's numbers follow from, whatever carries its tensors."""
+ENGINE = (
+    *("seeds.py", "data", "models", "split"),
+    *("run/accounting.py", "run/assembly.py", "run/metrics.py", "run/training.py"),
+)
+"""The parts of the package that a run's numbers follow from, whatever carries its tensors; what is measured of the
+finished run later, such as an attack on it, is not among them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Origin:
         not that commit's; of a package that is installed, or copied without git, what the environment variable
         SGLR_COMMIT says, else empty.
     machine : str
-        The kind of what computed the server segment: a GPU's name, or the processor's and how many threads computed.
+        The kind of what computed the server segment: the processor's name and how many threads computed, or a GPU's,
+        and whether it multiplied float32 as TensorFloat-32 in convolutions.
     """
 
     version: str
@@ -46,13 +51,16 @@ class Origin:
 def here(device: torch.device) -> Origin:
     """The origin of what this process trains on ``device``."""
     threads = torch.get_num_threads()
-    cpu = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    machine = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    if device.type == "cuda":
+        rounds = torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
+        machine = torch.cuda.get_device_name(device) + (", TensorFloat-32 convolutions" if rounds else "")
     return Origin(
         version=sglr_flower.__version__,
         torch=torch.__version__,
         engine=engine(_PACKAGE),
         commit=commit(_PACKAGE),
-        machine=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        machine=machine,
     )
 
 
@@ -72,7 +80,8 @@ def commit(package: Path) -> str:
     if not _git(package, "ls-files", "__init__.py"):  # installed, if into an environment inside of some checkout
         return os.environ.get("SGLR_COMMIT", "")
     head = _git(package, "rev-parse", "HEAD")
-    return f"{head}-changed" if head and _git(package, "diff", "--name-only", "HEAD", "--", ".") else head
+    changed = head and _git(package, "status", "--porcelain", "--untracked-files=normal", "--", ".")
+    return f"{head}-changed" if changed else head
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -35,6 +35,9 @@ def test_the_commit_says_when_files_are_not_its_own(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD")
     (checkout / "results.csv").write_text("")
     assert origin.commit(package) == head
+    (package / "split" / "added.py").write_text("")
+    assert origin.commit(package) == f"{head}-changed"
+    (package / "split" / "added.py").unlink()
     (package / "split" / "splitlr.py").write_text("")
     assert origin.commit(package) == f"{head}-changed"
 

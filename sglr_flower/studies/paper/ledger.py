@@ -135,6 +135,8 @@ def read(path: Path) -> list[Row]:
         return []
     except OSError as error:
         raise UserError(f"ledger {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"ledger {path} cannot be read: it is no text in UTF-8") from None
     head, *lines = lines or [""]
     names = next(csv.reader([head]), [])
     if not set(names) <= set(COLUMNS) or not {*_LABELS, "settings", "check"} <= set(names):

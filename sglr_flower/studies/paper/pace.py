@@ -29,9 +29,10 @@ def caption(experiment: Experiment, results: Sequence[Result]) -> str:
     return (
         f"The target is the accuracy in the last round of {_plain(experiment)} with as many clients and the same seed. "
         f"It is reached in the first round that has it, of those that were evaluated ({_span(counts)} in a run). "
-        "Seconds are of training alone, steps times the median time of one in each round; they can be compared where "
-        f"one machine has made all, here: {_machines(results)}. MB are what training sent both ways, of all clients, "
-        f"hosted by {_nodes(results)}; an average travels once to each. Means over the seeds that have reached it."
+        "Seconds are of training alone, steps times the median time of one in each round, and of the machine with "
+        f"whatever else ran on it, here: {_machines(results)}; rounds and MB do not depend on that. MB are what "
+        f"training sent both ways, of all clients, hosted by {_nodes(results)}; an average travels once to each. Means "
+        "over the seeds that have reached it."
     )
 
 
