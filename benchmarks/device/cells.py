@@ -2,8 +2,9 @@
 
 They are those of ``sglr paper methods --scale full``, and that command's sweep runs them
 (`sglr_flower.studies.paper.sweep`): what is finished stays, and what was cut off goes on from its last checkpoint.
-``python -m benchmarks.device.cells`` writes ``cells.json`` with the curves, and of unfinished cells the last checkpoint
-into ``cell-METHOD.tar.xz``.
+``python -m benchmarks.device.cells`` writes ``cells.json`` with the curves, the run directories of finished cells
+without their checkpoints into ``cells.tar.xz``, and of unfinished ones those with the last checkpoint into
+``cell-METHOD.tar.xz``.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ METHODS = ("psl", "sglr", "slr", "sgl", "sfl")
 """In the order in which they are begun."""
 CLIENTS = 20
 AT_ONCE = (1, 2, 4)
+FINISHED = "cells.tar.xz"
+"""The archive of the finished cells' run directories."""
 ARCHIVES = 2
-"""Checkpoints that are brought back, of the first methods that are not finished; each is some 12 MB."""
+"""How many are brought back: that of what is finished, if anything is, and of the first methods that are not, each with
+a checkpoint, some 12 MB."""
 EVERY = 45.0
 """Seconds between two writings of what there is."""
 CHECKPOINT_EVERY = 10
 """Rounds; on a GPU the 5 of ``full`` would cost a tenth of the time."""
 START = 20.0
 """Seconds from a run's command to its first step, about."""
-KEPT = ("config.toml", "launch.toml", "run-id", "metrics.csv", "nodes.csv", "partition.json")
-"""Files of a run directory that are brought back with the checkpoint."""
+KEPT = (
+    *("config.toml", "launch.toml", "run-id", "metrics.csv", "nodes.csv", "partition.json"),
+    *("origin.json", "summary.json"),
+)
+"""Files of a run directory that are brought back, beside checkpoints."""
 CLOSING = 25.0
 """Seconds before the end at which the runs are stopped, which takes a few, and the last is written."""
 TINY: dict[str, Any] = {
@@ -122,7 +129,7 @@ class Book:
         self, folder: Path, cells: Sequence[Cell], out: Path, about: dict[str, Any], earlier: Mapping[str, Any]
     ) -> None:
         self._folder, self._cells, self._out, self._about, self._earlier = folder, cells, out, about, dict(earlier)
-        self._packed: dict[str, int] = {}  # cell -> the last round in its archive
+        self._packed: dict[Path, object] = {}  # archive -> what makes it another
         self.failures: dict[str, str] = {}
 
     def entries(self) -> list[dict[str, Any]]:
@@ -137,7 +144,7 @@ class Book:
     def write(self) -> None:
         """Bring back all there is now."""
         machine.save(self._out / "cells.json", {**self._about, "cells": self.entries()})
-        kept = 0
+        kept = int(self._pack_finished())
         for cell in self._cells:
             if kept < ARCHIVES and not self._finished(cell) and self._pack(cell):
                 kept += 1
@@ -169,17 +176,29 @@ class Book:
         rounds = checkpoint.rounds(directory / "checkpoints")
         if not rounds:
             return False
-        if self._packed.get(cell.name) == rounds[0]:
-            return True
-        partial = archive(self._out, cell).with_suffix(".partial")
         last = directory / "checkpoints" / f"round-{rounds[0]:04d}"
-        with tarfile.open(partial, "w:xz", preset=1) as file:
-            for path in (*(directory / name for name in KEPT), last):
-                if path.exists():
-                    file.add(path, f"{directory.name}/{path.relative_to(directory)}")
-        partial.replace(archive(self._out, cell))
-        self._packed[cell.name] = rounds[0]
+        self._bring(archive(self._out, cell), rounds[0], [*(directory / name for name in KEPT), last])
         return True
+
+    def _pack_finished(self) -> bool:
+        """Bring back all finished run directories without their checkpoints; whether there are any."""
+        done = [cell for cell in self._cells if sweep.is_finished(self._folder, cell)]
+        if done:
+            directories = [sweep.run_dir(self._folder, cell) for cell in done]
+            self._bring(self._out / FINISHED, len(done), [one / name for one in directories for name in KEPT])
+        return bool(done)
+
+    def _bring(self, target: Path, state: object, files: Sequence[Path]) -> None:
+        """Pack those of the files that there are into an archive, unless it was made in the same state before."""
+        if self._packed.get(target) == state:
+            return
+        partial = target.with_suffix(".partial")
+        with tarfile.open(partial, "w:xz", preset=1) as file:
+            for path in files:
+                if path.exists():
+                    file.add(path, path.relative_to(self._folder / "cells"))
+        partial.replace(target)
+        self._packed[target] = state
 
 
 def archive(folder: Path, cell: Cell) -> Path:
@@ -281,6 +300,9 @@ def most_done(rates: Mapping[int, float], seconds: float, steps: int, count: int
 
 def restore(resume: Path, folder: Path, chosen: Sequence[Cell]) -> dict[str, Any]:
     """Unpack the run directories of an earlier call; method -> what it has brought back of the cell."""
+    if (resume / FINISHED).exists():
+        with tarfile.open(resume / FINISHED) as file:
+            file.extractall(folder / "cells", filter="data")
     for cell in chosen:
         if archive(resume, cell).exists():
             with tarfile.open(archive(resume, cell)) as file:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
 from importlib.machinery import SourceFileLoader
@@ -31,6 +33,7 @@ from benchmarks.device.packages import CARRIED, there
 from sglr_flower.data import datasets
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split.recording import Recorder
+from sglr_flower.studies.paper import ledger, results, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -64,7 +67,7 @@ def test_the_whole_of_it_without_flower(tmp_path: Path) -> None:
         command, cwd=tmp_path, env={key: os.environ[key] for key in keys}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    names = {"keel.json", "floors.json", "steps.json", "variants.json", "cells.json", "log.txt"}
+    names = {"keel.json", "floors.json", "steps.json", "variants.json", "cells.json", cells.FINISHED, "log.txt"}
     assert {path.name for path in out.iterdir()} == names
 
     keel = read(out / "keel.json")
@@ -189,13 +192,27 @@ def test_cells_that_are_cut_off_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
     losses = [[row["train_loss"] for row in one["curve"][:2]] for one in (before, after)]
     assert losses[0] == losses[1]  # it was not begun again: another process would not have the same times either
     assert before["curve"][0]["step_seconds_median"] == after["curve"][0]["step_seconds_median"]
-    assert [path.name for path in second.iterdir()] == ["cells.json"]
+    assert {path.name for path in second.iterdir()} == {"cells.json", cells.FINISHED}
 
     monkeypatch.setattr(cells, "METHODS", ("psl", "sglr"))
     third = tmp_path / "third"
     cells.main(third, seconds=300, rehearse=True, resume=second)
     assert read(third / "cells.json")["cells"][0] == after  # what is finished stays as it was brought back
     assert read(third / "cells.json")["cells"][1]["finished"]
+
+    # And a sweep of `sglr paper`, whose cells are computed in another form, can record them.
+    with tarfile.open(third / cells.FINISHED) as file:
+        assert not [name for name in file.getnames() if "checkpoints" in name]
+        file.extractall(tmp_path / "sweep" / "cells", filter="data")
+    same = [
+        dataclasses.replace(cell, config=cell.config.replace(cohort="auto", checkpoint_every=5))
+        for cell in cells.cells("stacked", rehearse=True)
+    ]
+    sweep.check_same(tmp_path / "sweep", same)
+    ledger.add(tmp_path / "full.csv", results.read(tmp_path / "sweep", same))
+    rows = ledger.read(tmp_path / "full.csv")
+    assert [row.fields["method"] for row in rows] == ["psl", "sglr"]
+    assert all(row.fields["engine"] and row.fields["finished"] and row.curve for row in rows)
 
 
 def test_as_many_at_once_as_finish_most() -> None:

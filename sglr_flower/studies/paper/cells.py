@@ -9,6 +9,12 @@ from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
 
 Label = str | int | float
+NOT_LEARNED = (
+    *("data-dir", "run-dir", "resume", "track", "checkpoint-every", "checkpoints-kept"),
+    *("exchange", "step-timeout", "start-timeout", "min-clients", "round-retries", "evaluate"),
+    *("server-device", "recompute", "cohort"),
+)
+"""Keys that say where and how a run is carried out: its results do not depend on them, but for rounding."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sglr_flower.files import write_atomic
 from sglr_flower.run.config import RunConfig, keys, parse_assignment
 from sglr_flower.run.rundir import read_json
 from sglr_flower.studies.paper import progress
-from sglr_flower.studies.paper.cells import Cell
+from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell
 from sglr_flower.studies.paper.measures import CROSS_ENTROPY, EPSILON, LEAKAGE, Figures
 from sglr_flower.studies.paper.progress import Point
 from sglr_flower.studies.paper.results import MADE, SUMMARY_COLUMNS, Result
@@ -36,13 +36,6 @@ _THIS = Path(*__name__.split(".")).with_suffix(".py")
 
 _LOCK = ".ledger.lock"
 """Beside the files; not a sweep's own ``.lock``, as a sweep's folder may be its ledger too."""
-
-_NOT_LEARNED = (
-    *("data-dir", "run-dir", "resume", "track", "checkpoint-every", "checkpoints-kept"),
-    *("exchange", "step-timeout", "start-timeout", "min-clients", "round-retries", "evaluate"),
-    *("server-device", "recompute", "cohort"),
-)
-"""Keys that say where and how a run is carried out: its results do not depend on them, but for rounding."""
 
 _LABELS = ("method", "clients", "seed")
 _FIGURES = (*SUMMARY_COLUMNS, *(measure.column for measure in (EPSILON, CROSS_ENTROPY, *LEAKAGE)))
@@ -110,7 +103,7 @@ def file_of(folder: Path, scale: str) -> Path:
 def settings(config: RunConfig) -> str:
     """What a run learns, as words ``key=value`` in the order of the run-config: equal for runs with equal results."""
     values = config.values()
-    return " ".join(f"{key}={_word(values[key])}" for key in keys() if key not in _NOT_LEARNED)
+    return " ".join(f"{key}={_word(values[key])}" for key in keys() if key not in NOT_LEARNED)
 
 
 def _number(text: str) -> float:

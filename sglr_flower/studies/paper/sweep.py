@@ -27,7 +27,7 @@ from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.studies.leakage.record import is_attacked
-from sglr_flower.studies.paper.cells import Cell
+from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell
 from sglr_flower.studies.paper.leash import GRACE_SECONDS
 from sglr_flower.studies.paper.workers import Workers
 
@@ -112,7 +112,7 @@ def check_same(folder: Path, cells: Sequence[Cell]) -> None:
             continue
         saved, wanted = RunDirectory(directory).read_config().values(), cell.config.values()
         for key, value in wanted.items():
-            if key not in _PLACES and saved[key] != value:
+            if key not in NOT_LEARNED and saved[key] != value:
                 raise UserError(
                     f"{directory} holds a run with {key} = {saved[key]!r}, but this sweep's cell has {value!r}: "
                     "give another --out"

@@ -20,7 +20,7 @@ from sglr_flower.run import origin
 from sglr_flower.run.config import keys
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.studies.paper import ledger, sweep
-from sglr_flower.studies.paper.cells import Cell, select
+from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell, select
 from sglr_flower.studies.paper.command import Book
 from sglr_flower.studies.paper.experiments import EXPERIMENTS
 from sglr_flower.studies.paper.results import read as finished
@@ -188,7 +188,7 @@ def test_what_is_not_learned_is_no_part_of_what_was_run(tmp_path: Path) -> None:
     assert ledger.settings(same) == ledger.settings(cell.config)
     assert ledger.settings(cell.config.replace(seed=1)) != ledger.settings(cell.config)
     named = {word.split("=")[0] for word in ledger.settings(cell.config).split(" ")}
-    assert named | set(ledger._NOT_LEARNED) == set(keys())
+    assert named | set(NOT_LEARNED) == set(keys())
 
 
 def test_a_table_has_the_ledgers_rows_beside_the_folders_runs(tmp_path: Path) -> None:
