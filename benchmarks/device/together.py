@@ -80,36 +80,24 @@ def _work(
     counts: Queue[float],
 ) -> None:
     """One of the processes: it has warmed up before the first of the levels, and takes part in those that need it."""
-    try:
-        _take_part(number, values, device, levels, seconds, barrier, counts)
-    except threading.BrokenBarrierError:  # it is over
-        return
-    except BaseException:
-        barrier.abort()
-        raise
-
-
-def _take_part(
-    number: int,
-    values: dict[str, Any],
-    device: str,
-    levels: Sequence[int],
-    seconds: float,
-    barrier: Barrier,
-    counts: Queue[float],
-) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cpus() // max(levels)))
-    config = RunConfig.parse(values)
-    sides = gpu.sides(config, gpu.shares(config), torch.device(device))
-    plan = assembly.plan(config, 1)
-    sides.step_seconds(plan)
-    for level in levels:
-        barrier.wait()
-        if number < level:
-            steps, started, taken = 0, time.perf_counter(), 0.0
-            while taken < seconds:
-                steps += len(sides.step_seconds(plan))
-                taken = time.perf_counter() - started
-            counts.put(steps / taken)
-        barrier.wait()
+    try:
+        config = RunConfig.parse(values)
+        sides = gpu.sides(config, gpu.shares(config), torch.device(device))
+        plan = assembly.plan(config, 1)
+        sides.step_seconds(plan)
+        for level in levels:
+            barrier.wait()
+            if number < level:
+                steps, started, taken = 0, time.perf_counter(), 0.0
+                while taken < seconds:
+                    steps += len(sides.step_seconds(plan))
+                    taken = time.perf_counter() - started
+                counts.put(steps / taken)
+            barrier.wait()
+    except threading.BrokenBarrierError:  # it is over
+        return
+    except BaseException:  # the others need not wait for this one; why is printed as it ends
+        barrier.abort()
+        raise

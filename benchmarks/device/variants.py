@@ -6,6 +6,7 @@ float64 than rounding in float32 explains. ``python -m benchmarks.device.variant
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -105,16 +106,18 @@ def main(out: part.Out, seconds: part.Seconds = 90, rehearse: part.Rehearse = Fa
             "settings": dict(variant.settings),
             "clients": clients,
         }
-        earlier = [known for known in result["variants"] if known["name"] == variant.name]
+        named = (known for known in result["variants"] if known["name"] == variant.name)
+        earlier = [known["from_float64"] for known in named if "from_float64" in known]
         try:
             # Its arithmetic is the same for any number of clients.
             call, few = gpu.where(variant.form, apart), _run(**FEW, **variant.settings)
-            from_float64 = earlier[0]["from_float64"] if earlier else call(_distance, variant, few, place, truth)
+            from_float64 = earlier[0] if earlier else call(_distance, variant, few, place, truth)
             one |= {"from_float64": from_float64, "exact": from_float64 <= exact.ROUNDING * plain_distance}
             many = _run(**{"num-clients": clients, "local-epochs": 4 if rehearse else 10, **variant.settings})
             one["seconds"], one["peak_bytes"] = call(_measured, variant, many, place)
             said = f"{1000 * one['seconds']:.3g} ms, {'exact' if one['exact'] else 'not exact'} ({from_float64:.2g})"
         except Exception as error:  # what this torch or GPU cannot: the others go on
+            traceback.print_exc()
             one["error"] = said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         result["variants"].append(one)
         typer.echo(f"{clients} clients, {variant.name}: {said}")

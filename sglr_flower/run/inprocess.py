@@ -148,6 +148,8 @@ class _Recorded(OpenRound):
             self.link = LocalLink({0: TrainSession(self._cohort, plan)})
             return super().train(server, plan, on_step)
         result, sent = whole.train_round(plan, on_step)
+        if whole.unfit:
+            self._nodes.refuse(whole.unfit)
         self.link = LocalLink({}, sent)
         return result
 

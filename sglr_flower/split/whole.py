@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +29,6 @@ from sglr_flower.split.rounds import RoundResult
 from sglr_flower.split.sent import Sent, total
 from sglr_flower.split.server import ServerSegment
 from sglr_flower.split.stacked import Stack
-
-log = logging.getLogger("flwr.sglr")
 
 STEPS_AT_ONCE = 32
 """Steps after which their losses are read, for which the device is waited for."""
@@ -92,6 +89,13 @@ class WholeStep:
         Made with ``stacked``.
     server : ServerSegment
         On the same device.
+
+    Attributes
+    ----------
+    cohort, server
+        These.
+    unfit : str
+        Why steps are not recorded, found when one was tried; empty if they are. They are made all the same.
     """
 
     def __init__(self, cohort: Cohort, server: ServerSegment) -> None:
@@ -214,20 +218,15 @@ class WholeStep:
         compute = functools.partial(self._compute, plan.loss, stack, kind, own.tables)
         if not own.tried:
             own.tried = True
-            self._refuse(self._recorder.attempt(compute))
+            self.unfit = self._recorder.attempt(compute) or self.unfit
         elif self.unfit:
             compute()
         else:
             try:
                 own.replay = self._recorder.record(compute)
             except RuntimeError as error:  # what CUDA could not record it has not computed either
-                self._refuse(str(error).strip().partition("\n")[0])
+                self.unfit = str(error).strip().partition("\n")[0]
                 compute()
-
-    def _refuse(self, reason: str) -> None:
-        if reason and not self.unfit:
-            log.info("steps are not recorded: %s", reason)
-            self.unfit = reason
 
     def _compute(self, loss: str, stack: Stack, kind: _Kind, tables: _Tables) -> None:
         """A step of all clients and the server; reads and writes tensors that stay where they are."""
