@@ -35,8 +35,8 @@ from sglr_flower.flower.roster import SETUP_SECONDS, Member, Roster, clients_of
 from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import History
+from sglr_flower.run.nodes import Attended, OpenRound, Weights
 from sglr_flower.run.rundir import STATUS_INTERVAL, RunDirectory, new_run_dir
-from sglr_flower.run.training import Attended, OpenRound, Weights
 from sglr_flower.split import averaging, methods, optimizers
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
@@ -199,7 +199,7 @@ class SplitStrategy(Strategy):
         """Sum the nodes' own metrics of an evaluation; the scores are counted on the server."""
         return sum_metrics(replies)
 
-    # ---- how `training.train` reaches the nodes (training.Nodes)
+    # ---- how `training.train` reaches the nodes (nodes.Nodes)
 
     @property
     def absent(self) -> frozenset[int]:

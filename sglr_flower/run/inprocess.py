@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
+from sglr_flower.run.nodes import Attended, OpenRound, Weights
 from sglr_flower.run.rundir import RunDirectory
-from sglr_flower.run.training import Attended, OpenRound, Weights
 from sglr_flower.split import averaging
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan, spread
@@ -27,7 +27,7 @@ log = logging.getLogger("flwr.sglr")
 
 
 class InProcessNodes:
-    """Cohorts in this process behind the `training.Nodes` interface.
+    """Cohorts in this process behind the `nodes.Nodes` interface.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from sglr_flower.errors import TooFewClients, UserError
-from sglr_flower.run import accounting, assembly, inprocess, training
+from sglr_flower.run import accounting, assembly, attempts, inprocess
 from sglr_flower.run.accounting import LEDGER, Ledger, epsilon
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.view import closing_table
@@ -172,7 +172,7 @@ class Killed(BaseException):
 
 def test_what_a_killed_run_has_sent_stays_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in its third round, before that was recorded: resumed, the round is trained and paid for once more."""
-    train, seen = training._train_round, []
+    train, seen = attempts._train_turns, []
 
     def killed(*arguments):
         seen.append(1)
@@ -183,7 +183,7 @@ def test_what_a_killed_run_has_sent_stays_spent(tmp_path: Path, monkeypatch: pyt
 
     settings = config(tmp_path / "run", dp_epsilon_budget=epsilon(20.0, 6 * 5, 1e-5) * 1.001)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_round", killed)
+        patch.setattr(attempts, "_train_turns", killed)
         with pytest.raises(Killed):
             inprocess.run(settings)
     summary = inprocess.run(settings.replace(resume=True))
@@ -193,7 +193,7 @@ def test_what_a_killed_run_has_sent_stays_spent(tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_attempt_of_a_round_is_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, seen = training._train_round, []
+    train, seen = attempts._train_turns, []
 
     def failing_once(*arguments):
         seen.append(1)
@@ -201,7 +201,7 @@ def test_every_attempt_of_a_round_is_paid_for(tmp_path: Path, monkeypatch: pytes
             raise TooFewClients("round 2: too few")
         return train(*arguments)
 
-    monkeypatch.setattr(training, "_train_round", failing_once)
+    monkeypatch.setattr(attempts, "_train_turns", failing_once)
     budget = epsilon(20.0, 6 * 4, 1e-5) * 1.001
     summary = inprocess.run(config(tmp_path / "run", round_retries=1, dp_epsilon_budget=budget))
 
