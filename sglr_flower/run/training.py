@@ -292,8 +292,9 @@ class Training:
 
     def _spent(self, server_round: int) -> bool:
         """Whether the privacy budget allows no round after this one, all of whose attempts are counted."""
-        following = assembly.plan(self.config, server_round + 1)
-        return self.ledger is not None and not self.ledger.affords(following, self.nodes.sizes)
+        if self.ledger is None:
+            return False
+        return not self.ledger.affords(assembly.plan(self.config, server_round + 1), self.nodes.sizes)
 
     def _charge(self, plan: RoundPlan) -> None:
         """Count an attempt of a round before anything is sent: what a round that fails has sent is known to clients."""
