@@ -26,42 +26,32 @@ from sglr_flower.split.whole import WholeStep
 log = logging.getLogger("flwr.sglr")
 
 
-class InProcessNodes:
-    """Cohorts in this process behind the `nodes.Nodes` interface.
+class LocalNodes:
+    """Cohorts in this process behind the `nodes.Nodes` interface, without an evaluation of their own.
 
     Parameters
     ----------
-    config : RunConfig
-        The run.
-    hosted : Sequence[Sequence[int]]
-        The clients of each node.
-    states : Mapping[int, Mapping[str, Tensor]]
-        Client -> the state to start from; those left out start from their initial segments.
+    cohorts : Mapping[int, Cohort]
+        Node -> its clients.
     versions : Mapping[int, int]
-        Client -> the round that this state is from.
+        Client -> the round that its state is from; 0 of those left out.
+    graph : bool
+        Whether steps are to be recorded where they can be (``cohort = "graph"``).
     """
 
     exchange = "in-process"
+    absent = frozenset[int]()
 
     def __init__(
-        self,
-        config: RunConfig,
-        hosted: Sequence[Sequence[int]],
-        states: Mapping[int, Mapping[str, Tensor]] | None = None,
-        versions: Mapping[int, int] | None = None,
+        self, cohorts: Mapping[int, Cohort], versions: Mapping[int, int] | None = None, *, graph: bool = False
     ) -> None:
-        self._config = config
-        self._versions = {client: 0 for clients in hosted for client in clients} | dict(versions or {})
-        self.cohorts = {
-            node: assembly.cohort(config, clients, states) for node, clients in enumerate(hosted) if clients
-        }
+        self.cohorts = dict(cohorts)
         self.count = len(self.cohorts)
         self.sizes = {i: len(data) for cohort in self.cohorts.values() for i, data in cohort.data.items()}
-
+        self._versions = dict.fromkeys(self.sizes, 0) | dict(versions or {})
+        self._graph = graph
         self._whole: WholeStep | None = None
         self._refused: set[str] = set()
-
-    absent = frozenset[int]()
 
     def versions(self, server_round: int) -> dict[int, int]:
         """Client -> the last round that it has trained in, 0 if none, of those that did not in ``server_round``."""
@@ -78,11 +68,11 @@ class InProcessNodes:
         """A link to the cohorts that have a client in the round."""
         here = [cohort for cohort in self.cohorts.values() if set(cohort.clients) & set(plan.clients)]
         opened = OpenRound(LocalLink({}))
-        if self._config.cohort == "graph" and plan.server_update == "none":
+        if self._graph and plan.server_update == "none":
             self.refuse("the server has no part in them")
-        elif self._config.cohort == "graph" and len(self.cohorts) > 1:
+        elif self._graph and len(self.cohorts) > 1:
             self.refuse("the clients are on several nodes")
-        elif self._config.cohort == "graph":
+        elif self._graph:
             opened = _Recorded(self, here[0])
         if shared is not None:
             for cohort in here:
@@ -97,22 +87,6 @@ class InProcessNodes:
             means, samples = zip(*(cohort.average(plan) for cohort in here), strict=True)
             opened.average = averaging.mean(means, samples)
             opened.segments += Sent(segments_up=len(here) * _nbytes(opened.average))
-
-    @contextmanager
-    def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
-        """A link to all cohorts' evaluation."""
-        images = assembly.evaluation_images(self._config)
-        dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
-        up, _ = assembly.wire_codecs(self._config)
-        if shared is not None:
-            for cohort in self.cohorts.values():
-                cohort.load_shared(shared, cohort.clients)
-        yield LocalLink(
-            {
-                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence, up)
-                for node, cohort in self.cohorts.items()
-            }
-        )
 
     def collect(self, server_round: int, *, checkpoint: bool) -> dict[int, dict[str, Tensor]]:
         """The states of the clients that have trained, as live tensors: in this process they need not travel."""
@@ -131,10 +105,53 @@ class InProcessNodes:
         self._refused.add(reason)
 
 
+class InProcessNodes(LocalNodes):
+    """The nodes of a run-config, in this process.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    hosted : Sequence[Sequence[int]]
+        The clients of each node.
+    states : Mapping[int, Mapping[str, Tensor]]
+        Client -> the state to start from; those left out start from their initial segments.
+    versions : Mapping[int, int]
+        Client -> the round that this state is from.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        hosted: Sequence[Sequence[int]],
+        states: Mapping[int, Mapping[str, Tensor]] | None = None,
+        versions: Mapping[int, int] | None = None,
+    ) -> None:
+        cohorts = {node: assembly.cohort(config, clients, states) for node, clients in enumerate(hosted) if clients}
+        super().__init__(cohorts, versions, graph=config.cohort == "graph")
+        self._config = config
+
+    @contextmanager
+    def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
+        """A link to all cohorts' evaluation."""
+        images = assembly.evaluation_images(self._config)
+        dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
+        up, _ = assembly.wire_codecs(self._config)
+        if shared is not None:
+            for cohort in self.cohorts.values():
+                cohort.load_shared(shared, cohort.clients)
+        yield LocalLink(
+            {
+                node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence, up)
+                for node, cohort in self.cohorts.items()
+            }
+        )
+
+
 class _Recorded(OpenRound):
     """A round of all clients in one process, of which a step is recorded where it can be."""
 
-    def __init__(self, nodes: InProcessNodes, cohort: Cohort) -> None:
+    def __init__(self, nodes: LocalNodes, cohort: Cohort) -> None:
         super().__init__(LocalLink({}))
         self._nodes, self._cohort = nodes, cohort
 
