@@ -19,6 +19,7 @@ from sglr_flower.run import accounting, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
 from sglr_flower.split import codecs, methods, splitavg, splitlr
+from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence
@@ -44,7 +45,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
-        loss=config.loss,
+        loss=losses.get(config.loss),
         server_update=method.server,
         sequential=method.sequential,
         shares_segment=method.shares_segment,

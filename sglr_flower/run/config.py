@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from sglr_flower import imports
+from sglr_flower.choices import LOSSES
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
 
@@ -162,8 +164,11 @@ class RunConfig(BaseModel):
         description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
         "this number, for experiments, and protects from nobody who knows the run-config",
     )
-    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
-        "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
+    loss: str = Field(
+        "cross-entropy",
+        description="mean over the samples: cross-entropy, binary-cross-entropy (softmax, then over the classes), mse "
+        "and l1 of numbers, bce-with-logits of several labels, or one's own as package.module:name (a function of "
+        "outputs and targets, or a torch.nn module)",
     )
     initial_segments: Literal["independent", "shared"] = Field(
         "independent",
@@ -286,6 +291,11 @@ class RunConfig(BaseModel):
     def _known_method(cls, value: str) -> str:
         methods.get(value)
         return value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return imports.known("loss", value, LOSSES)
 
     @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
     @classmethod

@@ -20,7 +20,7 @@ from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out, upstream
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, splitavg
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import mean_of_each
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.stacked import Stack, StackedPass, refusal
@@ -302,7 +302,7 @@ class Cohort:
             optimizer = self._members[client].optimizer
             output, labels = self._forward(plan, client, step)
             optimizer.lr = self._rate(plan, client, step)
-            loss = mean_loss(plan.loss, output, labels.to(self.device))
+            loss = plan.loss(output, labels.to(self.device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -314,7 +314,7 @@ class Cohort:
         total, samples = 0.0, 0
         for done, labels in self._groups(stack, plan, step):
             output = done.output.detach().requires_grad_()
-            loss = mean_loss(plan.loss, output.flatten(0, 1), labels.flatten().to(self.device))
+            loss = mean_of_each(plan.loss, output, labels.to(self.device))
             (loss * len(done.clients)).backward()  # each client's is the mean over its own batch, and these are equal
             assert output.grad is not None
             stack.backward(done, output.grad)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, privacy, splitavg
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import Loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 
@@ -114,13 +114,13 @@ class ServerSegment:
                 gradient.mul_(len(joint) / len(gradient))
         return gradients, loss.item()
 
-    def learn(self, loss: str, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, loss: Loss, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
         """One forward, loss, backward and optimizer step; it waits for nothing that the device computes.
 
         Parameters
         ----------
-        loss : str
-            As `mean_loss` takes it.
+        loss : Loss
+            Of the segment's outputs and the labels.
         smashed, labels : Tensor
             (n, *cut shape), without a graph, and int64 (n,), on the server's device.
         lr : float | Tensor
@@ -133,7 +133,7 @@ class ServerSegment:
         """
         self._optimizer.zero_grad()  # a step that could not be recorded may have ended in its middle
         joint = laid_out(smashed, self.memory_format).detach().requires_grad_()
-        mean = mean_loss(loss, self.segment.train()(joint), labels)
+        mean = loss(self.segment.train()(joint), labels)
         mean.backward()
         self._optimizer.lr = lr
         self._optimizer.step()
@@ -275,7 +275,7 @@ class PrivateServer(ServerSegment):
             share = len(own) / samples
             batch = laid_out(own.to(self.device).detach(), self.memory_format).requires_grad_()
             seed_torch(self.device, plan.seed, "server", plan.server_round, step, client)
-            loss = mean_loss(plan.loss, self.segment(batch), labels[client].to(self.device))
+            loss = plan.loss(self.segment(batch), labels[client].to(self.device))
             cut, *parts = torch.autograd.grad(loss, [batch, *weights], materialize_grads=True)
             gradients[client] = cut if plan.gradient_scale == "own" else cut * share
             flat = torch.cat([part.flatten() for part in parts])

@@ -12,6 +12,7 @@ from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
@@ -29,7 +30,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 SAMPLES = {2: 7, 3: 4, 5: 3, 9: 8}
 """This node's clients; 9 does not take part, and 3 and 5 have fewer batches than 2."""

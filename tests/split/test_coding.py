@@ -13,6 +13,7 @@ from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.split import codecs, coding
 from sglr_flower.split.codecs import Form, parse
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, evaluate_round, train_round
@@ -31,7 +32,7 @@ PLAN = RoundPlan(
     phi=0.67,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 SIZES = {0: 7, 1: 6, 2: 4}
 CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2")

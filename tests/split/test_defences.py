@@ -24,6 +24,7 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, clipped, defended, distance_correlation
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
@@ -42,7 +43,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
     defence=ALL,
 )
 

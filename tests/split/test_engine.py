@@ -15,7 +15,7 @@ from sglr_flower.data.datasets import ImageSet
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import binary_cross_entropy, cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.rounds import (
@@ -40,7 +40,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 
 
@@ -76,7 +76,7 @@ def test_a_clients_own_gradient_is_that_of_its_own_batch_mean() -> None:
     smashed = torch.randn(5, 2, 2, 2, dtype=torch.float64)
     server = server_segment()
     alone = smashed[2:].clone().requires_grad_()
-    mean_loss("cross-entropy", server.segment(alone), torch.zeros(3, dtype=torch.long)).backward()
+    cross_entropy(server.segment(alone), torch.zeros(3, dtype=torch.long)).backward()
 
     downloads, _ = server.step(PLAN, {7: upload((0, 1), (2, 3), smashed)})
 
@@ -269,7 +269,7 @@ def test_the_order_drawn_once_is_the_same_in_every_epoch() -> None:
 def test_binary_cross_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
     expected = -(torch.tensor(0.7).log() + torch.tensor(0.8).log() + torch.tensor(0.9).log()) / 3
-    assert_close(mean_loss("binary-cross-entropy", logits, torch.tensor([0])), expected)
+    assert_close(binary_cross_entropy(logits, torch.tensor([0])), expected)
 
 
 def test_participants_are_drawn_by_fraction_and_differ_between_rounds() -> None:

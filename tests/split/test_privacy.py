@@ -23,6 +23,7 @@ from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.privacy import GaussianDp, average_sensitivity, refusal, within
@@ -41,7 +42,7 @@ PLAN = RoundPlan(
     phi=1.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
     privacy=DP,
 )
 OVER = ["clients", "clients-and-samples"]

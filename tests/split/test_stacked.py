@@ -18,8 +18,10 @@ from torch.testing import assert_close
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
+from sglr_flower.split import loss as losses
 from sglr_flower.split import optimizers, rounds, stacked
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import LocalLink, TrainSession
 from sglr_flower.split.server import ServerSegment
@@ -39,7 +41,7 @@ PLAN = RoundPlan(
     phi=0.5,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 
 
@@ -132,9 +134,9 @@ def test_batches_of_a_size_are_computed_together(optimizer: str, together: list[
     assert_same(stack, loop)
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy", "own_parts:weighted"])
 def test_local_training_together_is_that_of_a_loop(loss: str, together: list[int]) -> None:
-    plan = replace(PLAN, loss=loss, server_update="none", local_epochs=2)
+    plan = replace(PLAN, loss=losses.get(loss), server_update="none", local_epochs=2)
     ends = []
     for form in (False, True):
         trained = cohort(RAGGED, build=model().whole, stacked=form)

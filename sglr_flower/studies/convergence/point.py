@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sglr_flower.seeds import seed_torch
 from sglr_flower.split import optimizers
-from sglr_flower.split.loss import mean_loss
 from sglr_flower.split.optimizers import Slots
 from sglr_flower.split.plan import RoundPlan
 
@@ -92,7 +91,7 @@ def forward(point: Point, batches: Batches, number: int) -> tuple[Tensor, dict[i
         smashed[client] = point.clients[client].segment.train()(inputs)
     together, labels = torch.cat(list(smashed.values())), torch.cat([labels for _, labels in batches.values()])
     seed_torch(together.device, point.plan.seed, "analyze", "server", point.plan.server_round, number)
-    return mean_loss(point.plan.loss, point.server.segment.train()(together), labels), smashed
+    return point.plan.loss(point.server.segment.train()(together), labels), smashed
 
 
 def update(side: Side, optimizer: str, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:

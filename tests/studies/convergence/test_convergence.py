@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from sglr_flower.split import optimizers
 from sglr_flower.split.plan import RoundPlan
-from sglr_flower.studies.convergence import point as points
 from sglr_flower.studies.convergence.convergence import _compared, _gradients, _ratio, measure, relative_spread, spread
 from sglr_flower.studies.convergence.point import Batches, Point, Side, metric, update
 from sglr_flower.studies.convergence.smoothness import MULTIPLES, along_step
@@ -34,20 +33,14 @@ def plan(**changes: object) -> RoundPlan:
         "phi": 0.0,
         "average_over": "clients",
         "gradient_scale": "own",
-        "loss": "squared",
+        "loss": squared,
     }
     return RoundPlan(**{**values, **changes})
 
 
-def squared(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     """Half the squared distance, mean over samples: with linear networks everything is known."""
-    assert name == "squared"
     return 0.5 * (outputs - targets).square().sum(1).mean()
-
-
-@pytest.fixture
-def quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(points, "mean_loss", squared)
 
 
 def linear(weight: list[list[float]]) -> nn.Linear:
@@ -72,7 +65,6 @@ def test_norms_and_cosine_by_hand() -> None:
     assert _compared(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])) == (0.0, 2.0, 0.0)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_two_clients_with_known_cut_gradients() -> None:
     """Client 0 passes (3, 0) on and client 1 (0, 1); the server is the identity and the targets are 0.
 
@@ -100,7 +92,6 @@ def test_two_clients_with_known_cut_gradients() -> None:
     assert gradients.kept_error == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_where_nobody_is_active_there_is_no_bias() -> None:
     there = Point({i: Side(linear([[1.0]]), {}) for i in (0, 1)}, Side(linear([[2.0]]), {}), plan(), "sgd")
     steps: list[Batches] = [{i: (rows([x + i]), rows([1.0])) for i in (0, 1)} for x in (1.0, 2.0, 4.0)]
@@ -111,7 +102,6 @@ def test_where_nobody_is_active_there_is_no_bias() -> None:
     assert gradients.variance == gradients.own_variance > 0
 
 
-@pytest.mark.usefixtures("quadratic")
 @pytest.mark.parametrize("count", [2, 3])
 def test_of_a_clients_own_gradient_one_nth_is_kept_where_others_say_nothing_about_it(count: int) -> None:
     """All sign patterns of the clients' inputs x_i, targets 3 x_i and weights 1: the own gradient is x (x - 3 x) = -2.
@@ -200,7 +190,6 @@ def test_the_same_function_may_be_of_different_weights() -> None:
 # --- along the step ---
 
 
-@pytest.mark.usefixtures("quadratic")
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_smoothness_and_loss_along_the_step_of_a_quadratic(alpha: float) -> None:
     """Two clients w_0, w_1 of one weight each and a fixed server: L = (w_0^2 + 9 w_1^2) / 4 with inputs 1 and 3.
@@ -224,7 +213,6 @@ def test_smoothness_and_loss_along_the_step_of_a_quadratic(alpha: float) -> None
     assert along.losses == pytest.approx(expected)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_in_the_metric_of_the_bound_the_servers_block_weighs_its_rate() -> None:
     """A fixed client and a server weight v with input 2: L = (2 v)^2 / 2, L'' = 4; kappa = 1^alpha = 1 for one client.
 
@@ -286,7 +274,7 @@ def test_nothing_of_the_point_is_changed() -> None:
     there = Point(
         {i: Side(segment, states[i]) for i, segment in clients.items()},
         Side(server, states["server"]),
-        plan(loss="cross-entropy", phi=0.5),
+        plan(loss=F.cross_entropy, phi=0.5),
         "adam",
     )
     before = copy.deepcopy([*(s.state_dict() for s in clients.values()), server.state_dict()])
