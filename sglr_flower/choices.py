@@ -8,6 +8,8 @@ DATASETS = ("digits", "fashion-mnist", "mnist", "cifar-10", "cifar-100", "svhn",
 """What `data.datasets` can load."""
 LOSSES = ("cross-entropy", "binary-cross-entropy", "mse", "l1", "bce-with-logits")
 """What `split.loss` has."""
+OPTIMIZERS = ("adam", "adamw", "sgd")
+"""What `split.optimizers` has."""
 SPLITS = ("test", "validation")
 """Images that a run has not trained on."""
 EXPERIMENTS = (

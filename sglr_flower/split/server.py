@@ -19,6 +19,7 @@ from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, privacy, splitavg
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan
 
 
@@ -29,8 +30,8 @@ class ServerSegment:
     ----------
     segment : nn.Module
         From smashed data (n, *cut shape) to logits (n, classes).
-    optimizer : str
-        ``adam`` or ``sgd``.
+    optimizer : OptimizerFactory
+        Makes its optimizer.
     device : torch.device
         Where it computes.
     memory_format : torch.memory_format
@@ -40,13 +41,18 @@ class ServerSegment:
     def __init__(
         self,
         segment: nn.Module,
-        optimizer: str,
+        optimizer: OptimizerFactory,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.device, self.memory_format = device or torch.device("cpu"), memory_format
         self.segment = segment.to(self.device)
-        self._optimizer = optimizers.build(optimizer, self.segment.parameters())
+        self._optimizer = optimizer(self.segment.parameters())
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its step can be recorded (`split.recording`)."""
+        return self._optimizer.recordable
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,12 +200,12 @@ class ServerCopies(ServerSegment):
     def __init__(
         self,
         segment: nn.Module,
-        optimizer: str,
+        optimizer: OptimizerFactory,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__(segment, optimizer, device, memory_format)
-        self._optimizer_name = optimizer
+        self._factory = optimizer
         self._copies: dict[int, ServerSegment] = {}
         self._seen: dict[int, int] = {}
 
@@ -248,7 +254,7 @@ class ServerCopies(ServerSegment):
     def _copy(self, client: int) -> ServerSegment:
         if client not in self._copies:
             segment = copy.deepcopy(self.segment)
-            self._copies[client] = ServerSegment(segment, self._optimizer_name, self.device, self.memory_format)
+            self._copies[client] = ServerSegment(segment, self._factory, self.device, self.memory_format)
         return self._copies[client]
 
 

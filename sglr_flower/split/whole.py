@@ -118,6 +118,8 @@ class WholeStep:
             return "smashed data or cut gradients are changed on their way"
         if plan.augment:
             return "images are augmented"
+        if not self.server.recordable:
+            return "the server's optimizer reads its learning rate from Python"
         if _number(self.server.device) != _number(self.cohort.device):
             return f"the clients are on {self.cohort.device} and the server on {self.server.device}"
         self.cohort.begin(plan)

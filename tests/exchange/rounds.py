@@ -14,6 +14,7 @@ from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
 
@@ -49,7 +50,7 @@ def _segment(client: int) -> nn.Module:
 
 def cohort() -> Cohort:
     """The clients of the node."""
-    return Cohort({client: _images(count, client) for client, count in SAMPLES.items()}, _segment, "sgd")
+    return Cohort({client: _images(count, client) for client, count in SAMPLES.items()}, _segment, SGD)
 
 
 def train_session(plan: RoundPlan = PLAN) -> TrainSession:

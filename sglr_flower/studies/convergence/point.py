@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower.seeds import seed_torch
-from sglr_flower.split import optimizers
-from sglr_flower.split.optimizers import Slots
+from sglr_flower.split.optimizers import OptimizerFactory, Slots
 from sglr_flower.split.plan import RoundPlan
 
 Batches = Mapping[int, tuple[Tensor, Tensor]]
@@ -58,7 +57,8 @@ class Point:
     clients: Mapping[int, Side]
     server: Side
     plan: RoundPlan
-    optimizer: str
+    optimizer: OptimizerFactory
+    server_optimizer: OptimizerFactory | None = None
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -94,13 +94,13 @@ def forward(point: Point, batches: Batches, number: int) -> tuple[Tensor, dict[i
     return point.plan.loss(point.server.segment.train()(together), labels), smashed
 
 
-def update(side: Side, optimizer: str, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
+def update(side: Side, optimizer: OptimizerFactory, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
     """What an optimizer's step would add to a side's trained parameters."""
     copies = [parameter.detach().clone().requires_grad_(parameter.requires_grad) for parameter in _all(side)]
     moved = [parameter for parameter in copies if parameter.requires_grad]
     for parameter, gradient in zip(moved, gradients, strict=True):
         parameter.grad = gradient.clone()
-    stepping = optimizers.build(optimizer, copies)
+    stepping = optimizer(copies)
     stepping.load_state(side.slots)
     stepping.lr = lr
     stepping.step()
