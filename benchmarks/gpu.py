@@ -217,11 +217,11 @@ def sides(
     first = model.client_segment(0)
     if memory_format is None:
         memory_format = model.memory_format() if place.type == "cpu" else torch.contiguous_format
-    server = ServerSegment(model.server_segment(), config.optimizer, place, memory_format)
+    server = ServerSegment(model.server_segment(), assembly.server_optimizer(config), place, memory_format)
     cohort = Cohort(
         data,
         (lambda client: copy.deepcopy(first)) if copies else model.client_segment,
-        config.optimizer,
+        assembly.optimizer(config),
         assembly.dtype(config),
         place,
         memory_format=memory_format,

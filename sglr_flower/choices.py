@@ -6,6 +6,10 @@ MODELS = ("resnet16", "alexnet", "resnet18", "vit")
 """The networks of `sglr_flower.models`."""
 DATASETS = ("digits", "fashion-mnist", "mnist", "cifar-10", "cifar-100", "svhn", "stl-10", "folder")
 """What `data.datasets` can load."""
+LOSSES = ("cross-entropy", "binary-cross-entropy", "mse", "l1", "bce-with-logits")
+"""What `split.loss` has."""
+OPTIMIZERS = ("adam", "adamw", "sgd")
+"""What `split.optimizers` has."""
 SPLITS = ("test", "validation")
 """Images that a run has not trained on."""
 EXPERIMENTS = (

@@ -1,8 +1,9 @@
-"""A user's own object by its import path, ``package.module:name``: a model, a method."""
+"""A user's own object by its import path, ``package.module:name``: a model, a method, a loss, an optimizer, a codec."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from sglr_flower.errors import UserError
@@ -10,7 +11,26 @@ from sglr_flower.errors import UserError
 
 def is_path(name: str) -> bool:
     """Whether a name in the run-config is an import path rather than one of ours."""
-    return ":" in name
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def unknown(key: str, name: str, known: Iterable[str]) -> UserError:
+    """The sentence for a name that is neither one of ours nor an import path."""
+    return UserError(f"run-config key {key} = {name!r}: it must be one of {', '.join(known)}, or package.module:name")
+
+
+def known(key: str, name: str, names: Iterable[str]) -> str:
+    """The name, if it is one of ours or has the form of an import path; nothing is imported.
+
+    Raises
+    ------
+    UserError
+        If it is neither.
+    """
+    if name not in names and not is_path(name):
+        raise unknown(key, name, names)
+    return name
 
 
 def load(path: str, key: str) -> Any:

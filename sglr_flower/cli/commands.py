@@ -29,9 +29,10 @@ from sglr_flower import imports
 from sglr_flower.choices import NODES
 from sglr_flower.errors import UserError
 from sglr_flower.federation import connection, preflight
+from sglr_flower.federation.client import Submission
 from sglr_flower.federation.connection import Connection
-from sglr_flower.federation.deploy import submit
-from sglr_flower.federation.launch import Resources, Simulation, check_fits, ray_was_late
+from sglr_flower.federation.simulation import Resources, Simulation, check_fits, ray_was_late
+from sglr_flower.federation.submit import submit
 from sglr_flower.files import write_atomic
 from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
 from sglr_flower.run.machine import available_cpus, slow_autocast
@@ -283,15 +284,16 @@ def _through_flower(checked: _Checked, view: ProgressView) -> None:
 
     if checked.simulation is None or checked.resources is None:
         link = connection.read(checked.launch.federation)
-        outcome = submit(_app_dir(), link, run_config, log_file, watch)
+        outcome = submit(Submission(_app_dir(), run_config, log_file, watch), link)
     else:
         with _light_app() as app_dir:
-            outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
+            submission = Submission(app_dir, run_config, log_file, watch)
+            outcome = checked.simulation.run(submission, checked.resources)
             if ray_was_late(outcome.reason) and not (directory.path / "metrics.csv").exists():
                 Console().print("Ray was too slow to start; it is started once more")
                 (directory.path / "status.json").unlink(missing_ok=True)
                 checked.simulation.restart()
-                outcome = checked.simulation.run(app_dir, run_config, checked.resources, log_file, watch)
+                outcome = checked.simulation.run(submission, checked.resources)
     status = read_json(directory.path / "status.json")
     if not outcome.succeeded or status.get("state") != "finished":
         reason = status.get("error") or outcome.reason or "the run ended without a result"
@@ -324,7 +326,7 @@ def _train_elsewhere(config: RunConfig, link: Connection) -> None:
         sys.stdout.flush()
 
     try:
-        outcome = submit(_app_dir(), link, run_config, log_file, watch)
+        outcome = submit(Submission(_app_dir(), run_config, log_file, watch), link)
     except KeyboardInterrupt:
         text = "stopped; continue on the SuperLink's machine with `sglr resume` and the run directory named above"
         Console().print(text, highlight=False, soft_wrap=True)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sglr_flower.errors import UserError
-from sglr_flower.federation.processes import free_port
+from sglr_flower.federation.processes import ended_with_block, free_port
 
 UP_SECONDS = 120.0  # of SuperLink and SuperNodes on a busy machine
-END_SECONDS = 30.0
+END_SECONDS = 30.0  # a command of `sglr` ends all that it started when it is asked to end, and also when it is killed
 
 
 def run(config: Path, nodes: int, say: Callable[[str], None]) -> None:
@@ -52,7 +52,7 @@ def run(config: Path, nodes: int, say: Callable[[str], None]) -> None:
                 stack.enter_context(_background(["node", folder_of_node], "is connected", env))
             say("SuperLink and all nodes are up")
             command = [sys.executable, "-m", "sglr_flower.cli", "run", str(config), "--federation", "demo"]
-            with _ended_with_block(subprocess.Popen(command, env=env)) as process:
+            with ended_with_block(subprocess.Popen(command, env=env), END_SECONDS) as process:
                 status = process.wait()
         if status:
             raise UserError("the demo's run failed")
@@ -75,24 +75,10 @@ def _background(arguments: Sequence[str], wanted: str, env: dict[str, str]) -> I
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, process_group=0
         )
-        with _ended_with_block(process):
+        with ended_with_block(process, END_SECONDS):
             deadline = time.monotonic() + UP_SECONDS
             while wanted not in (text := os.pread(said.fileno(), 65_536, 0).decode(errors="replace")):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise UserError(f"sglr federation {' '.join(arguments)} did not start: {text.strip()}")
                 time.sleep(0.1)
             yield
-
-
-@contextlib.contextmanager
-def _ended_with_block(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of `sglr`, which ends all that it started when it is asked to end, and also when it is killed."""
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -20,8 +20,8 @@ from sglr_flower.errors import UserError
 from sglr_flower.federation import internals as flower
 from sglr_flower.federation import pki
 from sglr_flower.federation.folder import NodeSettings, split_address
+from sglr_flower.federation.health import ask_health
 from sglr_flower.federation.processes import environment, free_port, keeper, rotate, said_since, script
-from sglr_flower.federation.server import ask_health
 
 RETRY_SECONDS = 3.0
 REFUSED_SECONDS = 120.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from sglr_flower.errors import UserError
-from sglr_flower.federation.processes import END_SECONDS
+from sglr_flower.federation.processes import ended_with_block
 from sglr_flower.federation.warm import FORKS, Interpreter
 from sglr_flower.run.config import RunConfig
 
@@ -116,19 +116,14 @@ def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = 
 
 def _asked(question: bytes) -> tuple[int, bytes]:
     """The exit code and the answer of a process that is started for the question."""
-    with subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, json.dumps(_import_path())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,  # Ctrl-C in a terminal reaches this process alone, which ends the other without a traceback
-    ) as child:
-        try:
-            said, _ = child.communicate(question)
-        finally:
-            child.terminate()  # of no effect where it has ended
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(END_SECONDS)
-            child.kill()
+    )
+    with ended_with_block(child):
+        said, _ = child.communicate(question)
     return child.returncode, said
 
 

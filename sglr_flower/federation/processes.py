@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sglr_flower.errors import UserError
+from sglr_flower.federation import internals
 
 END_SECONDS = 5.0  # Flower's own force-exit limit, so waiting longer brings nothing
 LOG_BYTES = 10_000_000
@@ -77,26 +78,70 @@ def group_of(
     module, _, function = leader.partition(":")
     root = str(Path(__file__).resolve().parents[2])
     program = f"import sys; sys.path.insert(0, {root!r}); from {module} import {function}; {function}(*sys.argv[1:])"
-    with contextlib.ExitStack() as files:
-        process = subprocess.Popen(
-            # -P: what lies in the user's folder, a random.py say, must not come before Python's own modules.
-            [sys.executable, "-P", "-c", program, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if errors is None else files.enter_context(errors.open("ab")),
-            env=env,
-            process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
-        )
+    # -P: what lies in the user's folder, a random.py say, must not come before Python's own modules.
+    command = [sys.executable, "-P", "-c", program, *arguments]
+    with open(os.devnull, "ab") if errors is None else errors.open("ab") as said:
+        process = held(command, env, subprocess.DEVNULL, said.fileno())
     try:
         yield process
     finally:
+        let_go([process], END_SECONDS + 5)
+
+
+def held(
+    command: Sequence[str], env: Mapping[str, str], stdout: int, stderr: int, inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process that leads a group of its own and ends it once its stdin closes, as it does when we end.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Its command line.
+    env : mapping of str to str
+        Its environment.
+    stdout, stderr : int
+        As of `subprocess.Popen`.
+    inherited : sequence of int
+        Further files that it has under the same numbers.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        process_group=0,  # Ctrl-C in a terminal reaches the caller alone, who then ends this group in good order
+        pass_fds=inherited,
+    )
+
+
+def let_go(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """End processes that are `held`, and their groups: in good order, or by force after so many seconds."""
+    for process in processes:
         assert process.stdin is not None
         process.stdin.close()
+    deadline = time.monotonic() + seconds
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS + 5)
+            process.wait(max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def ended_with_block(
+    process: subprocess.Popen[bytes], seconds: float = END_SECONDS
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends in good order when it is asked to, or by force after so many seconds."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # of no effect where it has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
 
 
 def keep(commands: str, output: str, remove: str) -> None:
@@ -203,9 +248,9 @@ def script(name: str) -> str:
 def complaint(log_file: Path, before: int) -> str:
     """The last line of the log, or the first paragraph in the last of the boxes that `flwr` draws there."""
     said = said_since(log_file, before)
-    box = said.rpartition("╭")[2].partition("╮")[2].partition("╰")[0]
-    lines = [line.strip("│ ") for line in (box or said).strip().splitlines()]
-    text = " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1]
+    box = internals.box(said)
+    lines = (box or said).strip().splitlines()
+    text = " ".join(itertools.takewhile(bool, lines)) if box else (lines or ["it said nothing"])[-1].strip("│ ")
     return f"{text.rstrip('.')} (see {log_file})."
 
 

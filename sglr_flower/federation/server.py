@@ -6,13 +6,9 @@ so it is in the group that the keeper ends, and it has to prove with a secret th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import json
 import os
-import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,9 +18,10 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from sglr_flower.errors import UserError
-from sglr_flower.federation import internals as flower
+from sglr_flower.federation.client import Client, apart
 from sglr_flower.federation.connection import Connection
-from sglr_flower.federation.folder import VARIABLE, Federation, split_address
+from sglr_flower.federation.folder import VARIABLE, Federation
+from sglr_flower.federation.health import wait_until_up
 from sglr_flower.federation.processes import complaint, environment, keeper, rotate, script
 
 START_SECONDS = 180.0  # a SuperLink takes 2 s on an idle machine; a busy one gets its time
@@ -63,22 +60,22 @@ def serve(directory: Path, say: Callable[[str], None]) -> None:
             (directory / "superlink" / "registered").unlink(missing_ok=True)  # it was true of a database that is gone
         env = environment(str(directory / "superlink")) | {VARIABLE: str(directory)}
         with keeper(_commands(federation, directory), log, env) as process:
-            if not _wait_until_up(federation, directory, process):
+            certificates = None if federation.insecure else directory / "ca.crt"
+            if not wait_until_up(federation.local_address, certificates, process, START_SECONDS):
                 raise UserError(f"the SuperLink did not start: {complaint(log, before)}")
             # Its own connection, under the address that this machine reaches it at.
-            own = Connection(
-                _CONNECTION, federation.local_address, "" if federation.insecure else str(directory / "ca.crt")
-            )
+            own = Connection(_CONNECTION, federation.local_address, str(certificates or ""))
             connections = {"superlink": {"default": _CONNECTION, _CONNECTION: own.entry()}}
             (directory / "superlink" / "config.toml").write_text(tomli_w.dumps(connections), encoding="utf-8")
-            nodes = _register(federation, directory, env, None)
+            client = Client(apart(env), START_SECONDS, _CONNECTION)
+            nodes = _register(federation, directory, client, None)
             count = f"{nodes} node(s) may connect" if nodes else "any node may connect, as it is --insecure"
             say(f"federation {federation.name}: SuperLink is up at {federation.address}, {count} (log: {log})")
             told = ""
             while process.poll() is None:
                 time.sleep(_LOOK_SECONDS)
                 try:
-                    _register(federation, directory, env, say)
+                    _register(federation, directory, client, say)
                 except UserError as error:
                     if str(error) != told:  # one key must not end the others' runs
                         told = str(error)
@@ -99,46 +96,7 @@ def _commands(federation: Federation, directory: Path) -> list[list[str]]:
     return [link, [*executor, "--root-certificates", str(directory / "ca.crt")]]
 
 
-def _wait_until_up(federation: Federation, directory: Path, process: subprocess.Popen[bytes]) -> bool:
-    deadline = time.monotonic() + START_SECONDS
-    certificates = None if federation.insecure else directory / "ca.crt"
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            ask_health(federation.local_address, certificates)
-            return process.poll() is None
-        time.sleep(0.1)
-    return False
-
-
-def ask_health(address: str, certificates: Path | None) -> None:
-    """Find out whether a SuperLink answers.
-
-    Parameters
-    ----------
-    address : str
-        HOST:PORT.
-    certificates : Path or None
-        PEM file of the CA that its certificate must be of; None: without TLS.
-
-    Raises
-    ------
-    OSError, http.client.HTTPException
-        If nobody answers, or not as a SuperLink; an `ssl.SSLCertVerificationError` if it is not the CA's.
-    """
-    host, port = split_address(address)
-    connection: http.client.HTTPConnection
-    if certificates is None:
-        connection = http.client.HTTPConnection(host, port, timeout=5)  # http.client uses no proxy
-    else:
-        context = ssl.create_default_context(cafile=str(certificates))
-        connection = http.client.HTTPSConnection(host, port, timeout=5, context=context)
-    with contextlib.closing(connection):
-        connection.request("GET", flower.HEALTH)
-        if (status := connection.getresponse().status) != 200:
-            raise OSError(f"it answered {status}, which no SuperLink does")
-
-
-def _register(federation: Federation, directory: Path, env: dict[str, str], say: Callable[[str], None] | None) -> int:
+def _register(federation: Federation, directory: Path, client: Client, say: Callable[[str], None] | None) -> int:
     """Tell the SuperLink of the nodes' keys that it does not know yet; how many it knows now."""
     if federation.insecure:
         return 0
@@ -148,22 +106,7 @@ def _register(federation: Federation, directory: Path, env: dict[str, str], say:
         digest = hashlib.sha256(key.read_bytes()).hexdigest()
         if digest in done:
             continue
-        command = ["supernode", "register", str(key), _CONNECTION, "--name", key.stem, "--format", "json"]
-        try:
-            answer = subprocess.run(
-                [script("flwr"), *command],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=START_SECONDS,
-            ).stdout
-        except subprocess.TimeoutExpired:
-            raise UserError(f"the SuperLink did not answer when {key} was registered; it is tried again") from None
-        # It has no error code of its own for a key that the database has.
-        if flower.REGISTERED not in answer and flower.KEY_KNOWN not in answer:
-            raise UserError(f"the SuperLink did not take {key}: {' '.join(answer.split())}")
+        client.register(key)
         if say is not None:
             say(f"node {key.stem} may connect")
         done.add(digest)

@@ -14,7 +14,7 @@ from sglr_flower.exchange.frames import FrameError
 from sglr_flower.flower.node import ARRAYS
 from sglr_flower.flower.staterecords import STATES, unpack_states
 
-_OPTIMIZER = re.compile(r"optimizer\.\d+\.[a-z_]+")
+_OPTIMIZER = re.compile(r"optimizer\.\d+\.[A-Za-z_]\w*(\.(bool|int|float))?")
 
 
 class SegmentCheck:

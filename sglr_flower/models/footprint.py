@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_MOMENTS = {"adam": 2, "sgd": 0}
-"""Optimizer -> tensors of a weight's size that it keeps for each weight."""
-
 _BATCH = 2  # batch norm over a single value has nothing to normalise
 
 
@@ -27,7 +24,7 @@ class Footprint:
     gradients : int
         Of the weights that are trained.
     optimizer : int
-        Its moments.
+        What it keeps, such as moments.
     activations : int
         What the forward saves for the backward, and the smashed data; the images are among them.
     """
@@ -48,7 +45,7 @@ def weight_bytes(segment: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in segment.state_dict().values())
 
 
-def footprint(segment: nn.Module, optimizer: str, batch_size: int, image_size: int) -> Footprint:
+def footprint(segment: nn.Module, optimizer: int, batch_size: int, image_size: int) -> Footprint:
     """Measure what a client's training step needs, by running its forward.
 
     That is done with a few images: saved is an amount for each of them, and some for all.
@@ -57,8 +54,8 @@ def footprint(segment: nn.Module, optimizer: str, batch_size: int, image_size: i
     ----------
     segment : nn.Module
         The client segment; stays as it is.
-    optimizer : str
-        ``adam`` or ``sgd``.
+    optimizer : int
+        Bytes that its optimizer keeps (`OptimizerFactory.nbytes`).
     batch_size : int
         Samples in a step.
     image_size : int
@@ -70,12 +67,12 @@ def footprint(segment: nn.Module, optimizer: str, batch_size: int, image_size: i
     return Footprint(
         weights=weight_bytes(segment),
         gradients=trained,
-        optimizer=_MOMENTS[optimizer] * trained,
+        optimizer=optimizer,
         activations=few + (batch_size - _BATCH) * (more - few),
     )
 
 
-def training_bytes(segment: nn.Module, optimizer: str, batch_size: int, image_size: int) -> int:
+def training_bytes(segment: nn.Module, optimizer: int, batch_size: int, image_size: int) -> int:
     """The whole `footprint`."""
     return footprint(segment, optimizer, batch_size, image_size).total
 

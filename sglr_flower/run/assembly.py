@@ -18,10 +18,12 @@ from sglr_flower.models.uncut import UncutModel
 from sglr_flower.run import accounting, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
-from sglr_flower.split import codecs, methods, splitavg, splitlr
+from sglr_flower.split import codecs, methods, optimizer_classes, splitavg, splitlr
+from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.privacy import GaussianDp, refusal
 from sglr_flower.split.server import SERVERS, PrivateServer, ServerSegment
@@ -44,7 +46,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
-        loss=config.loss,
+        loss=losses.get(config.loss),
         server_update=method.server,
         sequential=method.sequential,
         shares_segment=method.shares_segment,
@@ -58,6 +60,18 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         defence=defence(config),
         privacy=privacy(config),
     )
+
+
+def optimizer(config: RunConfig) -> OptimizerFactory:
+    """Makes the clients' optimizers."""
+    return optimizer_classes.get(config.optimizer, "optimizer", config.momentum, config.weight_decay)
+
+
+def server_optimizer(config: RunConfig) -> OptimizerFactory:
+    """Makes the server segment's optimizer: as the clients' if it is not said otherwise."""
+    if not config.server_optimizer:
+        return optimizer(config)
+    return optimizer_classes.get(config.server_optimizer, "server-optimizer", config.momentum, config.weight_decay)
 
 
 def defence(config: RunConfig) -> Defence | None:
@@ -143,7 +157,7 @@ def server(config: RunConfig) -> ServerSegment:
     kind = PrivateServer if _private(config) else SERVERS[methods.get(config.method).server]
     segment, place = model(config).server_segment(), device(config.server_device)
     _check_private(config, segment)
-    return kind(segment, config.optimizer, place, _memory_format(config, place))
+    return kind(segment, server_optimizer(config), place, _memory_format(config, place))
 
 
 def _private(config: RunConfig) -> bool:
@@ -205,7 +219,7 @@ def cohort(
     return Cohort(
         data,
         build,
-        config.optimizer,
+        optimizer(config),
         dtype(config),
         place,
         memory_format=_memory_format(config, place),

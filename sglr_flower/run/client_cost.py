@@ -44,7 +44,7 @@ def client_cost(config: RunConfig) -> ClientCost:
     model = assembly.model(config)
     segment = model.client_segment(0)
     forward, backward = segment_flops(segment, model.image_size)
-    held = footprint(segment, config.optimizer, config.batch_size, model.image_size)
+    held = footprint(segment, assembly.optimizer(config).nbytes(segment), config.batch_size, model.image_size)
     return ClientCost(forward, backward, held.weights, held.gradients, held.optimizer, held.activations)
 
 

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from sglr_flower import imports
+from sglr_flower.choices import LOSSES, OPTIMIZERS
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
 
@@ -85,8 +87,19 @@ class RunConfig(BaseModel):
         le=1,
         description="fraction of the clients that take part in a round, drawn anew each round; at least one",
     )
-    optimizer: Literal["adam", "sgd"] = Field(
-        "adam", description="of both sides; adam with beta 0.9/0.999, sgd without momentum"
+    optimizer: str = Field(
+        "adam",
+        description="of both sides: adam or adamw (beta 0.9/0.999), sgd, or package.module:name of another of "
+        "torch's classes (torch.optim:RMSprop) or one's own: a class, function or functools.partial that is called "
+        "with the parameters",
+    )
+    server_optimizer: str = Field("", description="of the server alone, as optimizer; empty: as optimizer")
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd, on whichever side it is; 0: none")
+    weight_decay: float = Field(
+        -1.0,
+        ge=-1,
+        description="of adam, adamw and sgd, as torch's classes of these names have it, on both sides; -1: their "
+        "default, 0.01 of adamw and 0 of the others; one's own has it in its own arguments",
     )
     client_lr: float = Field(1e-3, gt=0, description="eta_0, the clients' learning rate")
     splitlr_alpha: float = Field(
@@ -162,8 +175,11 @@ class RunConfig(BaseModel):
         description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
         "this number, for experiments, and protects from nobody who knows the run-config",
     )
-    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
-        "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
+    loss: str = Field(
+        "cross-entropy",
+        description="mean over the samples: cross-entropy, binary-cross-entropy (softmax, then over the classes), mse "
+        "and l1 of numbers, bce-with-logits of several labels, or one's own as package.module:name (a function of "
+        "outputs and targets, or a torch.nn module)",
     )
     initial_segments: Literal["independent", "shared"] = Field(
         "independent",
@@ -272,7 +288,7 @@ class RunConfig(BaseModel):
 
     @field_validator(
         *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),
-        *("nopeek_weight", "smashed_clip", "smashed_noise"),
+        *("momentum", "weight_decay", "nopeek_weight", "smashed_clip", "smashed_noise"),
         *("dp_noise", "dp_clip", "dp_server_clip", "dp_epsilon_budget"),
         mode="before",
     )
@@ -286,6 +302,34 @@ class RunConfig(BaseModel):
     def _known_method(cls, value: str) -> str:
         methods.get(value)
         return value
+
+    @field_validator("optimizer", "server_optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "server_optimizer":
+            return value
+        return imports.known(_kebab(str(info.field_name)), value, OPTIMIZERS)
+
+    @field_validator("momentum")
+    @classmethod
+    def _only_of_sgd(cls, value: float, info: ValidationInfo) -> float:
+        if value and "sgd" not in _optimizers(info):
+            raise ValueError("it must be 0 where neither optimizer nor server-optimizer is sgd")
+        return value
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _only_of_ours(cls, value: float, info: ValidationInfo) -> float:
+        if -1 < value < 0:
+            raise ValueError("it must be -1, or from 0")
+        if value >= 0 and not _optimizers(info) & set(OPTIMIZERS):
+            raise ValueError(f"it must be -1 where no optimizer is one of {', '.join(OPTIMIZERS)}")
+        return value
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return imports.known("loss", value, LOSSES)
 
     @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
     @classmethod
@@ -411,6 +455,11 @@ class RunConfig(BaseModel):
     def to_toml(self) -> str:
         """The whole config as TOML text that `read_toml` and `flwr run --run-config` read."""
         return tomli_w.dumps(self.values())
+
+
+def _optimizers(info: ValidationInfo) -> set[str]:
+    """The optimizers of a run-config that is being read; of one that is none there is a sentence already."""
+    return {info.data.get("optimizer", ""), info.data.get("server_optimizer", "")}
 
 
 def keys() -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out, upstream
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, splitavg
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import mean_of_each
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.stacked import Stack, StackedPass, refusal
 
@@ -64,8 +65,8 @@ class Cohort:
         Client -> its images and labels.
     build_segment : Callable[[int], nn.Module]
         Client -> its initial client segment.
-    optimizer : str
-        ``adam`` or ``sgd``.
+    optimizer : OptimizerFactory
+        Makes each client's.
     dtype : torch.dtype
         Of inputs, weights and smashed data.
     device : torch.device
@@ -86,7 +87,7 @@ class Cohort:
         self,
         data: Mapping[int, ImageSet | Share],
         build_segment: Callable[[int], nn.Module],
-        optimizer: str,
+        optimizer: OptimizerFactory,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         *,
@@ -136,7 +137,7 @@ class Cohort:
     def _member(self, client: int) -> _Member:
         if client not in self._members:
             segment = self._build(client).to(self.device)
-            member = _Member(segment, optimizers.build(self._optimizer, segment.parameters()))
+            member = _Member(segment, self._optimizer(segment.parameters()))
             if client in self._idle:
                 optimizers.load_flat_state(*member, self._idle.pop(client))
             self._members[client] = member
@@ -246,8 +247,11 @@ class Cohort:
             return
         if self._refusal is None and len(members) > 1:
             client, other = tuple(members)[:2]
-            images, _ = self._batch(plan, client, 0)
-            self._refusal = refusal(members[client].segment, members[other].segment, images)
+            if self._optimizer.stackable:
+                images, _ = self._batch(plan, client, 0)
+                self._refusal = refusal(members[client].segment, members[other].segment, images)
+            else:
+                self._refusal = f"{self._optimizer} is for one client at a time"
             if self._refusal:
                 log.info("clients are computed one after the other, not stacked: %s", self._refusal)
         before, self._stack = self._stack, None
@@ -302,7 +306,7 @@ class Cohort:
             optimizer = self._members[client].optimizer
             output, labels = self._forward(plan, client, step)
             optimizer.lr = self._rate(plan, client, step)
-            loss = mean_loss(plan.loss, output, labels.to(self.device))
+            loss = plan.loss(output, labels.to(self.device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -314,7 +318,7 @@ class Cohort:
         total, samples = 0.0, 0
         for done, labels in self._groups(stack, plan, step):
             output = done.output.detach().requires_grad_()
-            loss = mean_loss(plan.loss, output.flatten(0, 1), labels.flatten().to(self.device))
+            loss = mean_of_each(plan.loss, output, labels.to(self.device))
             (loss * len(done.clients)).backward()  # each client's is the mean over its own batch, and these are equal
             assert output.grad is not None
             stack.backward(done, output.grad)
@@ -371,7 +375,7 @@ class Cohort:
         if client in self._members:
             return optimizers.flat_state(*self._members[client])
         initial = self._build(client)  # which is not kept: the client may never train
-        return optimizers.flat_state(initial, optimizers.build(self._optimizer, []))
+        return optimizers.flat_state(initial, self._optimizer([]))
 
     def states(self) -> dict[int, dict[str, Tensor]]:
         """Client -> its state, without those whose state is still the initial one."""

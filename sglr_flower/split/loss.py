@@ -1,25 +1,149 @@
-"""The training loss."""
+"""The training loss: what outputs and targets make one number of, which both sides' gradients are of."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglr_flower import imports
+from sglr_flower.errors import UserError
 
-def mean_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of (n, classes) logits and int64 (n,) labels, averaged over the n samples.
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs (n, ...), targets (n, ...)) -> a scalar with a graph: the mean over the n samples.
 
-    ``cross-entropy`` as in the paper, or the authors' code's ``binary-cross-entropy``: softmax, then binary
-    cross-entropy against the one-hot label, averaged over the outputs too.
+That it is a mean matters: the server's loss is of all clients' samples, and a client's cut gradient is made the one of
+its own batch's mean from it (eq. 5 of arXiv 2112.05929).
+"""
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of logits (n, classes) and int64 labels (n,), as in the paper."""
+    return F.cross_entropy(outputs, targets)
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of the authors' code: softmax of logits (n, classes), then binary cross-entropy against the one-hot label (n,).
+
+    Averaged over the outputs too.
     """
-    if name == "cross-entropy":
-        return F.cross_entropy(logits, labels)
     # Of a run that diverged torch's function refuses what softmax gives, where cross-entropy and its gradient are nan.
     # So are these, without a look at the values: for that a step would wait for its device.
-    finite = logits.isfinite().all()
-    doubt = torch.where(finite, 0.0, math.nan).to(logits.dtype)
-    target = torch.zeros_like(logits).scatter_(1, labels.unsqueeze(1), 1.0)
-    return F.binary_cross_entropy(logits.where(finite, 0.0).softmax(1), target) + (logits * doubt).sum()
+    finite = outputs.isfinite().all()
+    doubt = torch.where(finite, 0.0, math.nan).to(outputs.dtype)
+    one_hot = torch.zeros_like(outputs).scatter_(1, targets.unsqueeze(1), 1.0)
+    return F.binary_cross_entropy(outputs.where(finite, 0.0).softmax(1), one_hot) + (outputs * doubt).sum()
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error, averaged over samples and outputs: (n, ...) of both, or (n, 1) and (n,)."""
+    return F.mse_loss(outputs, _fitting(outputs, targets))
+
+
+def l1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Absolute error, averaged over samples and outputs: (n, ...) of both, or (n, 1) and (n,)."""
+    return F.l1_loss(outputs, _fitting(outputs, targets))
+
+
+def bce_with_logits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of several labels a sample, each 0 or 1: sigmoid and binary cross-entropy, averaged over samples and labels.
+
+    (n, labels) of both, or (n, 1) and (n,).
+    """
+    return F.binary_cross_entropy_with_logits(outputs, _fitting(outputs, targets))
+
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "binary-cross-entropy": binary_cross_entropy,
+    "mse": mse,
+    "l1": l1,
+    "bce-with-logits": bce_with_logits,
+}
+
+
+@functools.lru_cache(maxsize=8)  # an object of one's own class is made once, as the plans of all rounds have the same
+def get(name: str) -> Loss:
+    """The loss of the run-config key ``loss``.
+
+    Parameters
+    ----------
+    name : str
+        One of `LOSSES`, or ``package.module:name`` of a function, an ``nn.Module`` or a class of such that is made
+        without arguments, as ``torch.nn:SmoothL1Loss``.
+
+    Raises
+    ------
+    UserError
+        If it is none of them, or has weights that are trained: nobody would train them.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    if not imports.is_path(name):
+        raise imports.unknown("loss", name, LOSSES)
+    own, wrong = imports.load(name, "loss"), f"run-config key loss = {name!r}: it must be"
+    if inspect.isclass(own):
+        try:
+            own = own()
+        except Exception as error:  # whatever the user's own class does
+            raise UserError(f"{wrong} made without arguments, and that fails with: {error}") from error
+    if not callable(own):
+        raise UserError(f"{wrong} a callable (outputs, targets) -> scalar, not a {type(own).__name__}")
+    if not isinstance(own, nn.Module):
+        return own  # type: ignore[no-any-return]  # whatever it is, `refusal` tries it
+    if any(weight.requires_grad for weight in own.parameters()):
+        raise UserError(f"{wrong} without weights of its own that would have to be trained")
+    return _Module(own)
+
+
+def mean_of_each(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the losses of k clients with batches of one size, (k, b, ...) of both.
+
+    At once where the loss is one of ours; of one's own nobody knows whether that of all samples is the mean of them
+    (with weights of classes it is not).
+    """
+    if loss in LOSSES.values():
+        return loss(outputs.flatten(0, 1), targets.flatten(0, 1))
+    return torch.stack([loss(*own) for own in zip(outputs, targets, strict=True)]).mean()
+
+
+def refusal(loss: Loss, outputs: Tensor, targets: Tensor) -> str:
+    """Why a loss cannot train with such outputs and targets; empty if it can. Tries it."""
+    outputs = outputs.detach().requires_grad_()
+    try:
+        mean = loss(outputs, targets)
+        if not isinstance(mean, Tensor) or mean.dim():
+            found = f"shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+            return f"it must give a scalar tensor, the mean over the samples, not {found}"
+        mean.backward()
+    except Exception as error:  # whatever the user's own function does
+        reason = str(error).strip().partition("\n")[0]
+        kinds = " and ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (outputs, targets))
+        return f"it fails with outputs and targets of {kinds}: {reason}"
+    return "" if outputs.grad is not None else "it does not depend on the outputs"
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A loss that is a module: its buffers, such as weights of classes, follow the outputs' device and dtype."""
+
+    module: nn.Module
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        mean: Tensor = self.module.to(outputs.device, outputs.dtype)(outputs, targets)
+        return mean
+
+
+def _fitting(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the outputs' shape and dtype: torch would broadcast (n, 1) and (n,) to (n, n)."""
+    if (*targets.shape, 1) == tuple(outputs.shape):
+        targets = targets.unsqueeze(-1)
+    if targets.shape != outputs.shape:
+        raise ValueError(f"targets {tuple(targets.shape)} do not fit outputs {tuple(outputs.shape)}")
+    return targets.to(outputs.dtype)

@@ -1,13 +1,15 @@
 """The optimizers of both sides, and their state as flat named tensors.
 
-Torch's own update rules, in their functional form: `torch.optim`'s classes import its compiler with their first step,
-which is a second and 150 MB in every node's process, and cost a third of a millisecond per client and step besides.
+Ours are torch's own update rules in their functional form: `torch.optim`'s classes import its compiler with their first
+step, which is a second and 150 MB in every node's process, and cost a third of a millisecond per client and step
+besides. Any other class of torch's or one's own is in `split.optimizer_classes`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +30,53 @@ class Optimizer(ABC):
     Attributes
     ----------
     lr : float | Tensor
-        The learning rate; a tensor () on the parameters' device is read anew by a recorded step (`split.recording`).
+        The learning rate; a tensor () on the parameters' device, which a recorded step reads anew (`split.recording`),
+        only where ``recordable``.
+    recordable : bool
+        Whether its step can be recorded.
     """
+
+    recordable = False
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.lr: float | Tensor = 0.0
         self._parameters = list(parameters)
-        self._slots: dict[int, Slots] = {}
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    @abstractmethod
+    def step(self) -> None:
+        """Update the parameters that have a gradient."""
+
+    @abstractmethod
+    def state(self) -> dict[int, Slots]:
+        """Index of a parameter -> its live state tensors by name; of those that have been updated."""
+
+    @abstractmethod
+    def adopt(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Go on with these very tensors as the state; `load_state` takes copies."""
+
+    def load_state(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Take copies of what `state` gave."""
+        self.adopt(
+            {
+                index: {name: _like(tensor, self._parameters[index]) for name, tensor in slots.items()}
+                for index, slots in state.items()
+            }
+        )
+
+
+class Functional(Optimizer):
+    """An update rule for all parameters at once, and the tensors that it keeps for each of them."""
+
+    recordable = True
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__(parameters)
+        self._slots: dict[int, Slots] = {}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -57,15 +94,8 @@ class Optimizer(ABC):
         """Index of a parameter -> its live state tensors by name; of those that have been updated."""
         return {index: slots for index, slots in self._slots.items() if slots}
 
-    def load_state(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Take copies of what `state` gave."""
-        self._slots = {
-            index: {name: _like(tensor, self._parameters[index]) for name, tensor in slots.items()}
-            for index, slots in state.items()
-        }
-
-    def adopt(self, state: Mapping[int, Slots]) -> None:
-        """Go on with these very tensors as the state; `load_state` takes copies."""
+    def adopt(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Go on with these very tensors as the state."""
         self._slots = {index: dict(slots) for index, slots in state.items()}
 
     @abstractmethod
@@ -77,8 +107,23 @@ class Optimizer(ABC):
         """The rule."""
 
 
-class Adam(Optimizer):
-    """Beta 0.9 and 0.999, eps 1e-8 (Kingma & Ba, arXiv 1412.6980), in one kernel for all parameters."""
+class Adam(Functional):
+    """Beta 0.9 and 0.999, eps 1e-8 (Kingma & Ba, arXiv 1412.6980), in one kernel for all parameters.
+
+    Parameters
+    ----------
+    parameters : Iterable[Tensor]
+        What it updates.
+    weight_decay : float
+        Times the weights, added to the gradients; if ``decoupled`` times the rate and the weights, taken off these
+        (AdamW; Loshchilov & Hutter, arXiv 1711.05101).
+    decoupled : bool
+        AdamW instead of Adam.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, weight_decay: float = 0.0, decoupled: bool = False) -> None:
+        super().__init__(parameters)
+        self._decay, self._decoupled = weight_decay, decoupled
 
     def _new_slots(self, parameter: Tensor) -> Slots:
         return {
@@ -104,7 +149,8 @@ class Adam(Optimizer):
             beta1=0.9,
             beta2=0.999,
             lr=self.lr,
-            weight_decay=0.0,
+            weight_decay=self._decay,
+            decoupled_weight_decay=self._decoupled,
             eps=1e-8,
             maximize=False,
         )
@@ -118,6 +164,10 @@ class Adam(Optimizer):
         for k, (parameter, gradient, own) in enumerate(zip(parameters, gradients, slots, strict=True)):
             shape = (*rates[k].shape, *[1] * (parameter.dim() - rates[k].dim()))
             rate, root = (of[k].to(parameter.dtype).view(shape) for of in (rates, roots))
+            if self._decoupled:
+                parameter.mul_(1 - self.lr * self._decay)
+            elif self._decay:
+                gradient = gradient.add(parameter, alpha=self._decay)
             own["exp_avg"].lerp_(gradient, 1 - 0.9)
             own["exp_avg_sq"].mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
             denominator = own["exp_avg_sq"].sqrt().div_(root).add_(1e-8)
@@ -135,10 +185,19 @@ class StackedAdam(Adam):
         What it updates.
     alike : bool
         All clients have made the same steps, so that torch's rule is theirs.
+    weight_decay, decoupled
+        As of `Adam`.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, alike: bool = False) -> None:
-        super().__init__(parameters)
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        alike: bool = False,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        super().__init__(parameters, weight_decay=weight_decay, decoupled=decoupled)
         self._alike = alike
 
     def _new_slots(self, parameter: Tensor) -> Slots:
@@ -154,25 +213,44 @@ class StackedAdam(Adam):
         self._by_hand(parameters, gradients, slots)
 
 
-class Sgd(Optimizer):
-    """Without momentum."""
+class Sgd(Functional):
+    """Stochastic gradient descent.
+
+    Parameters
+    ----------
+    parameters : Iterable[Tensor]
+        What it updates.
+    momentum : float
+        What is kept of the step before, as torch has it: the buffer is ``momentum`` times itself plus the gradient.
+    weight_decay : float
+        Times the weights, added to the gradients.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters)
+        self._momentum, self._decay = momentum, weight_decay
 
     def _new_slots(self, parameter: Tensor) -> Slots:
-        return {}
+        # Torch begins with the first gradient, which is what comes of zeros.
+        return {"momentum_buffer": torch.zeros_like(parameter)} if self._momentum else {}
 
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], slots: Sequence[Slots]) -> None:
         if isinstance(self.lr, Tensor):  # of which torch's function would take the value that it has now
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            for parameter, gradient, own in zip(parameters, gradients, slots, strict=True):
+                if self._decay:
+                    gradient = gradient.add(parameter, alpha=self._decay)
+                if self._momentum:
+                    gradient = own["momentum_buffer"].mul_(self._momentum).add_(gradient)
                 parameter.addcmul_(gradient, self.lr.to(parameter.dtype), value=-1)
             return
         sgd(
             parameters,
             gradients,
-            [None] * len(parameters),
+            [own.get("momentum_buffer") for own in slots],
             foreach=False,
             fused=False,
-            weight_decay=0.0,
-            momentum=0.0,
+            weight_decay=self._decay,
+            momentum=self._momentum,
             lr=self.lr,
             dampening=0.0,
             nesterov=False,
@@ -180,17 +258,76 @@ class Sgd(Optimizer):
         )
 
 
-def build(name: str, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer of the run-config key ``optimizer``: ``adam`` or ``sgd``."""
-    return {"adam": Adam, "sgd": Sgd}[name](parameters)
+class OptimizerFactory(ABC):
+    """Makes the optimizer of a client or of the server segment: what the engine has in place of an optimizer's name.
 
-
-def build_stacked(name: str, parameters: Iterable[Tensor], *, alike: bool = False) -> Optimizer:
-    """The same for parameters of many clients, each (clients, *shape): every row moves as `build`'s would move it.
-
-    ``alike``: all of these clients have made the same steps.
+    Attributes
+    ----------
+    stackable : bool
+        Whether clients that are computed together can have one for all of them (`stacked`).
     """
-    return StackedAdam(parameters, alike=alike) if name == "adam" else build(name, parameters)
+
+    stackable = False
+
+    @abstractmethod
+    def __call__(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """One for these parameters, without a state yet."""
+
+    def stacked(self, parameters: Iterable[Tensor], *, alike: bool = False) -> Functional:
+        """One for parameters of many clients, each (clients, *shape): every row moves as one of its own would move it.
+
+        ``alike``: all of these clients have made the same steps.
+        """
+        raise TypeError(f"{self} is for one client at a time")
+
+    def nbytes(self, segment: nn.Module) -> int:
+        """Bytes that it keeps for a segment's weights once they are trained; what is only a number is not counted."""
+        weights = [weight.detach().clone().requires_grad_(weight.requires_grad) for weight in segment.parameters()]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+        optimizer = self(weights)
+        optimizer.step()
+        return sum(slot.nbytes for slots in optimizer.state().values() for slot in slots.values() if slot.dim())
+
+
+@dataclass(frozen=True)
+class StandardOptimizer(OptimizerFactory):
+    """Adam, AdamW and SGD as torch's classes of these names have them, and for many clients at once.
+
+    Attributes
+    ----------
+    name : str
+        ``adam``, ``adamw`` or ``sgd``.
+    momentum : float
+        Of ``sgd``.
+    weight_decay : float
+        As of `Adam` and `Sgd`.
+    """
+
+    name: str
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    stackable = True
+
+    def __call__(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """One for these parameters, without a state yet."""
+        if self.name == "sgd":
+            return Sgd(parameters, momentum=self.momentum, weight_decay=self.weight_decay)
+        return Adam(parameters, weight_decay=self.weight_decay, decoupled=self.name == "adamw")
+
+    def stacked(self, parameters: Iterable[Tensor], *, alike: bool = False) -> Functional:
+        """As of `OptimizerFactory`."""
+        if self.name == "sgd":
+            return Sgd(parameters, momentum=self.momentum, weight_decay=self.weight_decay)
+        decoupled = self.name == "adamw"
+        return StackedAdam(parameters, alike=alike, weight_decay=self.weight_decay, decoupled=decoupled)
+
+
+ADAM = StandardOptimizer("adam")
+SGD = StandardOptimizer("sgd")
+WEIGHT_DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 0.0}
+"""Ours -> torch's default of their weight decay."""
 
 
 def flat_state(segment: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

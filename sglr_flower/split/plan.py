@@ -14,6 +14,7 @@ from sglr_flower.seeds import generator
 from sglr_flower.split import splitavg, splitlr
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.defences import Defence
+from sglr_flower.split.loss import Loss
 from sglr_flower.split.privacy import GaussianDp
 
 ServerLr = Callable[[float, int, float], float]
@@ -54,8 +55,8 @@ class RoundPlan:
         ``clients`` or ``clients-and-samples``.
     gradient_scale : str
         ``own``: cut gradients of a client's own batch mean (eq. 5); ``joint``: of the concatenated batch's mean.
-    loss : str
-        ``cross-entropy`` or ``binary-cross-entropy``.
+    loss : Loss
+        Of outputs and targets, the mean over the samples.
     server_update : str
         ``joint``, ``in-turn``, ``copies`` or ``none`` (see `sglr_flower.split.methods.Method`).
     sequential : bool
@@ -91,7 +92,7 @@ class RoundPlan:
     phi: float
     average_over: str
     gradient_scale: str
-    loss: str
+    loss: Loss
     server_update: str = "joint"
     sequential: bool = False
     shares_segment: bool = False

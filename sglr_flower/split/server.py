@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, privacy, splitavg
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import Loss
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan
 
 
@@ -29,8 +30,8 @@ class ServerSegment:
     ----------
     segment : nn.Module
         From smashed data (n, *cut shape) to logits (n, classes).
-    optimizer : str
-        ``adam`` or ``sgd``.
+    optimizer : OptimizerFactory
+        Makes its optimizer.
     device : torch.device
         Where it computes.
     memory_format : torch.memory_format
@@ -40,13 +41,18 @@ class ServerSegment:
     def __init__(
         self,
         segment: nn.Module,
-        optimizer: str,
+        optimizer: OptimizerFactory,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.device, self.memory_format = device or torch.device("cpu"), memory_format
         self.segment = segment.to(self.device)
-        self._optimizer = optimizers.build(optimizer, self.segment.parameters())
+        self._optimizer = optimizer(self.segment.parameters())
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its step can be recorded (`split.recording`)."""
+        return self._optimizer.recordable
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,13 +120,13 @@ class ServerSegment:
                 gradient.mul_(len(joint) / len(gradient))
         return gradients, loss.item()
 
-    def learn(self, loss: str, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, loss: Loss, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
         """One forward, loss, backward and optimizer step; it waits for nothing that the device computes.
 
         Parameters
         ----------
-        loss : str
-            As `mean_loss` takes it.
+        loss : Loss
+            Of the segment's outputs and the labels.
         smashed, labels : Tensor
             (n, *cut shape), without a graph, and int64 (n,), on the server's device.
         lr : float | Tensor
@@ -133,7 +139,7 @@ class ServerSegment:
         """
         self._optimizer.zero_grad()  # a step that could not be recorded may have ended in its middle
         joint = laid_out(smashed, self.memory_format).detach().requires_grad_()
-        mean = mean_loss(loss, self.segment.train()(joint), labels)
+        mean = loss(self.segment.train()(joint), labels)
         mean.backward()
         self._optimizer.lr = lr
         self._optimizer.step()
@@ -194,12 +200,12 @@ class ServerCopies(ServerSegment):
     def __init__(
         self,
         segment: nn.Module,
-        optimizer: str,
+        optimizer: OptimizerFactory,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__(segment, optimizer, device, memory_format)
-        self._optimizer_name = optimizer
+        self._factory = optimizer
         self._copies: dict[int, ServerSegment] = {}
         self._seen: dict[int, int] = {}
 
@@ -248,7 +254,7 @@ class ServerCopies(ServerSegment):
     def _copy(self, client: int) -> ServerSegment:
         if client not in self._copies:
             segment = copy.deepcopy(self.segment)
-            self._copies[client] = ServerSegment(segment, self._optimizer_name, self.device, self.memory_format)
+            self._copies[client] = ServerSegment(segment, self._factory, self.device, self.memory_format)
         return self._copies[client]
 
 
@@ -275,7 +281,7 @@ class PrivateServer(ServerSegment):
             share = len(own) / samples
             batch = laid_out(own.to(self.device).detach(), self.memory_format).requires_grad_()
             seed_torch(self.device, plan.seed, "server", plan.server_round, step, client)
-            loss = mean_loss(plan.loss, self.segment(batch), labels[client].to(self.device))
+            loss = plan.loss(self.segment(batch), labels[client].to(self.device))
             cut, *parts = torch.autograd.grad(loss, [batch, *weights], materialize_grads=True)
             gradients[client] = cut if plan.gradient_scale == "own" else cut * share
             flat = torch.cat([part.flatten() for part in parts])

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from sglr_flower.models import MixedPrecision, upstream
-from sglr_flower.split import optimizers
-from sglr_flower.split.optimizers import Optimizer, Slots
+from sglr_flower.split.optimizers import Optimizer, OptimizerFactory, Slots
 
 _DIFFERENT = 0.01
 """More than kernels differ, TensorFloat-32's too, and less than a forward that does something else."""
@@ -60,8 +59,8 @@ class Stack:
     ----------
     members : Mapping[int, tuple[nn.Module, Optimizer]]
         Client -> its segment and optimizer; all of one architecture, in training mode, on one device.
-    optimizer : str
-        ``adam`` or ``sgd``, which theirs are.
+    optimizer : OptimizerFactory
+        Which has made theirs; one that is ``stackable``.
 
     Attributes
     ----------
@@ -69,7 +68,7 @@ class Stack:
         All clients have made the same steps.
     """
 
-    def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: str) -> None:
+    def __init__(self, members: Mapping[int, tuple[nn.Module, Optimizer]], optimizer: OptimizerFactory) -> None:
         self._members, self._optimizer = dict(members), optimizer
         self._row = {client: row for row, client in enumerate(self._members)}
         segments = [segment for segment, _ in self._members.values()]
@@ -131,7 +130,7 @@ class Stack:
     def backward(self, done: StackedPass, gradient: Tensor) -> None:
         """Finish a forward with the cut gradients, (k, b, *cut shape), and make its step."""
         upstream.scalar(done.output, gradient).backward()
-        optimizer = optimizers.build_stacked(self._optimizer, done.weights, alike=self.alike)
+        optimizer = self._optimizer.stacked(done.weights, alike=self.alike)
         optimizer.lr = done.lr
         optimizer.adopt(
             {index: {name: slot[done.rows] for name, slot in slots.items()} for index, slots in self._slots.items()}

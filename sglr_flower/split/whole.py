@@ -23,6 +23,7 @@ from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import splitavg
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import Loss
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.recording import Recorder, Replay
 from sglr_flower.split.rounds import RoundResult
@@ -41,7 +42,7 @@ class _Kind(NamedTuple):
     active: int
     over: str
     scale: str
-    loss: str
+    loss: Loss
     alike: bool
 
 
@@ -117,6 +118,8 @@ class WholeStep:
             return "smashed data or cut gradients are changed on their way"
         if plan.augment:
             return "images are augmented"
+        if not self.server.recordable:
+            return "the server's optimizer reads its learning rate from Python"
         if _number(self.server.device) != _number(self.cohort.device):
             return f"the clients are on {self.cohort.device} and the server on {self.server.device}"
         self.cohort.begin(plan)
@@ -228,7 +231,7 @@ class WholeStep:
                 self.unfit = str(error).strip().partition("\n")[0]
                 compute()
 
-    def _compute(self, loss: str, stack: Stack, kind: _Kind, tables: _Tables) -> None:
+    def _compute(self, loss: Loss, stack: Stack, kind: _Kind, tables: _Tables) -> None:
         """A step of all clients and the server; reads and writes tensors that stay where they are."""
         at, clients = tables.at, len(stack.clients)
         chosen = tables.images.index_select(0, at).flatten()

@@ -11,7 +11,8 @@ import pytest
 from sglr_flower.cli import bench, commands
 from sglr_flower.cli.commands import Launch
 from sglr_flower.errors import UserError
-from sglr_flower.federation.launch import Outcome, Resources, Simulation
+from sglr_flower.federation.client import Outcome
+from sglr_flower.federation.simulation import Resources, Simulation
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory

@@ -12,7 +12,9 @@ from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
 
@@ -29,7 +31,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 SAMPLES = {2: 7, 3: 4, 5: 3, 9: 8}
 """This node's clients; 9 does not take part, and 3 and 5 have fewer batches than 2."""
@@ -48,7 +50,7 @@ def _segment(client: int) -> nn.Module:
 
 def cohort() -> Cohort:
     """The clients of the node."""
-    return Cohort({client: _images(count, client) for client, count in SAMPLES.items()}, _segment, "sgd")
+    return Cohort({client: _images(count, client) for client, count in SAMPLES.items()}, _segment, SGD)
 
 
 def train_session(plan: RoundPlan = PLAN) -> TrainSession:

@@ -30,8 +30,8 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.run import Run, RunStatus
 from flwr.superlink.main import create_app
 
-from sglr_flower.federation import deploy
 from sglr_flower.federation import internals as flower
+from sglr_flower.federation import submit
 from sglr_flower.federation.processes import environment, script
 
 PACKAGE = Path(flower.__file__).parents[1]
@@ -151,7 +151,7 @@ def test_the_variables_that_are_set_are_read(monkeypatch: pytest.MonkeyPatch) ->
     """A variable that a release has renamed is passed over without a word."""
     for variable in [name for name in os.environ if name.startswith(("FLWR_", "RAY_"))]:
         monkeypatch.delenv(variable)
-    ours = {**environment("home"), **deploy._environment()}
+    ours = {**environment("home"), **submit.environment()}
     for prefix, package in {"FLWR_": flwr, "RAY_": ray}.items():
         files = Path(package.__file__).parent.rglob("*.py")
         code = "\n".join(file.read_text(encoding="utf-8") for file in files if "rllib" not in file.parts)

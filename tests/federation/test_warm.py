@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sglr_flower.federation import warm
-from sglr_flower.federation.launch import Simulation
+from sglr_flower.federation.simulation import Simulation
 from sglr_flower.federation.warm import Interpreter
 
 pytestmark = [

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 import client_app
-from sglr_flower.federation.launch import ray_was_late
+from sglr_flower.federation.simulation import ray_was_late
 
 Started = TypeVar("Started")
 

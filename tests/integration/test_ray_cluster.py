@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from sglr_flower.cli import commands
 from sglr_flower.errors import UserError
-from sglr_flower.federation import launch
+from sglr_flower.federation import simulation
 from sglr_flower.flower import node
 from sglr_flower.run import assembly, inprocess, machine
 from sglr_flower.run.config import RunConfig
@@ -123,9 +123,9 @@ def test_a_share_that_leaves_a_rest_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for share in (0.6, 0.6666, 1.5):
         with pytest.raises(UserError, match=rf"asks for {share:g} GPUs, which does not go into 2 GPU\(s\)"):
-            launch.check_fits(launch.Resources(2, 1, share), 2)
+            simulation.check_fits(simulation.Resources(2, 1, share), 2)
     for share in (0.5, 0.25, 1 / 3, 1, 2):
-        launch.check_fits(launch.Resources(2, 1, share), 2)
+        simulation.check_fits(simulation.Resources(2, 1, share), 2)
 
 
 def test_nodes_on_several_machines_take_no_streams_to_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_optimizer_state_survives_safetensors() -> None:
     def trained(steps: int, state: dict | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         layer = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2), torch.nn.BatchNorm2d(2))
-        adam = optimizers.build("adam", layer.parameters())
+        adam = optimizers.ADAM(layer.parameters())
         adam.lr = 0.1
         if state:
             optimizers.load_flat_state(layer, adam, state)

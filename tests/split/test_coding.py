@@ -13,7 +13,9 @@ from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.split import codecs, coding
 from sglr_flower.split.codecs import Form, parse
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, evaluate_round, train_round
 from sglr_flower.split.server import ServerSegment
@@ -31,7 +33,7 @@ PLAN = RoundPlan(
     phi=0.67,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 SIZES = {0: 7, 1: 6, 2: 4}
 CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2")
@@ -53,12 +55,12 @@ def segment(client: int) -> nn.Module:
 
 def cohort(clients: tuple[int, ...], **options: bool) -> Cohort:
     data = {client: images(SIZES[client], client) for client in clients}
-    return Cohort(data, segment, "sgd", torch.float64, **options)
+    return Cohort(data, segment, SGD, torch.float64, **options)
 
 
 def server_segment() -> ServerSegment:
     torch.manual_seed(9)
-    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double(), "sgd")
+    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double(), SGD)
 
 
 def trained(plan: RoundPlan, hosted: list[tuple[int, ...]], **options: bool) -> tuple[Weights, LocalLink]:

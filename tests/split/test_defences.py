@@ -24,6 +24,8 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, clipped, defended, distance_correlation
+from sglr_flower.split.loss import cross_entropy
+from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
@@ -42,7 +44,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
     defence=ALL,
 )
 
@@ -59,12 +61,12 @@ def segment(client: int = 0) -> nn.Module:
 
 
 def cohort(sizes: dict[int, int], **options) -> Cohort:
-    return Cohort({i: images(n, i) for i, n in sizes.items()}, segment, "sgd", torch.float64, **options)
+    return Cohort({i: images(n, i) for i, n in sizes.items()}, segment, SGD, torch.float64, **options)
 
 
 def server_segment() -> ServerSegment:
     torch.manual_seed(9)
-    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).double(), "sgd")
+    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).double(), SGD)
 
 
 def weights(trained: Cohort) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ def test_a_client_descends_the_sum_of_both_losses(defence: Defence) -> None:
                 parameter -= 0.1 * parameter.grad
                 parameter.grad = None
 
-    trained = Cohort({0: data}, segment, "sgd", torch.float64)
+    trained = Cohort({0: data}, segment, SGD, torch.float64)
     train_round(server, plan, LocalLink({0: TrainSession(trained, plan)}))
 
     assert_close(dict(trained.segments[0].state_dict()), dict(lower.state_dict()), rtol=1e-9, atol=1e-11)

@@ -15,8 +15,9 @@ from sglr_flower.data.datasets import ImageSet
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.loss import mean_loss
+from sglr_flower.split.loss import binary_cross_entropy, cross_entropy
 from sglr_flower.split.messages import Download, Upload
+from sglr_flower.split.optimizers import ADAM, SGD, OptimizerFactory
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.rounds import (
     EvaluateSession,
@@ -40,7 +41,7 @@ PLAN = RoundPlan(
     phi=0.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 
 
@@ -55,13 +56,13 @@ def segment(client: int = 0) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.3)).double()
 
 
-def cohort(sizes: dict[int, int], optimizer: str = "sgd", **options) -> Cohort:
+def cohort(sizes: dict[int, int], optimizer: OptimizerFactory = SGD, **options) -> Cohort:
     return Cohort({i: images(n, i) for i, n in sizes.items()}, segment, optimizer, torch.float64, **options)
 
 
 def server_segment() -> ServerSegment:
     torch.manual_seed(9)
-    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double(), "sgd")
+    return ServerSegment(nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).double(), SGD)
 
 
 def weights(trained: Cohort) -> dict[str, torch.Tensor]:
@@ -76,7 +77,7 @@ def test_a_clients_own_gradient_is_that_of_its_own_batch_mean() -> None:
     smashed = torch.randn(5, 2, 2, 2, dtype=torch.float64)
     server = server_segment()
     alone = smashed[2:].clone().requires_grad_()
-    mean_loss("cross-entropy", server.segment(alone), torch.zeros(3, dtype=torch.long)).backward()
+    cross_entropy(server.segment(alone), torch.zeros(3, dtype=torch.long)).backward()
 
     downloads, _ = server.step(PLAN, {7: upload((0, 1), (2, 3), smashed)})
 
@@ -165,8 +166,8 @@ def test_recomputing_a_forward_moves_neither_batch_norm_nor_random_numbers() -> 
     assert_close(weights(interrupted), weights(straight), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_recomputing_every_forward_gives_the_same_weights_and_keeps_no_graph(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=str)
+def test_recomputing_every_forward_gives_the_same_weights_and_keeps_no_graph(optimizer: OptimizerFactory) -> None:
     straight, thrifty = cohort({0: 5, 1: 3}, optimizer), cohort({0: 5, 1: 3}, optimizer, recompute=True)
     for trained in (straight, thrifty):
         train_round(server_segment(), PLAN, LocalLink({0: TrainSession(trained, PLAN)}))
@@ -187,7 +188,7 @@ def test_recomputing_starts_from_the_buffers_of_the_first_forward() -> None:
 
     ends = []
     for recompute in (False, True):
-        trained = Cohort({0: images(6)}, build, "sgd", torch.float64, recompute=recompute)
+        trained = Cohort({0: images(6)}, build, SGD, torch.float64, recompute=recompute)
         train_round(server_segment(), PLAN, LocalLink({0: TrainSession(trained, PLAN)}))
         ends.append(weights(trained))
     assert_close(ends[1], ends[0], rtol=0, atol=0)
@@ -203,8 +204,8 @@ def test_channels_last_trains_as_the_usual_order_in_memory() -> None:
     data = {client: ImageSet(pixels[client], torch.arange(16) % 10) for client in (0, 1)}
     ends, start = [], {}
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        trained = Cohort(data, model.client_segment, "sgd", memory_format=memory_format)
-        server = ServerSegment(model.server_segment(), "sgd", memory_format=memory_format)
+        trained = Cohort(data, model.client_segment, SGD, memory_format=memory_format)
+        server = ServerSegment(model.server_segment(), SGD, memory_format=memory_format)
         start = weights(trained) | {name: tensor.clone() for name, tensor in server.state().items()}
         train_round(server, plan, LocalLink({0: TrainSession(trained, plan)}))
         ends.append(weights(trained) | {name: tensor.clone() for name, tensor in server.state().items()})
@@ -222,7 +223,7 @@ def test_of_clients_that_never_train_nothing_is_made() -> None:
 
     trained = cohort({0: 4, 1: 4, 2: 4})
     earlier = {2: {name: tensor.clone() for name, tensor in trained.state(2).items()}}
-    lazy = Cohort({i: images(4, i) for i in range(3)}, build, "sgd", torch.float64, states=earlier)
+    lazy = Cohort({i: images(4, i) for i in range(3)}, build, SGD, torch.float64, states=earlier)
     train_round(server_segment(), plan := replace(PLAN, clients=(1,)), LocalLink({0: TrainSession(lazy, plan)}))
 
     assert made == [1]
@@ -269,7 +270,7 @@ def test_the_order_drawn_once_is_the_same_in_every_epoch() -> None:
 def test_binary_cross_entropy_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
     expected = -(torch.tensor(0.7).log() + torch.tensor(0.8).log() + torch.tensor(0.9).log()) / 3
-    assert_close(mean_loss("binary-cross-entropy", logits, torch.tensor([0])), expected)
+    assert_close(binary_cross_entropy(logits, torch.tensor([0])), expected)
 
 
 def test_participants_are_drawn_by_fraction_and_differ_between_rounds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.plan import RoundPlan
 
 
@@ -21,7 +22,7 @@ def plan(clients: tuple[int, ...], epochs: int, batch_size: int, server_round: i
         phi=0.0,
         average_over="clients",
         gradient_scale="own",
-        loss="cross-entropy",
+        loss=cross_entropy,
     )
 
 

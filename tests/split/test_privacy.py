@@ -23,7 +23,9 @@ from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
+from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Upload
+from sglr_flower.split.optimizers import ADAM, SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.privacy import GaussianDp, average_sensitivity, refusal, within
 from sglr_flower.split.server import PrivateServer, ServerSegment, distribute
@@ -41,7 +43,7 @@ PLAN = RoundPlan(
     phi=1.0,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
     privacy=DP,
 )
 OVER = ["clients", "clients-and-samples"]
@@ -215,7 +217,7 @@ def network() -> nn.Module:
 
 def step(dp: GaussianDp, smashed: Tensor, labels: Tensor, sizes: list[int]) -> tuple[dict[str, Tensor], dict]:
     """The weights of a private server after one step with SGD at rate 1, and the cut gradients."""
-    server = PrivateServer(network(), "sgd")
+    server = PrivateServer(network(), SGD)
     plan = replace(PLAN, client_lr=1.0, privacy=dp)
     parts, own = dict(enumerate(smashed.split(sizes))), dict(enumerate(labels.split(sizes)))
     gradients, _ = server.update(plan, 0, parts, own)
@@ -258,7 +260,7 @@ def test_a_step_with_loose_bounds_is_that_of_a_joint_batch_without_batch_norm() 
     for scale in ("own", "joint"):
         plan = replace(PLAN, phi=0.0, gradient_scale=scale, privacy=None)
         loose = replace(plan, privacy=replace(DP, noise=1e-20, clip=1e6, server_clip=1e6))
-        ours, theirs = PrivateServer(plain(), "adam"), ServerSegment(plain(), "adam")
+        ours, theirs = PrivateServer(plain(), ADAM), ServerSegment(plain(), ADAM)
         sent, loss = ours.step(loose, uploads)
         expected, joint_loss = theirs.step(plan, uploads)
 
@@ -293,7 +295,7 @@ def test_without_it_a_client_does_move_the_others_cut_gradients() -> None:
     others = smashed.clone()
     others[2:] += 1
     sent = [
-        ServerSegment(network(), "sgd").step(replace(PLAN, phi=0.0, privacy=None), {7: upload([2, 2], s, labels)})[0]
+        ServerSegment(network(), SGD).step(replace(PLAN, phi=0.0, privacy=None), {7: upload([2, 2], s, labels)})[0]
         for s in (smashed, others)
     ]
     assert not torch.allclose(sent[0][7].own[:2], sent[1][7].own[:2])

@@ -37,8 +37,17 @@ def test_a_recording_computes_with_what_its_tensors_hold_now() -> None:
     assert len(ran) == 2
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_recorded_training_step_is_that_of_python(optimizer: str) -> None:
+OPTIMIZERS = (
+    optimizers.ADAM,
+    optimizers.SGD,
+    optimizers.StandardOptimizer("adamw", weight_decay=0.1),
+    optimizers.StandardOptimizer("adam", weight_decay=0.1),
+    optimizers.StandardOptimizer("sgd", 0.9, 0.01),
+)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_a_recorded_training_step_is_that_of_python(optimizer: optimizers.StandardOptimizer) -> None:
     """Forward, backward and update of stacked layers; a rate that changes; every step from another input."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3), nn.Tanh()).double()
@@ -49,7 +58,7 @@ def test_a_recorded_training_step_is_that_of_python(optimizer: str) -> None:
     def prepared() -> tuple[dict[str, Tensor], Callable[[Tensor, Tensor, float | Tensor], None]]:
         weights = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
         buffers = {name: torch.stack([buffer, buffer]).clone() for name, buffer in module.named_buffers()}
-        update = optimizers.build_stacked(optimizer, list(weights.values()), alike=True)
+        update = optimizer.stacked(list(weights.values()), alike=True)
 
         def step(given: Tensor, gradient: Tensor, lr: float | Tensor) -> None:
             output = vmap(lambda w, b, x: functional_call(module, (w, b), (x,)))(weights, buffers, given)

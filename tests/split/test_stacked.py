@@ -18,14 +18,18 @@ from torch.testing import assert_close
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
+from sglr_flower.split import loss as losses
 from sglr_flower.split import optimizers, rounds, stacked
 from sglr_flower.split.cohort import Cohort
+from sglr_flower.split.loss import cross_entropy
+from sglr_flower.split.optimizers import ADAM, SGD, OptimizerFactory, StandardOptimizer
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import LocalLink, TrainSession
 from sglr_flower.split.server import ServerSegment
 
 Build = Callable[[int], nn.Module]
 EQUAL = {0: 8, 1: 8, 2: 8, 3: 8}
+OPTIMIZERS = (ADAM, SGD, StandardOptimizer("adamw", weight_decay=0.1), StandardOptimizer("sgd", 0.9, 0.01))
 RAGGED = {0: 7, 1: 4, 2: 10, 3: 2}
 PLAN = RoundPlan(
     seed=0,
@@ -39,7 +43,7 @@ PLAN = RoundPlan(
     phi=0.5,
     average_over="clients",
     gradient_scale="own",
-    loss="cross-entropy",
+    loss=cross_entropy,
 )
 
 
@@ -53,12 +57,12 @@ def model(dtype: str = "float64"):
     return assembly.model(RunConfig.parse({"dtype": dtype}))
 
 
-def cohort(sizes: dict[int, int], optimizer: str = "adam", build: Build | None = None, **options) -> Cohort:
+def cohort(sizes: dict[int, int], optimizer: OptimizerFactory = ADAM, build: Build | None = None, **options) -> Cohort:
     data = {client: images(size, client) for client, size in sizes.items()}
     return Cohort(data, build or model().client_segment, optimizer, torch.float64, **options)
 
 
-def server(optimizer: str = "adam") -> ServerSegment:
+def server(optimizer: OptimizerFactory = ADAM) -> ServerSegment:
     return ServerSegment(model().server_segment(), optimizer)
 
 
@@ -91,9 +95,11 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda factory: factory.name)
 @pytest.mark.parametrize("phi", [0.0, 0.5, 1.0])
-def test_clients_together_have_the_weights_of_a_loop(phi: float, optimizer: str, together: list[int]) -> None:
+def test_clients_together_have_the_weights_of_a_loop(
+    phi: float, optimizer: StandardOptimizer, together: list[int]
+) -> None:
     plans = [replace(PLAN, server_round=k, phi=phi, client_lr=1e-3 / k) for k in (1, 2)]
     start = weights(cohort(EQUAL, optimizer))
     loop = train(cohort(EQUAL, optimizer), server(optimizer), plans)
@@ -107,8 +113,8 @@ def test_clients_together_have_the_weights_of_a_loop(phi: float, optimizer: str,
     assert {int(count) for name, count in stack.items() if name.endswith("num_batches_tracked")} == {4}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_clients_who_missed_rounds_are_at_steps_of_their_own(optimizer: str, together: list[int]) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda factory: factory.name)
+def test_clients_who_missed_rounds_are_at_steps_of_their_own(optimizer: StandardOptimizer, together: list[int]) -> None:
     taking_part = [(0, 1, 2), (1, 3), (2,), (0, 1, 2, 3), (0, 1)]
     plans = [replace(PLAN, server_round=k, clients=clients) for k, clients in enumerate(taking_part, start=1)]
 
@@ -117,12 +123,12 @@ def test_clients_who_missed_rounds_are_at_steps_of_their_own(optimizer: str, tog
 
     assert together == [3, 3, 2, 2, 4, 4, 2, 2]
     assert_same(stack, loop)
-    if optimizer == "adam":
+    if optimizer.name != "sgd":
         assert [int(stack[f"{client}.optimizer.0.step"]) for client in EQUAL] == [6, 8, 6, 4]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_batches_of_a_size_are_computed_together(optimizer: str, together: list[int]) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda factory: factory.name)
+def test_batches_of_a_size_are_computed_together(optimizer: StandardOptimizer, together: list[int]) -> None:
     plans = [replace(PLAN, server_round=k, local_epochs=2) for k in (1, 2)]
 
     loop = train(cohort(RAGGED, optimizer), server(optimizer), plans)
@@ -132,9 +138,9 @@ def test_batches_of_a_size_are_computed_together(optimizer: str, together: list[
     assert_same(stack, loop)
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy", "own_parts:weighted"])
 def test_local_training_together_is_that_of_a_loop(loss: str, together: list[int]) -> None:
-    plan = replace(PLAN, loss=loss, server_update="none", local_epochs=2)
+    plan = replace(PLAN, loss=losses.get(loss), server_update="none", local_epochs=2)
     ends = []
     for form in (False, True):
         trained = cohort(RAGGED, build=model().whole, stacked=form)
@@ -173,7 +179,7 @@ def test_clients_are_computed_together_in_mixed_precision_too(together: list[int
     drawn = {mixed: assembly.model(RunConfig.parse({"autocast": mixed})) for mixed in ("none", "bfloat16")}
     data, outputs = {client: images(4, client) for client in EQUAL}, {}
     for kind, mixed, is_stacked in (("exact", "none", False), ("loop", "bfloat16", False), ("stack", "bfloat16", True)):
-        trained = Cohort(data, drawn[mixed].client_segment, "adam", stacked=is_stacked)
+        trained = Cohort(data, drawn[mixed].client_segment, ADAM, stacked=is_stacked)
         trained.begin(PLAN)
         outputs[kind] = trained.forward(PLAN, 0).smashed
     assert together == [4]
@@ -345,7 +351,7 @@ def test_adam_of_many_clients_is_torchs_for_each() -> None:
     draw = torch.Generator().manual_seed(0)
     start, steps = torch.randn(3, 4, 2, dtype=torch.float64, generator=draw), [0, 5, 400]
     alone = [nn.Parameter(row.clone()) for row in start]
-    singles = [optimizers.build("adam", [parameter]) for parameter in alone]
+    singles = [optimizers.ADAM([parameter]) for parameter in alone]
     for single, step in zip(singles, steps, strict=True):
         single.lr = 0.01
         if step:
@@ -356,7 +362,7 @@ def test_adam_of_many_clients_is_torchs_for_each() -> None:
     zeros = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(start[0]), "exp_avg_sq": torch.zeros_like(start[0])}
     states = [single.state().get(0, zeros) for single in singles]
     rows = start.clone().requires_grad_()
-    ours = optimizers.build_stacked("adam", [rows])
+    ours = optimizers.ADAM.stacked([rows])
     ours.lr = 0.01
     ours.adopt({0: {name: torch.stack([state[name] for state in states]) for name in zeros}})
 

@@ -19,6 +19,7 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.seeds import generator
 from sglr_flower.split import averaging, methods, optimizers
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.studies.convergence.convergence import measure, spread
 from sglr_flower.studies.convergence.point import Batches, Point, Side
@@ -110,21 +111,24 @@ def point(run: Run, at: Checkpoint, phi: float | None = None) -> Point:
     for client in plan.clients:
         known = client in states or shared is not None
         segment = copy.deepcopy(template) if known else model.client_segment(client)
-        clients[client] = _side(segment, config, states.get(client), at, place)
+        clients[client] = _side(segment, config, assembly.optimizer(config), states.get(client), at, place)
         if shared is not None:
             averaging.load(clients[client].segment, shared)
-    return Point(clients, _side(model.server_segment(), config, at.server_state(), at, place), plan, config.optimizer)
+    of_clients, of_server = assembly.optimizer(config), assembly.server_optimizer(config)
+    server = _side(model.server_segment(), config, of_server, at.server_state(), at, place)
+    return Point(clients, server, plan, of_clients, of_server)
 
 
 def _side(
     segment: torch.nn.Module,
     config: RunConfig,
+    factory: OptimizerFactory,
     state: dict[str, torch.Tensor] | None,
     at: Checkpoint,
     place: torch.device,
 ) -> Side:
     segment = segment.to(place)
-    optimizer = optimizers.build(config.optimizer, segment.parameters())
+    optimizer = factory(segment.parameters())
     if state is not None:
         try:
             optimizers.load_flat_state(segment, optimizer, state)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower.seeds import seed_torch
-from sglr_flower.split import optimizers
-from sglr_flower.split.loss import mean_loss
-from sglr_flower.split.optimizers import Slots
+from sglr_flower.split.optimizers import OptimizerFactory, Slots
 from sglr_flower.split.plan import RoundPlan
 
 Batches = Mapping[int, tuple[Tensor, Tensor]]
@@ -59,7 +57,8 @@ class Point:
     clients: Mapping[int, Side]
     server: Side
     plan: RoundPlan
-    optimizer: str
+    optimizer: OptimizerFactory
+    server_optimizer: OptimizerFactory | None = None
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -92,16 +91,16 @@ def forward(point: Point, batches: Batches, number: int) -> tuple[Tensor, dict[i
         smashed[client] = point.clients[client].segment.train()(inputs)
     together, labels = torch.cat(list(smashed.values())), torch.cat([labels for _, labels in batches.values()])
     seed_torch(together.device, point.plan.seed, "analyze", "server", point.plan.server_round, number)
-    return mean_loss(point.plan.loss, point.server.segment.train()(together), labels), smashed
+    return point.plan.loss(point.server.segment.train()(together), labels), smashed
 
 
-def update(side: Side, optimizer: str, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
+def update(side: Side, optimizer: OptimizerFactory, gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
     """What an optimizer's step would add to a side's trained parameters."""
     copies = [parameter.detach().clone().requires_grad_(parameter.requires_grad) for parameter in _all(side)]
     moved = [parameter for parameter in copies if parameter.requires_grad]
     for parameter, gradient in zip(moved, gradients, strict=True):
         parameter.grad = gradient.clone()
-    stepping = optimizers.build(optimizer, copies)
+    stepping = optimizer(copies)
     stepping.load_state(side.slots)
     stepping.lr = lr
     stepping.step()

@@ -55,7 +55,7 @@ def along_step(
     """
     plan = point.plan
     sides = [point.server, *(point.clients[client] for client in batches)]
-    updates = [update(point.server, point.optimizer, server, plan.server_rate(len(batches)))]
+    updates = [update(point.server, point.server_optimizer or point.optimizer, server, plan.server_rate(len(batches)))]
     updates += [
         update(point.clients[client], point.optimizer, received[client], plan.client_rate()) for client in batches
     ]

@@ -95,6 +95,7 @@ class Estimator:
         if not config.samples_per_client:
             raise UserError("run-config key samples-per-client = 0: an estimate needs the number of a client's samples")
         self.config, self.device = config, device
+        self.optimizer = assembly.optimizer(config)
         base = assembly.model(config)  # of FedAvg uncut; here every cut is wanted
         self.model = SplitModel(
             name=base.name,
@@ -129,7 +130,7 @@ class Estimator:
             down=down,
             total=moved.total,
             flops=flops,
-            memory=training_bytes(segment, config.optimizer, config.batch_size, self.model.image_size),
+            memory=training_bytes(segment, self.optimizer.nbytes(segment), config.batch_size, self.model.image_size),
             transfer=up / self.device.up + down / self.device.down,
             compute=flops / self.device.flops,
         )

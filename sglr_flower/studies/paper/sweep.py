@@ -6,11 +6,9 @@ continued by the same command: finished cells stay, those under way are resumed 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from typing import Literal, Protocol
 import tomli_w
 
 from sglr_flower.errors import UserError
+from sglr_flower.federation.processes import held, let_go
 from sglr_flower.files import write_atomic
 from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.studies.leakage.record import is_attacked
@@ -200,7 +199,7 @@ def run(cells: Sequence[Cell], folder: Path, lock: int, workers: Workers, watche
             watcher.update(running)
             time.sleep(_POLL_SECONDS)
     finally:
-        _end(running)
+        let_go([cell.process for cell in running], GRACE_SECONDS + 5)
     return failures
 
 
@@ -218,17 +217,10 @@ def _start(cell: Cell, folder: Path, lock: int, workers: Workers, place: int, st
         write_atomic(config, tomli_w.dumps(values).encode())
         command = workers.train(config, directory)
     log_file = directory.with_name(f"{cell.name}.log")
+    leash = [sys.executable, "-m", "sglr_flower.studies.paper.leash", *command]
     with log_file.open("ab") as log:
         log_start = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sglr_flower.studies.paper.leash", *command],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=workers.environment(place),
-            process_group=0,  # Ctrl-C in a terminal reaches the sweep alone, which then ends the cells in good order
-            pass_fds=(lock,),
-        )
+        process = held(leash, workers.environment(place), log.fileno(), subprocess.STDOUT, [lock])
     return Running(cell, step, directory, place, process, log_file, log_start, started)
 
 
@@ -246,19 +238,6 @@ def _put_aside(directory: Path) -> None:
         if not aside.exists():
             directory.rename(aside)
             return
-
-
-def _end(running: Sequence[Running]) -> None:
-    for cell in running:
-        assert cell.process.stdin is not None
-        cell.process.stdin.close()  # the leash ends the run then
-    deadline = time.monotonic() + GRACE_SECONDS + 5
-    for cell in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            cell.process.wait(max(0.0, deadline - time.monotonic()))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(cell.process.pid, signal.SIGKILL)
-        cell.process.wait()
 
 
 def _reason(ended: Running) -> str:

@@ -20,6 +20,7 @@ from sglr_flower.data.datasets import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.split import optimizers
+from sglr_flower.split.optimizers import StandardOptimizer
 from sglr_flower.studies.convergence import analyze, convergence
 from sglr_flower.studies.convergence.point import update
 from sglr_flower.studies.convergence.smoothness import MULTIPLES
@@ -147,7 +148,7 @@ def test_a_step_from_a_checkpoint_is_the_one_that_the_run_itself_made(
     after = {**then.clients, "server": then.server}
     rates = {**dict.fromkeys(here.clients, 0.003), "server": 0.003 * 3}
     for who, side in sides.items():
-        added = update(side, optimizer, gradients[who], rates[who])
+        added = update(side, StandardOptimizer(optimizer), gradients[who], rates[who])
         for change, before, now in zip(added, side.parameters, after[who].parameters, strict=True):
             torch.testing.assert_close(before.detach() + change, now.detach(), rtol=0, atol=1e-12)
 

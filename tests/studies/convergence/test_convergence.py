@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglr_flower.split import optimizers
+from sglr_flower.split.optimizers import ADAM, SGD, StandardOptimizer
 from sglr_flower.split.plan import RoundPlan
-from sglr_flower.studies.convergence import point as points
 from sglr_flower.studies.convergence.convergence import _compared, _gradients, _ratio, measure, relative_spread, spread
 from sglr_flower.studies.convergence.point import Batches, Point, Side, metric, update
 from sglr_flower.studies.convergence.smoothness import MULTIPLES, along_step
@@ -34,20 +33,14 @@ def plan(**changes: object) -> RoundPlan:
         "phi": 0.0,
         "average_over": "clients",
         "gradient_scale": "own",
-        "loss": "squared",
+        "loss": squared,
     }
     return RoundPlan(**{**values, **changes})
 
 
-def squared(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     """Half the squared distance, mean over samples: with linear networks everything is known."""
-    assert name == "squared"
     return 0.5 * (outputs - targets).square().sum(1).mean()
-
-
-@pytest.fixture
-def quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(points, "mean_loss", squared)
 
 
 def linear(weight: list[list[float]]) -> nn.Linear:
@@ -72,7 +65,6 @@ def test_norms_and_cosine_by_hand() -> None:
     assert _compared(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])) == (0.0, 2.0, 0.0)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_two_clients_with_known_cut_gradients() -> None:
     """Client 0 passes (3, 0) on and client 1 (0, 1); the server is the identity and the targets are 0.
 
@@ -81,7 +73,7 @@ def test_two_clients_with_known_cut_gradients() -> None:
     """
     identity = [[1.0, 0.0], [0.0, 1.0]]
     there = Point(
-        {i: Side(linear(identity), {}) for i in (0, 1)}, Side(linear(identity), {}), plan(phi=1.0, client_lr=0.1), "sgd"
+        {i: Side(linear(identity), {}) for i in (0, 1)}, Side(linear(identity), {}), plan(phi=1.0, client_lr=0.1), SGD
     )
     batches: Batches = {0: (rows([3, 0]), rows([0, 0])), 1: (rows([0, 1]), rows([0, 0]))}
     cut, gradients, _ = measure(there, [batches] * 3)
@@ -100,9 +92,8 @@ def test_two_clients_with_known_cut_gradients() -> None:
     assert gradients.kept_error == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_where_nobody_is_active_there_is_no_bias() -> None:
-    there = Point({i: Side(linear([[1.0]]), {}) for i in (0, 1)}, Side(linear([[2.0]]), {}), plan(), "sgd")
+    there = Point({i: Side(linear([[1.0]]), {}) for i in (0, 1)}, Side(linear([[2.0]]), {}), plan(), SGD)
     steps: list[Batches] = [{i: (rows([x + i]), rows([1.0])) for i in (0, 1)} for x in (1.0, 2.0, 4.0)]
     cut, gradients, _ = measure(there, steps)
 
@@ -111,7 +102,6 @@ def test_where_nobody_is_active_there_is_no_bias() -> None:
     assert gradients.variance == gradients.own_variance > 0
 
 
-@pytest.mark.usefixtures("quadratic")
 @pytest.mark.parametrize("count", [2, 3])
 def test_of_a_clients_own_gradient_one_nth_is_kept_where_others_say_nothing_about_it(count: int) -> None:
     """All sign patterns of the clients' inputs x_i, targets 3 x_i and weights 1: the own gradient is x (x - 3 x) = -2.
@@ -119,7 +109,7 @@ def test_of_a_clients_own_gradient_one_nth_is_kept_where_others_say_nothing_abou
     Received from the average of all n it is -2 x_i mean(x_j), of which x_i's own part is 1/n and the rest 0 on average.
     """
     clients = {i: Side(linear([[1.0]]), {}) for i in range(count)}
-    there = Point(clients, Side(linear([[1.0]]), {}), plan(clients=tuple(range(count)), phi=1.0), "sgd")
+    there = Point(clients, Side(linear([[1.0]]), {}), plan(clients=tuple(range(count)), phi=1.0), SGD)
     steps: list[Batches] = [
         {i: (rows([sign]), rows([3 * sign])) for i, sign in enumerate(signs)}
         for signs in itertools.product((-1.0, 1.0), repeat=count)
@@ -200,7 +190,6 @@ def test_the_same_function_may_be_of_different_weights() -> None:
 # --- along the step ---
 
 
-@pytest.mark.usefixtures("quadratic")
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_smoothness_and_loss_along_the_step_of_a_quadratic(alpha: float) -> None:
     """Two clients w_0, w_1 of one weight each and a fixed server: L = (w_0^2 + 9 w_1^2) / 4 with inputs 1 and 3.
@@ -212,7 +201,7 @@ def test_smoothness_and_loss_along_the_step_of_a_quadratic(alpha: float) -> None
         {i: Side(linear([[1.0]]), {}) for i in (0, 1)},
         Side(nn.Sequential(fixed([[1.0]])), {}),
         plan(alpha=alpha),
-        "sgd",
+        SGD,
     )
     batches: Batches = {0: (rows([1.0]), rows([0.0])), 1: (rows([3.0]), rows([0.0]))}
     _, _, along = measure(there, [batches] * 3)
@@ -224,18 +213,17 @@ def test_smoothness_and_loss_along_the_step_of_a_quadratic(alpha: float) -> None
     assert along.losses == pytest.approx(expected)
 
 
-@pytest.mark.usefixtures("quadratic")
 def test_in_the_metric_of_the_bound_the_servers_block_weighs_its_rate() -> None:
     """A fixed client and a server weight v with input 2: L = (2 v)^2 / 2, L'' = 4; kappa = 1^alpha = 1 for one client.
 
     With two clients and alpha 1 kappa is 2, so the server's smoothness counts twice.
     """
-    one = Point({0: Side(fixed([[2.0]]), {})}, Side(linear([[3.0]]), {}), plan(clients=(0,), alpha=1.0), "sgd")
+    one = Point({0: Side(fixed([[2.0]]), {})}, Side(linear([[3.0]]), {}), plan(clients=(0,), alpha=1.0), SGD)
     along = along_step(one, {0: (rows([1.0]), rows([0.0]))}, 0, [rows([12.0])], {0: []})
     assert (along.smoothness, along.rate_smoothness) == pytest.approx((4.0, 0.1 * 4))
 
     sides = {i: Side(fixed([[2.0]]), {}) for i in (0, 1)}
-    two = Point(sides, Side(linear([[3.0]]), {}), plan(alpha=1.0), "sgd")
+    two = Point(sides, Side(linear([[3.0]]), {}), plan(alpha=1.0), SGD)
     batches: Batches = {i: (rows([1.0]), rows([0.0])) for i in (0, 1)}
     along = along_step(two, batches, 0, [rows([12.0])], {0: [], 1: []})
     assert metric(two, batches) == (2.0, {0: 0.5, 1: 0.5})
@@ -244,18 +232,18 @@ def test_in_the_metric_of_the_bound_the_servers_block_weighs_its_rate() -> None:
 
 
 def test_where_cut_gradients_are_of_the_joint_mean_a_clients_gradient_weighs_one() -> None:
-    two = Point({i: Side(fixed([[2.0]]), {}) for i in (0, 1)}, Side(linear([[3.0]]), {}), plan(), "sgd")
-    joint = Point(two.clients, two.server, plan(gradient_scale="joint"), "sgd")
+    two = Point({i: Side(fixed([[2.0]]), {}) for i in (0, 1)}, Side(linear([[3.0]]), {}), plan(), SGD)
+    joint = Point(two.clients, two.server, plan(gradient_scale="joint"), SGD)
     batches: Batches = {0: (rows([1.0]), rows([0.0])), 1: (rows([1.0], [1.0], [1.0]), rows([0.0], [0.0], [0.0]))}
     assert metric(two, batches) == (1.0, {0: 0.25, 1: 0.75})
     assert metric(joint, batches) == (1.0, {0: 1.0, 1: 1.0})
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_an_update_is_what_the_optimizer_does_next(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", [ADAM, SGD])
+def test_an_update_is_what_the_optimizer_does_next(optimizer: StandardOptimizer) -> None:
     layer = nn.Linear(3, 2, dtype=torch.float64)
     layer.bias.requires_grad_(False)
-    stepping = optimizers.build(optimizer, layer.parameters())
+    stepping = optimizer(layer.parameters())
     stepping.lr = 0.1
     for k in (1, 2):
         layer.weight.grad = torch.full((2, 3), 0.5 * k, dtype=torch.float64)
@@ -277,7 +265,7 @@ def test_nothing_of_the_point_is_changed() -> None:
     server = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
     states = {}
     for name, segment in (*clients.items(), ("server", server)):
-        stepping = optimizers.build("adam", segment.parameters())
+        stepping = ADAM(segment.parameters())
         F.cross_entropy(torch.zeros(1, 3) + sum(p.sum() for p in segment.parameters()), torch.tensor([1])).backward()
         stepping.lr = 0.01
         stepping.step()
@@ -286,8 +274,8 @@ def test_nothing_of_the_point_is_changed() -> None:
     there = Point(
         {i: Side(segment, states[i]) for i, segment in clients.items()},
         Side(server, states["server"]),
-        plan(loss="cross-entropy", phi=0.5),
-        "adam",
+        plan(loss=F.cross_entropy, phi=0.5),
+        ADAM,
     )
     before = copy.deepcopy([*(s.state_dict() for s in clients.values()), server.state_dict()])
     slots, random = copy.deepcopy(states), torch.get_rng_state()

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ import pytest
 from flwr.common.constant import ErrorCode
 
 from sglr_flower.errors import UserError
-from sglr_flower.federation import launch, warm
-from sglr_flower.federation.launch import Outcome, Resources, Simulation, check_fits
+from sglr_flower.federation import simulation, warm
+from sglr_flower.federation.client import Outcome, Submission
+from sglr_flower.federation.simulation import Resources, Simulation, check_fits
 from sglr_flower.run import machine
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -90,18 +92,18 @@ def main(grid, context):
 CALL = """
 import sys
 from pathlib import Path
-from sglr_flower.federation.launch import Resources, Simulation
-app, config, log = map(Path, sys.argv[1:])
+from sglr_flower.federation.client import Submission
+from sglr_flower.federation.simulation import Resources, Simulation
 with Simulation() as simulation:
-    simulation.run(app, config, Resources(2, 0.5, 0), log, lambda: None)
+    simulation.run(Submission(*map(Path, sys.argv[1:]), lambda: None), Resources(2, 0.5, 0))
 """
 
 SMALL = Resources(nodes=2, cpus_per_node=0.5, gpus_per_node=0)
 
 
 def simulate(app: Path, run_config: Path, log: Path, watch: Callable[[], None] = lambda: None) -> Outcome:
-    with Simulation() as simulation:
-        return simulation.run(app, run_config, SMALL, log, watch)
+    with Simulation() as started:
+        return started.run(Submission(app, run_config, log, watch), SMALL)
 
 
 @pytest.fixture
@@ -179,7 +181,7 @@ def test_nothing_outlives_a_caller_that_is_killed_or_interrupted(app: Path) -> N
         arguments = [str(app), str(app.parent / "sleep.toml"), str(app.parent / f"{name}.log")]
         return subprocess.Popen(
             [sys.executable, "-c", CALL, *arguments],
-            cwd=Path(launch.__file__).parents[1],
+            cwd=Path(simulation.__file__).parents[1],
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,  # as a shell does: an interrupt goes to the whole of this group
@@ -261,9 +263,10 @@ def test_more_than_the_machine_has_is_refused(resources: Resources, sentence: st
 @pytest.mark.flower
 @linux
 def test_a_superlink_that_ends_says_why_in_the_runs_log(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "free_port", lambda: 1_000_000)
-
-    outcome = simulate(app, app.parent / "end.toml", app.parent / "ended.log")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(simulation, "free_port", lambda: taken.getsockname()[1])
+        outcome = simulate(app, app.parent / "end.toml", app.parent / "ended.log")
 
     assert not outcome.succeeded
     assert outcome.reason.startswith("Flower's SuperLink did not start: ")
