@@ -1,0 +1,231 @@
+"""`SplitLearning`: its weights are a plain loop's and a run's, it goes on from a state, and says what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sglr_flower as sglr
+from sglr_flower.errors import UserError
+from sglr_flower.run import inprocess
+from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.config import RunConfig
+from sglr_flower.seeds import generator, seed_torch
+from sglr_flower.split import methods, optimizers
+from tests import own_task
+from tests.own_task import lower, tables, upper
+
+CLIENTS = 3
+NAMES = [*methods.METHODS]
+
+
+def trained(rounds: int = 3, **changes: Any) -> sglr.SplitLearning:
+    settings: dict[str, Any] = {
+        "lower": lower,
+        "upper": upper,
+        "clients": tables(),
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
+        "dtype": torch.float64,
+        "seed": 3,
+        "batch_size": 4,
+    }
+    run = sglr.SplitLearning(**{**settings, **changes})
+    for done in run.rounds(rounds) if rounds else ():
+        assert done.loss > 0
+    return run
+
+
+def plain(rounds: int, alpha: float, phi: float) -> list[nn.Module]:
+    """Algorithm 1 in torch's own words, for tables of unequal sizes; client segments, and last the server's."""
+    data = [(x.double(), y) for x, y in tables()]
+    segments = []
+    for client in range(CLIENTS):
+        with torch.random.fork_rng():
+            seed_torch(torch.device("cpu"), 3, "model", client)
+            segments.append(lower().double())
+            server = upper().double() if client == 0 else server
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2, weight_decay=0.1) for each in (*segments, server)]
+    for number in range(1, rounds + 1):
+        orders = [
+            torch.randperm(len(y), generator=generator(3, "order", client, number - 1)).split(4)
+            for client, (_, y) in enumerate(data)
+        ]
+        for step in range(max(map(len, orders))):
+            here = [client for client in range(CLIENTS) if step < len(orders[client])]
+            smashed = {client: segments[client](data[client][0][orders[client][step]]) for client in here}
+            sent = {client: own.detach().requires_grad_() for client, own in smashed.items()}
+            labels = torch.cat([data[client][1][orders[client][step]] for client in here])
+            outputs = server(torch.cat(list(sent.values())))
+            optimizers[-1].param_groups[0]["lr"] = 1e-2 * len(here) ** alpha
+            optimizers[-1].zero_grad()
+            F.cross_entropy(outputs, labels).backward()
+            optimizers[-1].step()
+            own = {client: sent[client].grad * (len(labels) / len(sent[client])) for client in here}
+            answered = received(own, phi, number, step)
+            for client in here:
+                optimizers[client].zero_grad()
+                smashed[client].backward(answered[client])
+                optimizers[client].step()
+    return [*segments, server]
+
+
+def received(own: dict[int, Tensor], phi: float, number: int, step: int) -> dict[int, Tensor]:
+    """SplitAvg: a drawn fraction of the step's clients receive the average, position by position."""
+    active = sglr.splitavg.draw_active(list(own), phi, generator(3, "active", number, step))
+    if not active:
+        return own
+    length = max(len(own[client]) for client in active)
+    average = []
+    for position in range(length):
+        rows = [own[client][position] for client in active if position < len(own[client])]
+        average.append(torch.stack(rows).mean(0))
+    return {client: torch.stack(average)[: len(g)] if client in active else g for client, g in own.items()}
+
+
+@pytest.mark.parametrize("phi", [0.0, 1.0])
+def test_the_weights_are_those_of_a_plain_loop(phi: float) -> None:
+    run = trained(method=sglr.methods.sglr(alpha=0.5, phi=phi))
+    *segments, server = plain(3, 0.5, phi)
+    for client, segment in enumerate(segments):
+        network = run.network(client)
+        near(network.lower.state_dict(), segment.state_dict())
+        near(network.upper.state_dict(), server.state_dict())
+
+
+def near(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "centralized"])
+def test_the_weights_are_those_of_a_run_of_the_same_task(name: str, tmp_path: Path) -> None:
+    settings = {
+        "task": "tests.own_task:task",
+        "method": name,
+        "partition": "own",
+        "num-clients": CLIENTS,
+        "samples-per-client": 0,
+        "batch-size": 4,
+        "num-server-rounds": 2,
+        "client-lr": 1e-2,
+        "dtype": "float64",
+        "seed": 3,
+        "splitlr-alpha": 0.5,
+        "splitavg-phi": 0.5,
+        "run-dir": str(tmp_path / "run"),
+    }
+    inprocess.run(RunConfig.parse(settings), num_nodes=2)
+    saved = RunDirectory(tmp_path / "run").latest_checkpoint()
+    assert saved is not None
+
+    method = methods.sglr(alpha=0.5, phi=0.5) if name == "sglr" else replace(methods.get(name), alpha=0.5, phi=0.5)
+    run = trained(2, method=method, optimizer=partial(torch.optim.Adam, lr=1e-2))
+    for client, state in saved.client_states(range(CLIENTS)).items():
+        ours = run.network(client).state_dict()
+        theirs = optimizers.segment_weights(state)
+        near({name: tensor for name, tensor in ours.items() if name in theirs}, theirs)
+    for key, tensor in optimizers.segment_weights(saved.server_state()).items():
+        torch.testing.assert_close(run.network().state_dict()[key], tensor, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sglr", "sfl-v1", "ssl"])
+def test_it_goes_on_from_a_state_as_if_nothing_had_been_in_between(name: str) -> None:
+    method = methods.get(name)
+    whole = trained(4, method=method)
+    first = trained(2, method=method)
+    resumed = trained(0, method=method)
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.round == 2
+    numbers = [done.number for done in resumed.rounds(2)]
+
+    assert numbers == [3, 4]
+    for client in range(CLIENTS):
+        near(resumed.network(client).state_dict(), whole.network(client).state_dict())
+
+
+def test_data_sets_pairs_and_arrays_are_the_same_data() -> None:
+    as_arrays = [(x.numpy(), y.numpy()) for x, y in tables()]
+    as_sets = [torch.utils.data.TensorDataset(x, y) for x, y in tables()]
+    expected = trained(1).network(2).state_dict()
+    for clients in (as_arrays, as_sets):
+        near(trained(1, clients=clients).network(2).state_dict(), expected)
+
+
+def test_a_module_that_is_there_already_is_where_the_server_begins() -> None:
+    begins = upper().double()
+    run = trained(0, upper=begins)
+    near(run.network().upper.state_dict(), begins.state_dict())
+    next(iter(run.rounds(1)))
+    assert not torch.equal(run.network().upper[0].weight, begins[0].weight)  # and it stays as it was
+
+
+def test_scores_are_of_whole_numbers_accuracies_and_of_others_squared_errors() -> None:
+    x, y = tables()[0]
+    run = trained(1)
+    network = run.network(1)
+    right = (network(x.double()).argmax(1) == y).double().mean()
+    assert run.evaluate((x, y)).scores[1] == pytest.approx(float(right))
+    assert run.evaluate((x, y)).name == "accuracy"
+
+    values = [(x, x.sum(1, keepdim=True)) for x, _ in tables()]
+    run = trained(1, upper=lambda: nn.Linear(12, 1), clients=values, loss=F.mse_loss)
+    x, z = values[0]
+    error = (run.network(1)(x.double()) - z).square().mean()
+    found = run.evaluate((x, z))
+    assert (found.name, found.scores[1]) == ("mse", pytest.approx(float(error)))
+    assert found.score == pytest.approx(sum(found.scores.values()) / CLIENTS)
+
+
+def test_an_own_score_is_the_mean_of_its_numbers() -> None:
+    def within_one(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs.argmax(1) - targets).abs() <= 1).double()
+
+    x, y = tables()[0]
+    run = trained(1, score=within_one)
+    near_enough = within_one(run.network(2)(x.double()), y).mean()
+    found = run.evaluate((x, y))
+    assert (found.name, found.scores[2]) == ("within_one", pytest.approx(float(near_enough)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"clients": []}, "clients: there must be at least one"),
+        ({"clients": [tables()[0], (torch.zeros(0, 5), torch.zeros(0))]}, "clients[1]: it is empty"),
+        ({"clients": ["mine"]}, "clients[0]: it must be"),
+        ({"batch_size": 0}, "batch_size = 0: it must be a whole number from 1 up"),
+        ({"lower": nn.Linear(5, 12)}, "lower: it must be a function that makes a client segment"),
+        ({"lower": lambda: 3}, "lower: it must give a torch.nn.Module, not an int"),
+        ({"upper": lambda: nn.Linear(7, 3)}, "lower and upper: a batch of client 0 fails with"),
+        ({"loss": F.mse_loss}, "loss: it fails with outputs and targets"),
+        ({"method": "sglr"}, "method: it must be a sglr_flower.methods.Method, not a str"),
+        ({"method": methods.get("centralized")}, "method: with one that pools all data there must be one client"),
+        ({"optimizer": partial(torch.optim.LBFGS, lr=1.0)}, "optimizer: "),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        trained(0, **changes)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_rounds_are_trained_when_they_are_asked_for() -> None:
+    run = trained(0)
+    rounds = run.rounds(5)
+    assert run.round == 0
+    next(rounds)
+    assert run.round == 1
+
+
+def test_a_task_that_is_no_task_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="task"):
+        inprocess.run(RunConfig.parse({"task": "tests.own_task:lower"}))
