@@ -11,6 +11,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from sglr_flower.flower import node
+from sglr_flower.flower.protocol import ANSWER, ORDER
+from sglr_flower.flower.protocol import CONFIG as CONFIG_RECORD
 from sglr_flower.flower.staterecords import STATES, pack_states
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
@@ -38,12 +40,12 @@ def order(**changes: Any) -> dict[str, Any]:
 
 
 def ask(own: Context, record: dict[str, Any], states: dict[int, dict[str, Tensor]] | None = None) -> ConfigRecord:
-    content = RecordDict({node.ORDER: ConfigRecord(record), node.CONFIG: ConfigRecord({**CONFIG.values()})})
+    content = RecordDict({ORDER: ConfigRecord(record), CONFIG_RECORD: ConfigRecord({**CONFIG.values()})})
     if states is not None:
         content[STATES] = pack_states(states)
     message = Message(content, 7, "query.assign")
     message.metadata.__dict__["_message_id"] = "1"
-    return node.assign(message, own).content.config_records[node.ANSWER]
+    return node.assign(message, own).content.config_records[ANSWER]
 
 
 def states(value: float) -> dict[int, dict[str, Tensor]]:
