@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from sglr_flower.flower import node
@@ -17,14 +16,6 @@ from sglr_flower.flower.staterecords import STATES, pack_states
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodestate import NodeStates
-
-
-@pytest.fixture(autouse=True)
-def task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower gives every process of an app an identity, which replies carry."""
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
 
 RUN_ID = "0" * 31 + "1"
 CONFIG = RunConfig.parse({"num-clients": 2, "samples-per-client": 16, "evaluate": "server"})

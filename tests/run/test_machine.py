@@ -82,7 +82,7 @@ def test_a_node_says_so_in_its_log(
     cpu(X86.format(flags), tmp_path, monkeypatch)
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     monkeypatch.setattr(node, "assembly", CpuOnly(node.assembly))
-    config = test_protocol.CONFIG.replace(autocast="bfloat16")
+    config = test_node.CONFIG.replace(autocast="bfloat16")
     content = RecordDict(
         {protocol.ORDER: ConfigRecord(test_node.order()), protocol.CONFIG: ConfigRecord({**config.values()})}
     )
