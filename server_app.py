@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 
 app = ServerApp()
 

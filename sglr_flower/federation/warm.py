@@ -54,7 +54,7 @@ with socket.socket(socket.AF_UNIX) as connection:
 _MODULES = (
     "torch",
     "sglr_flower.federation.preflight",
-    "sglr_flower.flower.strategy",
+    "sglr_flower.flower.server",
     "sglr_flower.flower.node",
     "sglr_flower.federation.forked",
 )

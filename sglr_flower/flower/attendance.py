@@ -9,7 +9,8 @@ from dataclasses import replace
 from sglr_flower.errors import TooFewClients
 from sglr_flower.exchange.link import Traffic
 from sglr_flower.flower.delivery import Failure
-from sglr_flower.flower.roster import Member, Roster, clients_of
+from sglr_flower.flower.roster import Roster
+from sglr_flower.flower.seating import Member, clients_of
 from sglr_flower.run.nodetable import REMAINED, NodeEntry, NodeRow, NodeState
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.sent import total

@@ -12,109 +12,142 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-import platformdirs
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, shared, stream
 from sglr_flower.exchange.checks import check_answer
 from sglr_flower.exchange.endpoint import is_loopback, split_address
+from sglr_flower.exchange.frames import few
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.flower.staterecords import (
-    STATES,
-    drop_step,
-    keep_step,
-    pack_states,
-    step_states,
-    unpack_states,
+from sglr_flower.flower import hosting
+from sglr_flower.flower.protocol import (
+    ANSWER,
+    ARRAYS,
+    CONFIG,
+    MAX_CLIENTS,
+    METRICS,
+    Access,
+    AssignAnswer,
+    AssignOrder,
+    CollectOrder,
+    Done,
+    EvaluateMetrics,
+    EvaluateOrder,
+    HelloAnswer,
+    HelloOrder,
+    LocalMetrics,
+    Order,
+    ProtocolError,
+    Refusal,
+    TrainMetrics,
+    TrainOrder,
 )
+from sglr_flower.flower.replies import tensors_of
+from sglr_flower.flower.staterecords import STATES, drop_step, keep_step, pack_states, step_states, unpack_states
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated, slow_autocast
-from sglr_flower.run.nodestate import NodeStates, simulated_states
+from sglr_flower.run.nodetable import printable
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, RoundResult, Session, TrainSession, train_locally
 
-ORDER = "order"
-ANSWER = "answer"
-ARRAYS = "arrays"
-CONFIG = "config"
-HOSTED = "hosted"
 MARGIN_SECONDS = 30.0
 """What a node waits for the server beyond the time that the server waits for other nodes."""
 
 # Below Flower's logger, so that what a node says goes where Flower's log goes.
 log = logging.getLogger("flwr.sglr")
+Ordered = TypeVar("Ordered", bound=Order)
+Handler = Callable[[Message, Context], Message]
 
 
-def replies(handler: Callable[[ConfigRecord, Message, Context], RecordDict]) -> Callable[[Message, Context], Message]:
+def obeys(kind: type[Ordered]) -> Callable[[Callable[[Ordered, Message, Context], RecordDict]], Handler]:
     """Make a Flower handler of a function from the server's order to the reply's content.
 
-    A `UserError` travels back as its sentence, so that the server can show it without a traceback.
+    A `UserError`, and an order that is not one, travel back as their sentence, so that the server can show it without
+    a traceback.
     """
 
-    @functools.wraps(handler)
-    def wrapped(message: Message, context: Context) -> Message:
-        order = message.content.config_records[ORDER]
-        if threads := _integer(order, "threads"):
-            torch.set_num_threads(threads)
-        try:
-            content = handler(order, message, context)
-        except UserError as error:
-            content = RecordDict({ANSWER: ConfigRecord({"error": str(error)})})
-        return Message(content, reply_to=message)
+    def decorate(handler: Callable[[Ordered, Message, Context], RecordDict]) -> Handler:
+        @functools.wraps(handler)
+        def wrapped(message: Message, context: Context) -> Message:
+            try:
+                order = kind.from_content(message.content)
+                if order.threads:
+                    torch.set_num_threads(order.threads)
+                content = handler(order, message, context)
+            except (UserError, ProtocolError) as error:
+                content = RecordDict({ANSWER: Refusal(printable(str(error))).to_record()})
+            return Message(content, reply_to=message)
 
-    return wrapped
+        return wrapped
+
+    return decorate
 
 
-@replies
-def hello(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(HelloOrder)
+def hello(order: HelloOrder, message: Message, context: Context) -> RecordDict:
     """Tell the server which partition this node is, what it can compute with, and whether it reaches the port."""
-    answer: dict[str, int | str | list[str]] = {
-        "name": str(context.node_config.get("name", "")),
-        "partition-id": int(context.node_config.get("partition-id", -1)),
-        "num-partitions": int(context.node_config.get("num-partitions", -1)),
-        "capacity": concurrent_nodes(),
-        "threads": assigned_cpus(),
-        "gpus": assigned_gpus(),
-        "device": assembly.device().type,
-        "blocked": _blocked(order, context),
-        "memory": _memory(order),
-    }
-    return RecordDict({ANSWER: ConfigRecord({**answer})})
+    answer = HelloAnswer(
+        name=printable(str(context.node_config.get("name", ""))),
+        partition_id=_place(context, "partition-id"),
+        num_partitions=_place(context, "num-partitions"),
+        capacity=concurrent_nodes(),
+        threads=assigned_cpus(),
+        gpus=tuple(assigned_gpus()),
+        device=assembly.device().type,
+        blocked=printable(_blocked(order, context)),
+        memory=_memory(order),
+    )
+    return RecordDict({ANSWER: answer.to_record()})
 
 
-def _blocked(order: ConfigRecord, context: Context) -> str:
+def _place(context: Context, key: str) -> int:
+    """A number in the node-config; -1 if it is not there.
+
+    Raises
+    ------
+    UserError
+        If it is none, or out of range.
+    """
+    value = context.node_config.get(key, -1)
+    try:
+        number = int(value)
+    except ValueError:
+        number = -2
+    if not -1 <= number < MAX_CLIENTS:
+        raise UserError(f"node-config key {key} = {value!r}: it should be a whole number from 0 to {MAX_CLIENTS - 1}")
+    return number
+
+
+def _blocked(order: HelloOrder, context: Context) -> str:
     """Why this node cannot open a stream to the server's port; empty if it can."""
-    address = str(order["address"])
-    if not address:
+    if not order.address:
         return "not asked"
-    if (count := machines()) > 1 and is_loopback(split_address(address)[0]):
+    if (count := machines()) > 1 and is_loopback(split_address(order.address)[0]):
         return f"the simulation's nodes are on {count} machines, and its port is on one of them"
-    certificates = _root_certificates(address, bool(order["tls"]), context)
-    return stream.can_reach(address, str(order["secret"]), certificates)
+    certificates = _root_certificates(order.address, order.tls, context)
+    return stream.can_reach(order.address, order.secret, certificates)
 
 
-def _memory(order: ConfigRecord) -> str:
+def _memory(order: HelloOrder) -> str:
     """What proves that this node can share memory with the server; only a simulated one, as both must trust each other.
 
     A device's user could read and write what the server has checked already.
     """
-    shown = order["memory"]
-    assert isinstance(shown, bytes)
-    return shared.read_proof(shown) if shown and simulated() else ""
+    return shared.read_proof(order.memory) if order.memory and simulated() else ""
 
 
-@replies
-def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(AssignOrder)
+def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict:
     """Take clients: load their data, and find or take their states. Tell sizes, classes, and what states there are.
 
     The server sends a device the states of a checkpoint if they are its to have. A node that was away still has its
@@ -122,37 +155,36 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     """
     # The server's own config, so that both sides compute from one truth whatever this node's app was started with;
     # only where the data lie is this node's to know.
+    if CONFIG not in message.content.config_records:
+        raise order.wrong(f"it has no record {CONFIG!r}")
     config = RunConfig.parse(message.content.config_records[CONFIG])
     if own := str(context.node_config.get("data-dir", "")):
         config = config.replace(data_dir=own)
     if sentence := slow_autocast(config.autocast, on_cpu=assembly.device().type == "cpu"):
-        log.warning("%s: %s", _name(context), sentence)
-    clients = integers(order["clients"])
-    _refuse_outdated(order, context)
+        log.warning("%s: %s", hosting.name(context), sentence)
+    hosting.refuse_outdated(order.session, context)
     if simulated():
         assembly.refuse_own_partition(config)
-        _refuse_other_folder(config, _run_id(order))
-    context.state[CONFIG] = ConfigRecord({**config.values()})
-    context.state[HOSTED] = ConfigRecord(
-        {"clients": clients, "run-id": _run_id(order), "session": _integer(order, "session")}
-    )
-    versions = dict(zip(clients, integers(order["versions"]), strict=True))
-    kept = _states(context)
+        _refuse_other_folder(config, order.run_id)
+    hosting.take(order, config, context)
+    kept = hosting.states(context)
     if not simulated():  # its server is this run's only one
-        kept.enter(_integer(order, "session"))
-    found = kept.go_back(versions)
-    for client, state in unpack_states(message.content).items() if STATES in message.content else ():
-        sent = dict(zip(clients, integers(order["sent"]), strict=True))[client]
-        if found[client] < sent:  # what it has itself may be newer than what the server was ever sent
-            kept.commit(sent, {client: state}, {client: found[client]}, integers(order["checkpoints"]))
-            found[client] = sent
-    answer: dict[str, list[int] | list[str]] = {"versions": list(found.values())}
-    data = assembly.client_data(config, clients)
-    answer |= {
-        "sizes": [len(images) for images in data.values()],
-        "classes": list(datasets.classes(config.dataset, config.data_dir)),
-    }
-    return RecordDict({ANSWER: ConfigRecord({**answer})})
+        kept.enter(order.session)
+    found = kept.go_back(dict(zip(order.clients, order.versions, strict=True)))
+    sent = dict(zip(order.clients, order.sent or (), strict=order.sent is not None))
+    for client, state in unpack_states(message.content).items():
+        if client not in sent:
+            raise order.wrong(f"a state of client {client}, which it does not name")
+        if found[client] < sent[client]:  # what it has itself may be newer than what the server was ever sent
+            kept.commit(sent[client], {client: state}, {client: found[client]}, order.checkpoints)
+            found[client] = sent[client]
+    data = assembly.client_data(config, list(order.clients))
+    answer = AssignAnswer(
+        versions=tuple(found.values()),
+        sizes=tuple(len(images) for images in data.values()),
+        classes=tuple(datasets.classes(config.dataset, config.data_dir)),
+    )
+    return RecordDict({ANSWER: answer.to_record()})
 
 
 def _refuse_other_folder(config: RunConfig, run_id: str) -> None:
@@ -168,124 +200,115 @@ def _refuse_other_folder(config: RunConfig, run_id: str) -> None:
         )
 
 
-def _refuse_outdated(order: ConfigRecord, context: Context) -> None:
-    """Refuse an assignment that was under way while the run was stopped, and arrives when it has been resumed."""
-    if HOSTED in context.state.config_records:
-        current = context.state.config_records[HOSTED]["session"]
-        assert isinstance(current, int)
-        if _integer(order, "session") < current:
-            raise ExchangeError("the assignment is of an earlier session of this run")
-
-
-@replies
-def train_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(TrainOrder)
+def train_stream(order: TrainOrder, message: Message, context: Context) -> RecordDict:
     """Run a whole training round, or a turn of one, over a stream."""
+    access = Access.from_content(message.content)
     cohort, plan = _training(order, message, context)
-    _stream(order, TrainSession(cohort, plan), context)
+    _stream(access, TrainSession(cohort, plan), context)
     return _trained(order, context, cohort, plan)
 
 
-@replies
-def train_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(TrainOrder)
+def train_grid(order: TrainOrder, message: Message, context: Context) -> RecordDict:
     """Make one step of a training round: finish the step that the download answers, begin the next."""
     cohort, plan = _training(order, message, context)
     content = _step(TrainSession(cohort, plan), message)
     if grid.FRAME not in content.config_records:
         return _trained(order, context, cohort, plan)
-    keep_step(context.state, cohort.states(), _integer(order, "attempt"))
+    keep_step(context.state, cohort.states(), order.attempt)
     return content
 
 
-@replies
-def train_local(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(TrainOrder)
+def train_local(order: TrainOrder, message: Message, context: Context) -> RecordDict:
     """Train the whole networks of this node's clients for a round, without an exchange."""
     cohort, plan = _training(order, message, context)
     result = train_locally(cohort, plan)
     return _trained(order, context, cohort, plan, result)
 
 
-@replies
-def evaluate_stream(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(EvaluateOrder)
+def evaluate_stream(order: EvaluateOrder, message: Message, context: Context) -> RecordDict:
     """Run a whole client-side evaluation over a stream."""
+    access = Access.from_content(message.content)
     cohort, session = _evaluation(order, message, context)
-    _stream(order, session, context)
-    return _metrics(cohort)
+    _stream(access, session, context)
+    return _evaluated(cohort)
 
 
-@replies
-def evaluate_grid(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(EvaluateOrder)
+def evaluate_grid(order: EvaluateOrder, message: Message, context: Context) -> RecordDict:
     """Send one chunk of a client-side evaluation."""
-    content = _step(_evaluation(order, message, context)[1], message)
+    cohort, session = _evaluation(order, message, context)
+    content = _step(session, message)
     if grid.FRAME not in content.config_records:
         context.state.pop(ARRAYS, None)
-    elif ARRAYS in message.content.array_records:
+        return _evaluated(cohort)
+    if ARRAYS in message.content.array_records:
         context.state[ARRAYS] = message.content.array_records[ARRAYS]  # only the first message brings it
     return content
 
 
-@replies
-def collect(order: ConfigRecord, message: Message, context: Context) -> RecordDict:
+@obeys(CollectOrder)
+def collect(order: CollectOrder, message: Message, context: Context) -> RecordDict:
     """Hand the states of this node's clients that have trained to the server.
 
     Only a device is asked, and only where the server may have them (``evaluate = "server"``).
     """
-    states = _states(context).at(_bases(order, context))
-    content = RecordDict({ANSWER: ConfigRecord({})})
-    if order["checkpoint"]:
-        content[STATES] = pack_states(states)
-    else:
-        weights = {
+    states = hosting.states(context).at(hosting.bases(order.versions, context))
+    if not order.checkpoint:
+        states = {
             client: {name: tensor for name, tensor in state.items() if name.startswith("segment.")}
             for client, state in states.items()
         }
-        content[STATES] = pack_states(weights)
-    return content
+    return RecordDict({ANSWER: Done().to_record(), STATES: pack_states(states)})
 
 
-def _config(context: Context) -> RunConfig:
-    return RunConfig.parse(context.state.config_records[CONFIG])
-
-
-def _training(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, RoundPlan]:
+def _training(order: TrainOrder, message: Message, context: Context) -> tuple[Cohort, RoundPlan]:
     """The node's cohort, with the shared segment if the message brings one, and what to train."""
-    config, attempt = _config(context), _integer(order, "attempt")
-    plan = assembly.plan(config, _integer(order, "round"))
-    plan = replace(plan, clients=tuple(integers(order["clients"])))  # all, or those that are there, or whose turn it is
+    config = hosting.config(context)
+    plan = assembly.plan(config, order.round)
+    hosted = hosting.clients(context)
+    if not set(order.clients) <= set(hosted):
+        raise order.wrong(f"clients = {few(order.clients)}: this node hosts {few(hosted)}")
+    plan = replace(plan, clients=order.clients)  # all, or those that are there, or whose turn it is
     if grid.FRAME in message.content.config_records:
-        states = step_states(context.state, attempt)
+        states = step_states(context.state, order.attempt)
         if not states:
-            raise ExchangeError(f"this node is not in round {plan.server_round}, attempt {attempt}")
-        cohort = assembly.cohort(config, _clients(context), states)
+            raise ExchangeError(f"this node is not in round {plan.server_round}, attempt {order.attempt}")
+        cohort = assembly.cohort(config, hosted, states)
     else:
         drop_step(context.state)
         context.state.pop(ARRAYS, None)
-        cohort = _recall(order, context, frozenset(plan.clients))
-        log.info("%s: round %d with client(s) %s", _name(context), plan.server_round, _listed(plan.clients))
-    if ARRAYS in message.content.array_records:
-        cohort.load_shared(message.content.array_records[ARRAYS].to_torch_state_dict(), plan.clients)
+        cohort = hosting.recall(order.versions, context, frozenset(plan.clients))
+        listed = ", ".join(str(client) for client in plan.clients)
+        log.info("%s: round %d with client(s) %s", hosting.name(context), plan.server_round, listed)
+    if message.content.array_records:
+        cohort.load_shared(tensors_of(message.content), plan.clients)
     return cohort, plan
 
 
-def _evaluation(order: ConfigRecord, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
-    config = _config(context)
-    arrays = message.content.array_records or context.state.array_records
-    cohort = _recall(order, context, () if arrays else _clients(context))
-    if arrays:
-        cohort.load_shared(arrays[ARRAYS].to_torch_state_dict(), cohort.clients)
+def _evaluation(order: EvaluateOrder, message: Message, context: Context) -> tuple[Cohort, EvaluateSession]:
+    config = hosting.config(context)
+    segment = message.content if message.content.array_records else context.state
+    shared = bool(segment.array_records)
+    cohort = hosting.recall(order.versions, context, () if shared else hosting.clients(context))
+    if shared:
+        cohort.load_shared(tensors_of(segment), cohort.clients)
     images = assembly.evaluation_images(config)
-    server_round, defence = _integer(order, "round"), assembly.defence(config)
+    defence = assembly.defence(config)
     up, _ = assembly.wire_codecs(config)
-    session = EvaluateSession(cohort.segments, cohort.dtype, server_round, images, cohort.memory_format, defence, up)
+    session = EvaluateSession(cohort.segments, cohort.dtype, order.round, images, cohort.memory_format, defence, up)
     return cohort, session
 
 
-def _stream(order: ConfigRecord, session: Session, context: Context) -> None:
-    address, tls = str(order["address"]), bool(order["tls"])
-    config = _config(context)
+def _stream(access: Access, session: Session, context: Context) -> None:
+    config = hosting.config(context)
     # The server answers when all nodes have sent their frames, or have been given up.
     timeout = config.step_timeout + config.start_timeout + MARGIN_SECONDS
-    certificates, memory = _root_certificates(address, tls, context), bool(order.get("memory", False))
-    stream.run_session(session, address, str(order["secret"]), timeout, certificates, shares_memory=memory)
+    certificates = _root_certificates(access.address, access.tls, context)
+    stream.run_session(session, access.address, access.secret, timeout, certificates, shares_memory=access.memory)
 
 
 def _root_certificates(address: str, tls: bool, context: Context) -> bytes | None:
@@ -311,7 +334,7 @@ def _root_certificates(address: str, tls: bool, context: Context) -> bytes | Non
 def _step(session: TrainSession | EvaluateSession, message: Message) -> RecordDict:
     """The reply to one message of the grid exchange: the next upload, or without one the end of the round."""
     download = grid.get_download(message.content)
-    content = RecordDict({ANSWER: ConfigRecord({})})
+    content = RecordDict({ANSWER: Done().to_record()})
     if download is None:
         grid.put_upload(content, session.start())
     else:
@@ -323,88 +346,24 @@ def _step(session: TrainSession | EvaluateSession, message: Message) -> RecordDi
     return content
 
 
-def _metrics(cohort: Cohort) -> RecordDict:
-    return RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({"num-clients": len(cohort.clients)})})
+def _evaluated(cohort: Cohort) -> RecordDict:
+    metrics = EvaluateMetrics(len(cohort.clients))
+    return RecordDict({ANSWER: Done().to_record(), METRICS: metrics.to_record()})
 
 
 def _trained(
-    order: ConfigRecord, context: Context, cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None
+    order: TrainOrder, context: Context, cohort: Cohort, plan: RoundPlan, local: RoundResult | None = None
 ) -> RecordDict:
-    """End a round: keep the states, and reply with the metrics, and the clients' average where the method wants one.
-
-    ``num-examples`` is what Flower's FedAvg weighs nodes by: a mean of the nodes' means is the clients' mean.
-    """
+    """End a round: keep the states, and reply with the metrics, and the clients' average where the method wants one."""
     drop_step(context.state)
     taking_part = frozenset(plan.clients)
     here = [client for client in cohort.clients if client in taking_part]
     states = {client: cohort.state(client) for client in here}
-    _states(context).commit(plan.server_round, states, _bases(order, context), integers(order["checkpoints"]))
+    bases = hosting.bases(order.versions, context)
+    hosting.states(context).commit(plan.server_round, states, bases, order.checkpoints)
     mean, samples = cohort.average(plan) if plan.shares_segment else (None, 0)
-    metrics: dict[str, int | float] = {"num-clients": len(here), "num-examples": samples}
-    if local is not None:
-        metrics |= {f"local-{name}": value for name, value in asdict(local).items()}
-    content = RecordDict({ANSWER: ConfigRecord({}), "metrics": MetricRecord({**metrics})})
+    metrics = TrainMetrics(len(here), samples) if local is None else LocalMetrics.of(len(here), samples, local)
+    content = RecordDict({ANSWER: Done().to_record(), METRICS: metrics.to_record()})
     if mean is not None:
         content[ARRAYS] = ArrayRecord({name: tensor.cpu() for name, tensor in mean.items()})
     return content
-
-
-def _states(context: Context) -> NodeStates:
-    """Where this node keeps its clients' states."""
-    if simulated():
-        return simulated_states(_config(context))
-    chosen = str(context.node_config.get("state-dir", ""))
-    parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
-    return NodeStates(parent / str(context.state.config_records[HOSTED]["run-id"]))
-
-
-def _run_id(order: ConfigRecord) -> str:
-    run_id = str(order["run-id"])
-    if not re.fullmatch("[0-9a-f]{32}", run_id):  # it becomes a path on this node
-        raise UserError(f"the server sent {run_id!r} as the run's id")
-    return run_id
-
-
-def _clients(context: Context) -> list[int]:
-    """The clients that this node hosts.
-
-    Raises
-    ------
-    ExchangeError
-        If it was given none: its SuperNode was restarted since the run began.
-    """
-    if HOSTED not in context.state.config_records:
-        raise ExchangeError("it was restarted and has to be given its clients again")
-    return integers(context.state.config_records[HOSTED]["clients"])
-
-
-def _bases(order: ConfigRecord, context: Context) -> dict[int, int]:
-    """Client -> the version of its state that the order names, of all that this node hosts."""
-    return dict(zip(_clients(context), integers(order["versions"]), strict=True))
-
-
-def _recall(order: ConfigRecord, context: Context, needed: Collection[int]) -> Cohort:
-    """The cohort, those of ``needed`` in the state that the order names or else with their initial segments."""
-    bases = {client: base for client, base in _bases(order, context).items() if client in needed}
-    return assembly.cohort(_config(context), _clients(context), _states(context).at(bases))
-
-
-def _name(context: Context) -> str:
-    """How this node is called in logs: the name in its node-config, or its id."""
-    return f"node {context.node_config.get('name') or context.node_id}"
-
-
-def _listed(clients: Sequence[int]) -> str:
-    return ", ".join(str(client) for client in clients)
-
-
-def integers(value: object) -> list[int]:
-    """A list of integers out of a record."""
-    assert isinstance(value, list)
-    return [int(item) for item in value]
-
-
-def _integer(order: ConfigRecord, key: str) -> int:
-    value = order.get(key, 0)
-    assert isinstance(value, int)
-    return value

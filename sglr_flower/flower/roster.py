@@ -1,4 +1,4 @@
-"""Which node hosts which clients, which nodes are there, and how one that was away comes back.
+"""Which nodes of a run are there, and how one that was away comes back.
 
 A node that fails is *away* until it has answered a new assignment: its process may be gone, its SuperNode restarted, or
 its handler still be busy with the round that it left. The question waits on the SuperLink until the node can take it,
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from sglr_flower.data import datasets
 from sglr_flower.errors import TooFewClients, UserError
-from sglr_flower.exchange.stream import MAX_STREAMS, StreamServer
+from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
-from sglr_flower.flower.delivery import Failure, Pending, integer
-from sglr_flower.flower.node import ANSWER, CONFIG, ORDER, integers
+from sglr_flower.flower.delivery import Failure, Pending
+from sglr_flower.flower.greeting import ASK_SECONDS, Greeter
+from sglr_flower.flower.protocol import CONFIG, ORDER, AssignAnswer, AssignOrder, CollectOrder, HelloOrder
+from sglr_flower.flower.replies import assigned
+from sglr_flower.flower.seating import Answers, Member, Seating, clients_of, numbered, simulated
 from sglr_flower.flower.staterecords import STATES, pack_states
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.checkpoint import Checkpoint, LazyStates
@@ -30,58 +30,12 @@ from sglr_flower.run.machine import available_cpus
 from sglr_flower.run.nodestate import simulated_states
 from sglr_flower.run.nodetable import printable
 from sglr_flower.run.rundir import RunDirectory
-from sglr_flower.split.plan import RoundPlan, spread
+from sglr_flower.split.plan import RoundPlan
 
 log = logging.getLogger("flwr.sglr")
 SETUP_SECONDS = 300.0
 """How long nodes may take to appear, to load their data, and to hand over their clients' states."""
-ASK_SECONDS = 15.0
-"""How long a node is left alone that has said why it cannot take its clients."""
 NOT_YET = "it has not come yet"
-
-
-@dataclass
-class Member:
-    """A place in the run: some clients, and the node that hosts them.
-
-    Attributes
-    ----------
-    clients : tuple[int, ...]
-        The clients of this place.
-    node : int
-        Flower's id of the node; 0: none has come yet.
-    name : str
-        What its node-config calls it; may be empty.
-    partition : int
-        Its partition-id, -1 if it has none; another node with the same one may take the place.
-    base : int
-        The round whose end its clients' states are from, as the server counts them.
-    streams : bool
-        Whether it can open a stream.
-    memory : bool
-        Whether it shares memory with the server: a simulated node on the server's machine.
-    away : str
-        Why it is not there; empty if it is.
-    seated : bool
-        Whether it, or a node before it, has taken the clients.
-    """
-
-    clients: tuple[int, ...]
-    node: int = 0
-    name: str = ""
-    partition: int = -1
-    base: int = 0
-    streams: bool = False
-    memory: bool = False
-    away: str = ""
-    seated: bool = False
-    question: Pending | None = field(default=None, repr=False)
-    asked_at: float = 0.0
-
-    def __str__(self) -> str:
-        if not self.node:
-            return f"the node of partition {self.partition}"
-        return f"node {self.name} ({self.node})" if self.name else f"node {self.node}"
 
 
 class Roster:
@@ -119,11 +73,12 @@ class Roster:
         self.simulated = False
         self.left_lately = False
         self._grid, self._config, self._directory, self._streams = grid, config, directory, streams
+        self._seating = Seating(streams, insists=config.exchange == "stream")
+        self._greeter = Greeter(grid, self._hello)
+        self._classes = datasets.classes(config.dataset, config.data_dir)
         self._versions: dict[int, int] = {}
         self._session = time.time_ns()
         self._restored: Checkpoint | None = None
-        self._classes: object = None
-        self._strangers: dict[int, Pending] = {}
 
     def of_node(self, node: int) -> Member:
         """The place that a node has."""
@@ -178,131 +133,72 @@ class Roster:
             If nodes are missing without which the run cannot begin.
         """
         self._restored = restored
-        self._seat(self._greet(), restored)
+        self._seat(self._greet())
         if restored and self.simulated:
             self._lay_out(restored)
         orders = [self._assignment(member) for member in self.present()]
-        pending = Pending(self._grid)
+        pending = Pending(self._grid, self._read_assigned)
         pending.push(orders)
         pending.wait(SETUP_SECONDS)
         for node, failure in pending.failures.items():
             self.lose(node, failure)
-        for node, reply in pending.replies.items():
+        for node, answer in pending.replies.items():
             try:
-                self._seated(self.of_node(node), reply.content.config_records[ANSWER])
+                self._seated(self.of_node(node), answer)
             except UserError as error:
                 self.lose(node, Failure(str(error), mistake=True))
         if not self.present():
             raise ExchangeError("no node could take its clients: " + self.reasons())
 
-    def _greet(self) -> dict[int, ConfigRecord]:
+    def _greet(self) -> Answers:
         """Ask every node what it is; node -> its answer, in the order of their partitions."""
         log.info("waiting for the nodes")
         began, pause = time.monotonic(), 0.1
-        pending, asked = Pending(self._grid), set[int]()
+        greeter, answers = self._greeter, self._greeter.answers
         while True:
-            new = [node for node in self._grid.get_node_ids() if node not in asked]
-            pending.push([self._hello(node) for node in new])
-            asked |= set(new)
-            pending.poll()
-            for node, failure in list(pending.failures.items()):
-                if failure.mistake and not self._config.tolerant:
-                    raise UserError(failure.reason)
-                log.warning("node %d: %s", node, failure.reason)
-                del pending.failures[node]
-                asked.discard(node)  # a node may be listed and yet be gone; it is asked again when it is back
-            answers = {node: reply.content.config_records[ANSWER] for node, reply in pending.replies.items()}
+            for node, failure in greeter.ask(list(self._grid.get_node_ids())).items():
+                if (failure.mistake or failure.nonsense) and not self._config.tolerant:
+                    raise failure.error(f"node {node}")
             # A node that knows of its siblings tells how many to wait for.
             wanted = self._places(answers)
             waited = time.monotonic() - began
-            enough = len(answers) >= wanted and (wanted > 1 or not pending.open)
-            patient = not self._config.tolerant or pending.open or waited < self._config.start_timeout
+            enough = len(answers) >= wanted and (wanted > 1 or not greeter.open)
+            patient = not self._config.tolerant or greeter.open or waited < self._config.start_timeout
             if enough or (answers and not patient):
                 break
             if waited > SETUP_SECONDS:
-                raise ExchangeError(f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s")
+                why = f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s"
+                raise ExchangeError(f"{why}: {self._unheard()}" if greeter.failures else why)
             time.sleep(pause)
             pause = min(0.25, 1.2 * pause)
-        return dict(sorted(answers.items(), key=lambda item: (integer(item[1], "partition-id"), item[0])))
+        return dict(sorted(answers.items(), key=lambda item: (item[1].partition_id, item[0])))
 
-    def _places(self, answers: Mapping[int, ConfigRecord]) -> int:
+    def _unheard(self) -> str:
+        """Why nodes have not said what they are."""
+        return "; ".join(f"node {node}: {failure.reason}" for node, failure in self._greeter.failures.items())
+
+    def _places(self, answers: Answers) -> int:
         """How many nodes to wait for: what they know of their siblings; on devices, when resumed, as many as before.
 
         Devices keep their clients' states, so a client must not move when a federation has grown.
         """
-        told = max([1, *(integer(answer, "num-partitions") for answer in answers.values())])
-        simulated = all(integer(answer, "capacity") for answer in answers.values())
-        return (self._directory.places() or told) if self._restored and not simulated else told
+        told = max([1, *(answer.num_partitions for answer in answers.values())])
+        return (self._directory.places() or told) if self._restored and not simulated(answers) else told
 
-    def _seat(self, answers: Mapping[int, ConfigRecord], restored: Checkpoint | None) -> None:
-        """Spread the clients over the places, the nodes' own partitions where they have some."""
-        partitions = [integer(answer, "partition-id") for answer in answers.values()]
-        wanted = self._places(answers)
-        told = max(integer(answer, "num-partitions") for answer in answers.values())
-        numbered = len(set(partitions)) == len(answers) and set(partitions) <= set(range(told))
-        if not self._restored:
-            self._directory.keep_places(wanted if numbered else 0)
-        parts = spread(len(assembly.clients(self._config)), wanted if numbered else len(answers))
-        base = restored.server_round if restored else 0
-        places = partitions if numbered else range(len(answers))
-        seated = dict(zip(places, answers.items(), strict=True))
-        for place, clients in enumerate(parts):
-            if not clients:
-                continue
-            member = Member(clients, partition=place if numbered else -1, base=base, away=NOT_YET)
-            if place in seated:
-                self._take_place(member, *seated[place])
-            self.members.append(member)
+    def _seat(self, answers: Answers) -> None:
+        restored, places = self._restored, self._places(answers)
+        if not restored:
+            self._directory.keep_places(places if numbered(answers) else 0)
+        clients, base = len(assembly.clients(self._config)), restored.server_round if restored else 0
+        absent = f"{NOT_YET} ({self._unheard()})" if self._greeter.failures else NOT_YET
+        self.members = self._seating.seat(answers, clients, places, base, absent)
         self._versions = dict.fromkeys((c for m in self.members for c in m.clients), base)
         self._versions |= restored.versions if restored else {}
-        self.simulated = all(integer(answer, "capacity") > 0 for answer in answers.values())
+        self.simulated = simulated(answers)
         # Simulated nodes share this machine's cores: more threads than cores collapse (20 times slower).
-        self.threads = min(available_cpus(), max(integer(answer, "threads") for answer in answers.values()))
-        self._choose_exchange(answers)
-        _say_gpus(list(answers.values()))
-
-    def _take_place(self, member: Member, node: int, answer: ConfigRecord) -> None:
-        member.node, member.name, member.away = node, printable(str(answer["name"])), ""
-        if self._streams is None:
-            return  # the exchange is the grid, or the method has none
-        member.streams = not answer["blocked"]
-        memory = self._streams.memory
-        member.memory = memory is not None and memory.accepts(answer.get("memory"))
-        if not member.streams and self._config.exchange == "stream":
-            reason = f"{member} cannot open a stream ({answer['blocked']!s})"
-            self._insist(reason, "open the stream's port to the nodes")
-
-    def _choose_exchange(self, answers: Mapping[int, ConfigRecord]) -> None:
-        """Say once in the log why nodes do not use streams.
-
-        Raises
-        ------
-        UserError
-            If the run-config insists on streams and a node cannot have one.
-        """
-        if self._streams is None:
-            return
-        here = self.present()
-        capacity = min([MAX_STREAMS, *(integer(a, "capacity") for a in answers.values() if integer(a, "capacity") > 0)])
-        blocked = [member for member in here if not member.streams]
-        if len(here) > capacity:
-            # A stream holds its node's worker for the whole round: the nodes waiting for one would never come.
-            reason = f"{len(here)} nodes take part but only {capacity} can run at the same time"
-            for member in here:
-                member.streams = False
-        elif blocked:
-            node = blocked[0].node
-            reason = f"{len(blocked)} of {len(here)} node(s) cannot open a stream (node {node}: "
-            reason += f"{answers[node]['blocked']!s})"
-        else:
-            return
-        if self._config.exchange == "stream":
-            self._insist(reason, "use fewer nodes with more clients each")
-        log.warning("exchange auto: %s, so the grid exchange is used there", reason)
-
-    @staticmethod
-    def _insist(reason: str, advice: str) -> None:
-        raise UserError(f"run-config key exchange = 'stream': {reason}; {advice}, or use exchange auto or grid")
+        self.threads = min(available_cpus(), max(answer.threads for answer in answers.values()))
+        for member in self.members:
+            self._greeter.forget(member.node)
 
     # ---- leaving and coming back
 
@@ -355,17 +251,17 @@ class Roster:
             self._meet(online - {member.node for member in self.members})
 
     def _ask(self, member: Member) -> None:
-        member.question, member.asked_at = Pending(self._grid), time.monotonic()
+        member.question, member.asked_at = Pending(self._grid, self._read_assigned), time.monotonic()
         member.question.push([self._assignment(member)])
 
     def _hear(self, member: Member) -> None:
         """Take a node back if it has answered; a question without an answer is asked again."""
         assert member.question is not None
         member.question.poll()
-        if reply := member.question.replies.get(member.node):
+        if answer := member.question.replies.get(member.node):
             member.question, member.away = None, ""
             try:
-                self._seated(member, reply.content.config_records[ANSWER])
+                self._seated(member, answer)
             except UserError as error:
                 member.away, member.asked_at = str(error), time.monotonic() + ASK_SECONDS
                 log.warning("%s is not taken back: %s", member, error)
@@ -382,74 +278,66 @@ class Roster:
         elif time.monotonic() - member.asked_at > self._config.start_timeout:
             member.question = None
 
-    def _meet(self, unknown: Iterable[int]) -> None:
+    def _meet(self, unknown: set[int]) -> None:
         """Greet nodes that have no place, and give them one that is free: a device whose SuperNode has a new id."""
-        for node in unknown:
-            if node not in self._strangers:
-                self._strangers[node] = Pending(self._grid)
-                self._strangers[node].push([self._hello(node)])
+        self._greeter.ask(unknown)
+        for node in unknown & self._greeter.answers.keys():
+            answer = self._greeter.answers[node]
+            free = (m for m in self.members if m.away and m.partition == answer.partition_id >= 0)
+            if (member := next(free, None)) is None:
                 continue
-            pending = self._strangers[node]
-            pending.poll()
-            if node in pending.failures:
-                del self._strangers[node]
-            if node not in pending.replies:
-                continue
-            answer = pending.replies[node].content.config_records[ANSWER]
-            partition = integer(answer, "partition-id")
-            for member in self.members:
-                if member.away and member.partition == partition >= 0:
-                    del self._strangers[node]
-                    reason = member.away
-                    try:
-                        self._take_place(member, node, answer)
-                    except UserError as error:
-                        member.away, member.asked_at = str(error), time.monotonic() + ASK_SECONDS
-                        log.warning("%s cannot take its place: %s", member, error)
-                        break
-                    member.away = reason  # until it has its clients
-                    self._ask(member)
-                    break
+            self._greeter.forget(node)
+            reason = member.away
+            try:
+                self._seating.take_place(member, node, answer)
+            except UserError as error:
+                member.away, member.asked_at = str(error), time.monotonic() + ASK_SECONDS
+                log.warning("%s cannot take its place: %s", member, error)
+            else:
+                member.away = reason  # until it has its clients
+                self._ask(member)
 
     # ---- messages
 
-    def query(self, action: str, node: int, order: Mapping[str, Any]) -> Message:
-        """A message of type ``query.ACTION``."""
-        record = ConfigRecord({**order, "threads": self.threads})
-        return Message(RecordDict({ORDER: record}), node, f"query.{action}")
+    def collecting(self, member: Member, *, checkpoint: bool) -> Message:
+        """The message that has a node hand over its clients' states, or only their segments."""
+        order = CollectOrder(self.threads, checkpoint, tuple(self.versions_of(member)))
+        return Message(RecordDict({ORDER: order.to_record()}), member.node, "query.collect")
 
     def _hello(self, node: int) -> Message:
-        order: dict[str, str | bool | bytes] = {"address": "", "secret": "", "tls": False, "memory": b""}
-        if self._streams is not None:
-            order = {
-                "address": self._streams.address,
-                "secret": self._streams.reach_secret,
-                "tls": self._streams.tls,
-                "memory": self._streams.memory.shown if self._streams.memory else b"",
-            }
-        return self.query("hello", node, order)
+        order = HelloOrder(self.threads, address="", secret="", tls=False, memory=b"")
+        if (streams := self._streams) is not None:
+            shown = streams.memory.shown if streams.memory else b""
+            order = HelloOrder(self.threads, streams.address, streams.reach_secret, streams.tls, shown)
+        return Message(RecordDict({ORDER: order.to_record()}), node, "query.hello")
 
     def _assignment(self, member: Member) -> Message:
         """The message that gives a node its clients, and when resuming their states in the checkpoint."""
         restored = self._restored if not member.seated else None
-        order: dict[str, object] = {
-            "clients": list(member.clients),
-            "run-id": self._directory.run_id,
-            "session": self._session,
-            "versions": self.versions_of(member),
-            "checkpoints": self.kept_rounds(),
-        }
         # A simulated node finds them in the run's folder.
         by_message = restored is not None and self._config.evaluate == "server" and not self.simulated
         states = restored.client_states(member.clients) if restored and by_message else {}
+        sent: tuple[int, ...] | None = None
         if restored and states:
-            sent = restored.state_versions(member.clients)
-            order["sent"] = [sent[client] if client in states else 0 for client in member.clients]
-        message = self.query("assign", member.node, order)
-        message.content[CONFIG] = ConfigRecord({**self._config.values()})
+            of = restored.state_versions(member.clients)
+            sent = tuple(of[client] if client in states else 0 for client in member.clients)
+        order = AssignOrder(
+            self.threads,
+            clients=member.clients,
+            run_id=self._directory.run_id,
+            session=self._session,
+            versions=tuple(self.versions_of(member)),
+            checkpoints=tuple(self.kept_rounds()),
+            sent=sent,
+        )
+        content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**self._config.values()})})
         if states:
-            message.content[STATES] = pack_states(states)
-        return message
+            content[STATES] = pack_states(states)
+        return Message(content, member.node, "query.assign")
+
+    def _read_assigned(self, node: int, reply: Message) -> AssignAnswer:
+        member = self.of_node(node)
+        return assigned(reply.content, member.clients, self.versions_of(member))
 
     def kept_rounds(self) -> list[int]:
         """The rounds whose states the nodes keep: of those there are checkpoints, which do not have the states."""
@@ -467,27 +355,18 @@ class Roster:
             if found[client] <= sent[client]:  # of the same version the checkpoint's is verified, and the file is not
                 kept.commit(sent[client], {client: state}, {client: 0}, [])
 
-    def _seated(self, member: Member, answer: ConfigRecord) -> None:
+    def _seated(self, member: Member, answer: AssignAnswer) -> None:
         """Take what a node says of its clients.
 
         Raises
         ------
         UserError
-            If its data do not fit those of the others, or it does not answer what it was asked.
+            If its data do not fit the server's.
         """
-        try:
-            classes = answer["classes"]
-            sizes, versions = integers(answer["sizes"]), integers(answer["versions"])
-        except (KeyError, AssertionError):
-            raise UserError(f"{member} did not say what data its clients have") from None
-        if not len(sizes) == len(versions) == len(member.clients) or min(sizes) < 1:
-            raise UserError(f"{member} named {len(sizes)} sizes {sizes} for its {len(member.clients)} client(s)")
-        if self._classes is None:
-            self._classes = classes
-        if classes != self._classes:  # with images of their own (dataset "folder"), nodes may not have the same
-            raise UserError(f"{member} has the classes {classes!r}, and the nodes before it {self._classes!r}")
-        self.sizes |= dict(zip(member.clients, sizes, strict=True))
-        for client, version in zip(member.clients, versions, strict=True):
+        if answer.classes != self._classes:  # with images of their own (dataset "folder"), nodes may not have the same
+            raise UserError(printable(f"{member} has the classes {answer.classes}, and the server {self._classes}"))
+        self.sizes |= dict(zip(member.clients, answer.sizes, strict=True))
+        for client, version in zip(member.clients, answer.versions, strict=True):
             if not version and self._versions[client]:
                 log.warning("%s has no state of client %d, which starts from its initial segment", member, client)
             elif version < self._versions[client]:
@@ -497,23 +376,3 @@ class Roster:
     def reasons(self) -> str:
         """Why nodes are away, as part of a sentence."""
         return "; ".join(f"{member}: {member.away}" for member in self.members if member.away)
-
-
-def _say_gpus(answers: Sequence[ConfigRecord]) -> None:
-    """Say once in the log which GPUs Ray has set aside for the nodes, and whether torch can use them."""
-    asked = Counter(gpu for answer in answers for gpu in _texts(answer.get("gpus")))
-    if not asked:
-        return
-    log.info("GPUs set aside: %s", ", ".join(f"{gpu} for {count} node(s)" for gpu, count in sorted(asked.items())))
-    if any(_texts(answer.get("gpus")) and answer.get("device") == "cpu" for answer in answers):
-        log.warning("torch can use no GPU there: the nodes compute on the CPU")
-
-
-def _texts(value: object) -> list[str]:
-    return [printable(str(item)) for item in value] if isinstance(value, list) else []
-
-
-def clients_of(members: Iterable[Member], clients: Sequence[int]) -> tuple[int, ...]:
-    """Those of ``clients`` that the members host, ascending."""
-    hosted = {client for member in members for client in member.clients}
-    return tuple(client for client in clients if client in hosted)

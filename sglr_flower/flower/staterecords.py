@@ -8,6 +8,7 @@ import safetensors.torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from sglr_flower.flower.protocol import ProtocolError
 from sglr_flower.run.nodestate import State
 
 STATES = "states"
@@ -45,11 +46,26 @@ def pack_states(states: Mapping[int, State]) -> ConfigRecord:
 
 
 def unpack_states(content: RecordDict, key: str = STATES) -> dict[int, dict[str, Tensor]]:
-    """Clients' states from a message's content or a context's state."""
-    packed = content.config_records[key]["tensors"]
-    assert isinstance(packed, bytes)
+    """Clients' states from a message's content or a context's state; empty if there are none.
+
+    Raises
+    ------
+    ProtocolError
+        If they cannot be read, or are not named as `pack_states` does.
+    """
+    if key not in content.config_records:
+        return {}
+    packed = content.config_records[key].get("tensors")
+    if not isinstance(packed, bytes):
+        raise ProtocolError(f"the record {key} has no bytes named tensors")
+    try:
+        tensors = safetensors.torch.load(packed)
+    except Exception as error:  # whatever its bytes do to the parser
+        raise ProtocolError(f"clients' states that cannot be read ({type(error).__name__})") from None
     grouped: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in safetensors.torch.load(packed).items():
-        client, rest = name.split(".", 1)
+    for name, tensor in tensors.items():
+        client, _, rest = name.partition(".")
+        if not (client.isascii() and client.isdecimal() and len(client) <= 6):
+            raise ProtocolError("clients' states with a tensor that is not named CLIENT.NAME")
         grouped.setdefault(int(client), {})[rest] = tensor
     return dict(sorted(grouped.items()))

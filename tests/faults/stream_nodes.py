@@ -240,6 +240,6 @@ def frame_shape() -> tuple[tuple[int, ...], Any, int]:
 
 
 def max_frame() -> int:
-    """Bytes of a frame at most, as `SplitStrategy` has it."""
+    """Bytes of a frame at most, as `flower.server` has it."""
     shape, dtype, _ = frame_shape()
     return frame_bytes(BATCH * max(map(len, HOSTED.values())), shape, dtype)

@@ -7,22 +7,15 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from sglr_flower.flower import node
+from sglr_flower.flower.protocol import ANSWER, ORDER
+from sglr_flower.flower.protocol import CONFIG as CONFIG_RECORD
 from sglr_flower.flower.staterecords import STATES, pack_states
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodestate import NodeStates
-
-
-@pytest.fixture(autouse=True)
-def task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower gives every process of an app an identity, which replies carry."""
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
 
 RUN_ID = "0" * 31 + "1"
 CONFIG = RunConfig.parse({"num-clients": 2, "samples-per-client": 16, "evaluate": "server"})
@@ -38,12 +31,12 @@ def order(**changes: Any) -> dict[str, Any]:
 
 
 def ask(own: Context, record: dict[str, Any], states: dict[int, dict[str, Tensor]] | None = None) -> ConfigRecord:
-    content = RecordDict({node.ORDER: ConfigRecord(record), node.CONFIG: ConfigRecord({**CONFIG.values()})})
+    content = RecordDict({ORDER: ConfigRecord(record), CONFIG_RECORD: ConfigRecord({**CONFIG.values()})})
     if states is not None:
         content[STATES] = pack_states(states)
     message = Message(content, 7, "query.assign")
     message.metadata.__dict__["_message_id"] = "1"
-    return node.assign(message, own).content.config_records[node.ANSWER]
+    return node.assign(message, own).content.config_records[ANSWER]
 
 
 def states(value: float) -> dict[int, dict[str, Tensor]]:

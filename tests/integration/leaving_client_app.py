@@ -9,8 +9,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sglr_flower.flower import node
-from sglr_flower.run.config import RunConfig
+from sglr_flower.flower import hosting, node
 from sglr_flower.split.cohort import Cohort
 
 app = ClientApp()
@@ -30,7 +29,7 @@ def failing(handler: Callable[[Message, Context], Message]) -> Callable[[Message
     """A handler whose cohort fails in the forward of a planned step, as often as planned."""
 
     def wrapped(message: Message, context: Context) -> Message:
-        config = RunConfig.parse(context.state.config_records[node.CONFIG])
+        config = hosting.config(context)
         file, forward = plan_file(Path(config.run_dir)), Cohort.forward
 
         def planned(self, plan, step, *, again=False):

@@ -11,7 +11,7 @@ import pytest
 from integration.runs import distance, final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory

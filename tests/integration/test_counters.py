@@ -10,7 +10,7 @@ import pytest
 from counting import ROUNDS, by_formula, counted, counted_run
 from integration.simulation import simulate
 
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run.metrics import BYTE_COLUMNS
 from sglr_flower.run.rundir import RunDirectory
 

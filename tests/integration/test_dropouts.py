@@ -16,7 +16,7 @@ from integration.simulation import simulate
 from reference_dropouts import plain_rounds
 
 from sglr_flower.errors import TooFewClients
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory

@@ -24,7 +24,7 @@ from integration.runs import distance, final_weights, largest_difference
 from integration.simulation import simulate
 from reference import Weights, plain_loop
 
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import Context, RecordDict
 from integration.runs import final_weights, largest_difference
 from integration.simulation import in_time
 from ray.cluster_utils import Cluster
@@ -21,6 +21,7 @@ from sglr_flower.cli import commands
 from sglr_flower.errors import UserError
 from sglr_flower.federation import simulation
 from sglr_flower.flower import node
+from sglr_flower.flower.protocol import HelloOrder
 from sglr_flower.run import assembly, inprocess, machine
 from sglr_flower.run.config import RunConfig
 
@@ -130,6 +131,6 @@ def test_a_share_that_leaves_a_rest_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_nodes_on_several_machines_take_no_streams_to_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "machines", lambda: 2)
-    order = ConfigRecord({"address": "127.0.0.1:9", "secret": "", "tls": False})
+    order = HelloOrder(threads=0, address="127.0.0.1:9", secret="", tls=False, memory=b"")
     context = Context(1, 1, {}, RecordDict(), {})
     assert "on 2 machines" in node._blocked(order, context)

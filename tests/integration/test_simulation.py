@@ -16,7 +16,7 @@ from integration.simulation import simulate
 
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.stream import ExchangeError
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import RoundMetrics

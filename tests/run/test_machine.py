@@ -12,7 +12,7 @@ from flower.test_node import task  # noqa: F401
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from sglr_flower.cli import commands
-from sglr_flower.flower import node
+from sglr_flower.flower import node, protocol
 from sglr_flower.run import machine
 from sglr_flower.run.config import RunConfig
 
@@ -83,7 +83,9 @@ def test_a_node_says_so_in_its_log(
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     monkeypatch.setattr(node, "assembly", CpuOnly(node.assembly))
     config = test_node.CONFIG.replace(autocast="bfloat16")
-    content = RecordDict({node.ORDER: ConfigRecord(test_node.order()), node.CONFIG: ConfigRecord({**config.values()})})
+    content = RecordDict(
+        {protocol.ORDER: ConfigRecord(test_node.order()), protocol.CONFIG: ConfigRecord({**config.values()})}
+    )
     message = Message(content, 7, "query.assign")
     message.metadata.__dict__["_message_id"] = "1"
     with caplog.at_level(logging.WARNING, logger="flwr.sglr"):
