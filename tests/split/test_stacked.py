@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import plans
 import pytest
 import safetensors.torch
 import torch
@@ -27,20 +28,7 @@ from sglr_flower.split.server import ServerSegment
 Build = Callable[[int], nn.Module]
 EQUAL = {0: 8, 1: 8, 2: 8, 3: 8}
 RAGGED = {0: 7, 1: 4, 2: 10, 3: 2}
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=tuple(EQUAL),
-    local_epochs=1,
-    batch_size=4,
-    reshuffle=True,
-    client_lr=1e-3,
-    alpha=0.5,
-    phi=0.5,
-    average_over="clients",
-    gradient_scale="own",
-    loss="cross-entropy",
-)
+PLAN = replace(plans.PLAN, clients=tuple(EQUAL), client_lr=1e-3, alpha=0.5, phi=0.5)
 
 
 def images(count: int, seed: int) -> ImageSet:

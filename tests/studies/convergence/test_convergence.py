@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import PLAN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,21 +24,8 @@ from sglr_flower.studies.convergence.smoothness import MULTIPLES, along_step
 
 
 def plan(**changes: object) -> RoundPlan:
-    values = {
-        "seed": 0,
-        "server_round": 1,
-        "clients": (0, 1),
-        "local_epochs": 1,
-        "batch_size": 1,
-        "reshuffle": True,
-        "client_lr": 0.1,
-        "alpha": 0.0,
-        "phi": 0.0,
-        "average_over": "clients",
-        "gradient_scale": "own",
-        "loss": "squared",
-    }
-    return RoundPlan(**{**values, **changes})
+    values = {"clients": (0, 1), "batch_size": 1, "loss": "squared"}
+    return replace(PLAN, **{**values, **changes})
 
 
 def squared(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
