@@ -24,7 +24,8 @@ from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.defences import Defence, clipped, defended, distance_correlation
+from sglr_flower.split.defences import Defence, clipped, defended
+from sglr_flower.split.distances import distance_correlation
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
 from sglr_flower.studies.trained import network as trained
