@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import tomli_w
 
 from benchmarks.machine import ROOT
+from sglr_flower.federation.processes import free_port
 
 NAME = "benchmark"
 SECONDS_TO_START = 120.0
@@ -80,7 +80,7 @@ def federation(*, tls: bool, nodes: int = 2) -> Iterator[Federation]:
         env = _environment(folder)
         members = folder / "federation"
         init = [str(members), "--name", NAME, "--host", "127.0.0.1", "--nodes", str(nodes)]
-        init += ["--port", str(_free_port()), "--stream-port", str(_free_port()), *([] if tls else ["--insecure"])]
+        init += ["--port", str(free_port()), "--stream-port", str(free_port()), *([] if tls else ["--insecure"])]
         subprocess.run([_sglr(), "federation", "init", *init], env=env, check=True, stdout=subprocess.DEVNULL)
         pids = {"server": stack.enter_context(_process(folder, env, "server", [str(members)], "is up"))}
         for path in sorted((members / "nodes").iterdir()):
@@ -129,10 +129,3 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _sglr() -> str:
     return str(Path(sys.executable).parent / "sglr")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from sglr_flower.run import drawing
 
 
 def lines(
@@ -31,8 +30,7 @@ def lines(
     Path
         ``path``.
     """
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(7, 3.8)
     axes: Any = figure.subplots()
     values = {label: points for label, points in values.items() if points}
     for label, points in values.items():
@@ -43,9 +41,8 @@ def lines(
     axes.minorticks_off()
     top = max((figure for points in values.values() for _, figure in points), default=1.0)
     axes.set(xlabel=across, ylabel=up, **({"yscale": "log"} if log_up else {"ylim": (0, 1.1 * top)}))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.plain(axes)
     if values:
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    path.write_bytes(drawing.png(figure))
     return path

@@ -17,8 +17,6 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +24,7 @@ from benchmarks import machine
 from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
 from benchmarks.progress import duration
+from sglr_flower.run import drawing
 from sglr_flower.run.rundir import read_json
 
 SECONDS_BETWEEN_SAMPLES = 2.0
@@ -167,17 +166,15 @@ def growth_table(samples: Sequence[Sample], growth: Mapping[str, float]) -> Tabl
 
 def draw(samples: Sequence[Sample], steps: int, picture: Path) -> None:
     """Draw each process's resident memory over the steps."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(9, 4)
     axes: Any = figure.subplots()
     for name, of in by_process(samples).items():
         axes.plot([sample.step for sample in of], [sample.resident_mb for sample in of], label=name)
     axes.set(xlabel="step", ylabel="resident memory (MB)", ylim=(0, None), xlim=(0, steps))
     axes.set_title(f"One round of {steps:,} steps over the TLS stream")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.plain(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(picture, dpi=110)
+    picture.write_bytes(drawing.png(figure))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,20 @@ another spread of clients over nodes and a resumed run draw the same numbers bec
 from __future__ import annotations
 
 import hashlib
+from zlib import crc32
 
+import numpy as np
 import torch
 
 
+def named(*name: str | int) -> bytes:
+    """32 bytes that follow from a name alone, the same in every process: SHA-256 of its parts."""
+    return hashlib.sha256("/".join(str(part) for part in name).encode()).digest()
+
+
 def torch_seed(seed: int, *name: str | int) -> int:
-    """A 63-bit seed for the draw called ``name`` in the run with ``seed`` (SHA-256 of both)."""
-    text = "/".join(str(part) for part in (seed, *name))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    """A 63-bit seed for the draw called ``name`` in the run with ``seed``."""
+    return int.from_bytes(named(seed, *name)[:8], "big") >> 1
 
 
 def seed_torch(device: torch.device, seed: int, *name: str | int) -> None:
@@ -33,3 +39,19 @@ def seed_torch(device: torch.device, seed: int, *name: str | int) -> None:
 def generator(seed: int, *name: str | int) -> torch.Generator:
     """A fresh CPU generator for the draw called ``name``."""
     return torch.Generator().manual_seed(torch_seed(seed, *name))
+
+
+def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
+    """A fresh generator of NumPy's for a purpose of a run, say "partition": who holds which samples follows from it.
+
+    The draws for one purpose never shift those for another.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed, at least 0.
+    purpose : str
+        What the numbers are for.
+    """
+    # Not `named`: data have been drawn by this from the first version on, and scores are compared on the same data.
+    return np.random.default_rng([seed, crc32(purpose.encode())])

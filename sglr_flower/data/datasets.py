@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sglr_flower.data import folder, idx, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, Source, data_folder, download
-from sglr_flower.data.draw import balanced_order, generator, held_out
+from sglr_flower.data.draw import balanced_order, held_out
 from sglr_flower.data.images import resize
 from sglr_flower.errors import UserError
+from sglr_flower.seeds import numpy_generator as generator
 
 _SOURCES: dict[str, Source] = {**idx.SOURCES, **vision.SOURCES}
 

@@ -1,31 +1,7 @@
 """Seeded draws that every node and process repeats alike."""
 
-from zlib import crc32
-
 import numpy as np
 import numpy.typing as npt
-
-
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    """Random numbers of a run for one purpose.
-
-    Two purposes of the same run (say "validation" and "partition") get independent streams, so that the
-    number of draws made for one never shifts the other.
-
-    Parameters
-    ----------
-    seed : int
-        The run's seed, at least 0.
-    purpose : str
-        What the numbers are for.
-
-    Returns
-    -------
-    numpy.random.Generator
-        The same stream in every process.
-    """
-    # crc32 and not hash(): Python salts the hash of a string anew in every process.
-    return np.random.default_rng([seed, crc32(purpose.encode())])
 
 
 def balanced_order(labels: npt.NDArray[np.int64], draw: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sglr_flower.data.draw import balanced_order, generator
+from sglr_flower.data.draw import balanced_order
 from sglr_flower.errors import UserError
+from sglr_flower.seeds import numpy_generator as generator
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tomli_w
+from typing import TYPE_CHECKING, Any
 
 from sglr_flower.errors import UserError
 from sglr_flower.federation import internals as flower
 from sglr_flower.federation.folder import split_address
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def check_can_add(connection: Connection) -> None:
 
 
 def add(connection: Connection) -> Path:
-    """Append a connection to Flower's file; everything in it stays as it is, comments too.
+    """Add a connection to Flower's file; everything in it stays as it is, comments too.
 
     Returns
     -------
@@ -114,24 +114,20 @@ def read(name: str) -> Connection:
 
 def _extended(connection: Connection) -> str:
     """The file's whole text with the connection, empty where it is there already."""
-    path = config_path()
-    text = _text(path)
-    before = _parsed(path, text)
-    entry = connection.entry()
-    if (present := _connections(before).get(connection.name)) is not None:
+    path, entry = config_path(), connection.entry()
+    values = _parsed(path, _text(path) or flower.default_connections())
+    if (present := _connections(values).get(connection.name)) is not None:
         if present == entry:
             return ""
         raise UserError(
             f"{path} has another SuperLink named {connection.name!r} ({present.get('address', 'no address')}): give "
             "another --name, or remove it there"
         )
-    text = text or flower.default_connections()
-    added = f"{text.rstrip()}\n\n[superlink.{connection.name}]\n{tomli_w.dumps(entry)}"
-    after = _parsed(path, added)
-    kept = {name: value for name, value in _connections(after).items() if name != connection.name}
-    if before and kept != _connections(before):
-        raise UserError(f"{path} cannot be extended: add [superlink.{connection.name}] with {entry} to it yourself")
-    return added
+    links = values.setdefault("superlink", {})
+    if not isinstance(links, dict):
+        raise UserError(f"{path} has superlink = {links!r}: it must be a table with a table for each SuperLink")
+    links[connection.name] = entry
+    return values.as_string()
 
 
 def _text(path: Path) -> str:
@@ -143,10 +139,12 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(path: Path, text: str) -> TOMLDocument:
+    import tomlkit  # a twelfth of a second, for runs on a federation alone
+
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomlkit.parse(text)
+    except tomlkit.exceptions.TOMLKitError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 

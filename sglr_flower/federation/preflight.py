@@ -63,20 +63,7 @@ class _Answer(BaseModel):
 
 
 def look(config: RunConfig, *, own_data: bool) -> Findings:
-    """Check a run in this process.
-
-    Parameters
-    ----------
-    config : RunConfig
-        The run.
-    own_data : bool
-        Whether its nodes may have data of their own, as those of a federation.
-
-    Raises
-    ------
-    UserError
-        As `assembly.check`.
-    """
+    """`run.assembly.check`, and what it leaves to be known, in this process."""
     from sglr_flower.run import assembly
     from sglr_flower.run.machine import available_gpus
 
@@ -93,7 +80,7 @@ def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = 
     Parameters
     ----------
     config, own_data
-        As of `look`.
+        As of `run.assembly.check`.
     warm : Interpreter or None
         The warm interpreter to fork the other process from, if there is one.
     """

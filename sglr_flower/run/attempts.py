@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from sglr_flower.errors import TooFewClients
-from sglr_flower.run.nodes import Attended, Nodes, Weights
+from sglr_flower.run.nodes import Attended, TrainingNodes, Weights
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import RoundResult, merge
 from sglr_flower.split.sent import Sent
@@ -37,7 +37,7 @@ class Trained:
 def train_until_done(
     server: ServerSegment,
     plan: RoundPlan,
-    nodes: Nodes,
+    nodes: TrainingNodes,
     shared: Weights | None,
     *,
     retries: int = 0,
@@ -52,7 +52,7 @@ def train_until_done(
         Trained in place.
     plan : RoundPlan
         The round, with all clients that were drawn for it.
-    nodes : Nodes
+    nodes : TrainingNodes
         Reach them.
     shared : Weights | None
         The segment that all clients start from; None: each goes on with its own.
@@ -85,7 +85,7 @@ def train_until_done(
 
 
 def _train_turns(
-    server: ServerSegment, attended: Attended, nodes: Nodes, shared: Weights | None, on_step: OnStep
+    server: ServerSegment, attended: Attended, nodes: TrainingNodes, shared: Weights | None, on_step: OnStep
 ) -> Trained:
     turns = attended.plan.turns()
     steps = [turn.steps(nodes.sizes) for turn in turns]

@@ -69,7 +69,28 @@ class Attended:
     dropped_clients: int = 0
 
 
-class Nodes(Protocol):
+class TrainingNodes(Protocol):
+    """What a round of training needs of the nodes."""
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Client -> its number of train images; without clients that were never reached."""
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """Clients that cannot be reached now."""
+
+    def attempt(self, plan: RoundPlan, number: int) -> AbstractContextManager[Attended]:
+        """Begin a round, for the ``number``-th time, with those of its clients that are there."""
+
+    def train(self, plan: RoundPlan, shared: Weights | None) -> AbstractContextManager[OpenRound]:
+        """Open a training round, or a turn of one, on the nodes of the plan's clients.
+
+        ``shared`` is the segment that they all start from; None: each goes on with its own.
+        """
+
+
+class Nodes(TrainingNodes, Protocol):
     """How a run reaches its nodes: over Flower, or in this process."""
 
     @property
@@ -80,25 +101,8 @@ class Nodes(Protocol):
     def count(self) -> int:
         """Number of nodes."""
 
-    @property
-    def sizes(self) -> Mapping[int, int]:
-        """Client -> its number of train images; without clients that were never reached."""
-
-    @property
-    def absent(self) -> frozenset[int]:
-        """Clients that cannot be reached now."""
-
     def versions(self, server_round: int) -> dict[int, int]:
         """Client -> the last round that it has trained in, 0 if none, of those that did not in ``server_round``."""
-
-    def attempt(self, plan: RoundPlan, number: int) -> AbstractContextManager[Attended]:
-        """Begin a round, for the ``number``-th time, with those of its clients that are there."""
-
-    def train(self, plan: RoundPlan, shared: Weights | None) -> AbstractContextManager[OpenRound]:
-        """Open a training round, or a turn of one, on the nodes of the plan's clients.
-
-        ``shared`` is the segment that they all start from; None: each goes on with its own.
-        """
 
     def evaluate(self, server_round: int, shared: Weights | None) -> AbstractContextManager[Link]:
         """Open a client-side evaluation on all nodes."""

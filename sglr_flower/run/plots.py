@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from sglr_flower.run import drawing
 from sglr_flower.run.rundir import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 110
 _MOST_BARS = 40  # clients; more of them would be lines of a pixel or two
 _MOST_COLOURS = 20  # classes; there is no set of more colours that people can tell apart
 _MOST_NAMES = 30  # classes along an axis; the names of more would overlap
@@ -38,7 +38,7 @@ def save_curves(run_dir: Path) -> Path:
     with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     summary = read_json(run_dir / "summary.json")
-    figure = _figure(9, 3.6)
+    figure = drawing.new_figure(9, 3.6)
     loss, accuracy = figure.subplots(1, 2)
     _draw_loss(loss, rows)
     _draw_accuracy(accuracy, [row for row in rows if row["test_accuracy_mean"]])
@@ -67,29 +67,9 @@ def save_partition(run_dir: Path) -> Path:
     return _save(figure, run_dir / "partition.png")
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second; training does not need it
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _save(figure: Figure, picture: Path) -> Path:
-    figure.savefig(picture, dpi=_DPI)
+    picture.write_bytes(drawing.png(figure))
     return picture
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(integer=True, min_n_ticks=1)  # one round or client has one tick
 
 
 # --- curves ---
@@ -121,9 +101,8 @@ def _draw_accuracy(axes: Axes, tested: Sequence[dict[str, str]]) -> None:
 
 def _finish_curve(axes: Axes) -> None:
     axes.set(xlabel="round")
-    axes.xaxis.set_major_locator(_whole_numbers())
-    axes.grid(alpha=0.3)
-    _bare(axes)
+    drawing.whole_numbers(axes.xaxis)
+    drawing.plain(axes)
 
 
 # --- partition ---
@@ -134,7 +113,7 @@ def _bars(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     from matplotlib import colormaps
 
     clients = range(len(counts))
-    figure = _figure(9, max(1.2 + 0.2 * len(counts), 1.6 + 0.19 * len(classes)))
+    figure = drawing.new_figure(9, max(1.2 + 0.2 * len(counts), 1.6 + 0.19 * len(classes)))
     axes = figure.subplots()
     colours = colormaps["tab10" if len(classes) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     left = np.zeros(len(counts), np.int64)
@@ -144,10 +123,9 @@ def _bars(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
         left += counts[:, number]
     axes.set(xlabel="train images", ylabel="client", ylim=(len(counts) - 0.4, -0.6))
     axes.set_yticks(clients, [str(client) for client in clients], fontsize=8)
-    axes.xaxis.set_major_locator(_whole_numbers())
-    axes.grid(axis="x", alpha=0.3)
+    drawing.whole_numbers(axes.xaxis)
     axes.set_axisbelow(True)
-    _bare(axes)
+    drawing.plain(axes, "x")
     # Handles and names given apart: of the names themselves matplotlib would drop one that begins with "_".
     legend = axes.legend(handles, classes, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     for text in legend.get_texts():
@@ -160,12 +138,12 @@ def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     from matplotlib.colors import PowerNorm
 
     few_names = len(classes) <= _MOST_NAMES
-    figure = _figure(11, 3.2 + min(0.22 * len(classes), 5.0))
+    figure = drawing.new_figure(11, 3.2 + min(0.22 * len(classes), 5.0))
     sizes, heat = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(1.0, min(0.12 * len(classes), 3.5))))
     edges = np.arange(len(counts) + 1) - 0.5
     sizes.stairs(counts.sum(1), edges, fill=True, color="tab:gray")
     sizes.set(ylabel="train images", ylim=(0, None))
-    _bare(sizes)
+    drawing.plain(sizes, "")
     # Where clients are narrower than a pixel neighbours must be averaged, which imshow does along both axes alike:
     # with every class in many rows it does not mix the classes.
     interpolation = "antialiased" if len(counts) > _HEAT_PIXELS else "nearest"
@@ -178,7 +156,7 @@ def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     heat.set(xlabel="client", ylabel="" if few_names else "class number", xlim=(-0.5, len(counts) - 0.5))
     if few_names:
         heat.set_yticks(range(len(classes)), classes, fontsize=9, parse_math=False)
-    heat.xaxis.set_major_locator(_whole_numbers())
+    drawing.whole_numbers(heat.xaxis)
     figure.colorbar(shades, ax=heat, label="train images of a class", pad=0.01)
     return figure
 

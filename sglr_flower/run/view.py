@@ -17,6 +17,7 @@ from rich.text import Text
 from sglr_flower.run.nodetable import GONE, NodeEntry, printable
 from sglr_flower.run.rundir import read_json
 from sglr_flower.run.units import flops
+from sglr_flower.split.sent import KINDS
 
 MOST_NODES = 12
 """Rows of the table of nodes: what fits on a terminal below the bar."""
@@ -220,20 +221,10 @@ def _client(summary: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-_PARTS = {
-    "smashed": "smashed data",
-    "unicast": "own gradients",
-    "broadcast": "averages",
-    "segments_up": "segments up",
-    "segments_down": "segments down",
-    "labels": "labels",
-}
-
-
 def _parts(summary: Mapping[str, Any]) -> str:
     """What the bytes were, without what there was none of; the framing of both ways as one. Empty of an old run."""
-    sizes = {name: summary.get(f"bytes_{part}", 0) for part, name in _PARTS.items()}
-    sizes["framing"] = summary.get("bytes_framing_up", 0) + summary.get("bytes_framing_down", 0)
+    kinds = sorted(KINDS.items(), key=lambda kind: kind[0] in ("labels", "framing"))  # what Table 6 counts comes first
+    sizes = {name: sum(summary.get(f"bytes_{part}", 0) for part in parts) for name, parts in kinds}
     return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sglr_flower.split.distances import distance_correlation
 from sglr_flower.split.noise import FRESH, key, noised
 
 
@@ -109,42 +110,6 @@ class Clip(nn.Module):
     def forward(self, smashed: Tensor) -> Tensor:
         """Clip (n, *shape)."""
         return clipped(smashed, self.bound)
-
-
-def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
-    """The sample distance correlation of two batches, in [0, 1], with a gradient by both.
-
-    Szekely, Rizzo & Bakirov, "Measuring and testing dependence by correlation of distances", arXiv 0803.4101, eq. 2.8
-    to 2.10: the V-statistic, whose bias grows with the dimension and shrinks with the batch. 0, with gradient 0, where
-    a batch does not vary at all, as one of a single sample.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        (..., n, p) and (..., n, q), floating point.
-
-    Returns
-    -------
-    Tensor
-        float64 (...).
-    """
-    a, b = _centred(x), _centred(y)
-    covariance = (a * b).mean((-2, -1))
-    variances = [(a * a).mean((-2, -1)), (b * b).mean((-2, -1))]
-    # Rounding may leave a covariance that is zero a little below; and a root has no gradient at zero.
-    varies = (covariance > 0) & (variances[0] > 0) & (variances[1] > 0)
-    one = torch.ones_like(covariance)
-    covariance = torch.where(varies, covariance, one)
-    roots = [torch.where(varies, variance, one).sqrt() for variance in variances]
-    return torch.where(varies, (covariance / (roots[0] * roots[1])).sqrt(), torch.zeros_like(one))
-
-
-def _centred(x: Tensor) -> Tensor:
-    """Euclidean distances between the samples, their row and column means taken off, (..., n, n) float64."""
-    # Not by matrix products, in which close samples cancel; the gradient of a distance of zero is zero.
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").double()
-    rows, columns = distances.mean(-1, keepdim=True), distances.mean(-2, keepdim=True)
-    return distances - rows - columns + distances.mean((-2, -1), keepdim=True)
 
 
 class _NoPeek(torch.autograd.Function):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sglr_flower.seeds import named
+
 FRESH = -1
 """The run-config's ``noise-seed`` with which every draw has a key of its own from the operating system."""
 
@@ -34,7 +36,7 @@ def key(noise_seed: int, *name: str | int) -> bytes:
     """
     if noise_seed == FRESH:
         return os.urandom(32)
-    return hashlib.sha256("/".join(str(part) for part in ("noise", noise_seed, *name)).encode()).digest()
+    return named("noise", noise_seed, *name)
 
 
 def gaussian(drawn: bytes, shape: Sequence[int]) -> Tensor:

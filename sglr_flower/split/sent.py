@@ -58,3 +58,15 @@ class Sent:
 def total(parts: Iterable[Sent]) -> Sent:
     """The sum of any number of them."""
     return sum(parts, Sent())
+
+
+KINDS = {
+    "smashed data": ("smashed",),
+    "labels": ("labels",),
+    "own gradients": ("unicast",),
+    "averages": ("broadcast",),
+    "segments up": ("segments_up",),
+    "segments down": ("segments_down",),
+    "framing": ("framing_up", "framing_down"),
+}
+"""What a person is shown -> the counters of `Sent` that it adds up."""

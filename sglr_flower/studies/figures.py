@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from sglr_flower.files import write_atomic
+from sglr_flower.run import drawing
 from sglr_flower.studies.convergence.smoothness import MULTIPLES
 
 if TYPE_CHECKING:
@@ -167,16 +168,13 @@ def draw(rows: Sequence[Row]) -> bytes:
         Of all runs, each one's checkpoints oldest first; not empty.
     """
     import matplotlib as mpl  # half a second
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
 
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.run, []).append(row)
     few, many = mpl.colormaps["tab10"], mpl.colormaps["viridis"]
     shades = [few(k) if len(runs) <= few.N else many(0.9 * k / len(runs)) for k in range(len(runs))]
-    canvas = Canvas(figsize=(13, 7.2), layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = drawing.new_figure(13, 7.2)
     panels = canvas.subplots(2, 3).flatten()
     for colour, own in zip(shades, runs.values(), strict=True):
         _line(panels[0], own, lambda row: row.cosine, colour, "-")
@@ -199,14 +197,16 @@ def draw(rows: Sequence[Row]) -> bytes:
     panels[4].axhline(1, color="tab:gray", linewidth=0.8)
     panels[5].set(title="loss along the step, last checkpoint", xlabel="multiples of the step", ylabel="change of loss")
     for axes in panels:
-        _plain(axes)
+        axes.title.set_fontsize("medium")
+        drawing.plain(axes)
+        if not axes.get_xlabel():
+            axes.set_xlabel("round")
+            drawing.whole_numbers(axes.xaxis)
     if len(runs) > 1:
         handles, labels = panels[5].get_legend_handles_labels()
         columns = max(1, min(5, _LEGEND_WIDTH // (max(map(len, labels)) + 8)))
         canvas.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    picture = io.BytesIO()
-    canvas.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return drawing.png(canvas)
 
 
 _NOISE: tuple[Figure, ...] = (lambda row: row.gradient_norm2, lambda row: row.variance, lambda row: row.bias2)
@@ -221,14 +221,3 @@ def _line(
     widths = None if error is None else [error(row) or 0.0 for row in rows]
     rounds = [row.round for row in rows]
     axes.errorbar(rounds, values, widths, color=colour, linestyle=style, marker="o", markersize=3, capsize=2)
-
-
-def _plain(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    if not axes.get_xlabel():
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.title.set_fontsize("medium")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

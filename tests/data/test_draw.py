@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglr_flower.data.draw import balanced_order, generator, held_out
+from sglr_flower.data.draw import balanced_order, held_out
+from sglr_flower.seeds import numpy_generator as generator
 
 class_lists = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda values: np.array(values, np.int64))
 
 
 def test_generator_is_the_same_in_another_process():
-    code = "from sglr_flower.data.draw import generator; print(generator(7, 'partition').integers(1 << 40))"
+    code = "from sglr_flower.seeds import numpy_generator; print(numpy_generator(7, 'partition').integers(1 << 40))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == generator(7, "partition").integers(1 << 40)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plans
 import torch
 from torch import nn
 
@@ -12,27 +13,13 @@ from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
 
 SHAPE, CLASSES = (2, 2, 2), 5
-PLAN = RoundPlan(
-    seed=0,
-    server_round=3,
-    clients=(0, 2, 3, 5),
-    local_epochs=2,
-    batch_size=3,
-    reshuffle=True,
-    client_lr=0.1,
-    alpha=0.0,
-    phi=0.0,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-)
+PLAN = replace(plans.PLAN, server_round=3, clients=(0, 2, 3, 5), local_epochs=2, batch_size=3)
 SAMPLES = {2: 7, 3: 4, 5: 3, 9: 8}
 """This node's clients; 9 does not take part, and 3 and 5 have fewer batches than 2."""
 

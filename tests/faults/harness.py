@@ -30,7 +30,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -45,18 +44,12 @@ import tomli_w
 from faults import faulty
 from faults.proxy import PUBLIC, SERVER, Network
 
+from sglr_flower.federation.processes import free_port
 from sglr_flower.split.plan import spread
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 Process = subprocess.Popen[bytes]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.1) -> Any:

@@ -51,6 +51,23 @@ def test_what_was_there_stays_to_the_letter(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["config.toml"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'superlink = { work = { address = "a:1" } }\n',
+        '[superlink.a]\naddress = "a:1"\n\n[other]\nx = 1\n\n[superlink.b]\naddress = "b:1"\n',
+        'superlink.work.address = "a:1"',
+        "x = 1\n",
+    ],
+)
+def test_a_file_of_another_form_keeps_its_values(path: Path, text: str) -> None:
+    put(path, text)
+    connection.add(LAB)
+    values = tomllib.loads(path.read_text())
+    assert values["superlink"].pop("lab") == LAB.entry()
+    assert values == {"superlink": {}, **tomllib.loads(text)}
+
+
 def test_the_first_file_is_flowers_own_with_one_more(path: Path) -> None:
     connection.add(Connection("lab", "127.0.0.1:9092"))
     links = tomllib.loads(path.read_text())["superlink"]
@@ -70,7 +87,7 @@ def test_the_same_connection_twice_is_one(path: Path) -> None:
     [
         ('[superlink.lab]\naddress = "elsewhere:1"\n', "another SuperLink named 'lab' .elsewhere:1."),
         ("[superlink\n", "not valid TOML"),
-        ('superlink = { work = { address = "a:1" } }\n', "not valid TOML"),
+        ("superlink = 3\n", "has superlink = 3: it must be a table"),
     ],
 )
 def test_a_file_that_cannot_be_extended_is_left_as_it_is(path: Path, text: str, message: str) -> None:

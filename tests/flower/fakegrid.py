@@ -1,4 +1,4 @@
-"""A grid in this process: its nodes run this package's real handlers, and what they answer can be changed on the way."""
+"""A grid in this process: its nodes run the package's real handlers; what they answer can be changed on the way."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import pytest
 import tomli_w
 from integration.runs import final_weights, largest_difference
 
+from sglr_flower.federation.processes import free_port
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 
@@ -47,12 +48,6 @@ RUNS = {
     "private-stream": PRIVATE | {"exchange": "stream"},
     "private-grid": PRIVATE | {"exchange": "grid", "samples-per-client": 16, "evaluate-samples": 10},
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

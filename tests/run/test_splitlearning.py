@@ -16,11 +16,10 @@ from torch.nn import functional as F
 import sglr_flower as sglr
 from sglr_flower.errors import UserError
 from sglr_flower.run import inprocess
-from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.run.config import RunConfig
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import methods, optimizers
-from tests import own_task
 from tests.own_task import lower, tables, upper
 
 CLIENTS = 3
@@ -46,7 +45,7 @@ def trained(rounds: int = 3, **changes: Any) -> sglr.SplitLearning:
 def plain(rounds: int, alpha: float, phi: float) -> list[nn.Module]:
     """Algorithm 1 in torch's own words, for tables of unequal sizes; client segments, and last the server's."""
     data = [(x.double(), y) for x, y in tables()]
-    segments = []
+    segments, server = [], nn.Module()
     for client in range(CLIENTS):
         with torch.random.fork_rng():
             seed_torch(torch.device("cpu"), 3, "model", client)

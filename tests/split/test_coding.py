@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plans
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,6 @@ from sglr_flower.data.datasets import ImageSet, to_input
 from sglr_flower.split import codecs, coding
 from sglr_flower.split.codecs import Form, parse
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.plan import RoundPlan
@@ -21,20 +21,7 @@ from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, e
 from sglr_flower.split.server import ServerSegment
 
 SHAPE = (2, 2, 2)
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=(0, 1, 2),
-    local_epochs=2,
-    batch_size=3,
-    reshuffle=True,
-    client_lr=0.1,
-    alpha=0.0,
-    phi=0.67,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-)
+PLAN = replace(plans.PLAN, local_epochs=2, batch_size=3, phi=0.67)
 SIZES = {0: 7, 1: 6, 2: 4}
 CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import plans
 import pytest
 import torch
 from hypothesis import given
@@ -23,30 +24,15 @@ from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.defences import Defence, clipped, defended, distance_correlation
-from sglr_flower.split.loss import cross_entropy
+from sglr_flower.split.defences import Defence, clipped, defended
+from sglr_flower.split.distances import distance_correlation
 from sglr_flower.split.optimizers import SGD
-from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
 from sglr_flower.studies.trained import network as trained
 
 ALL = Defence(nopeek_weight=0.5, clip=2.0, noise=0.1, noise_seed=4)
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=(0, 1, 2),
-    local_epochs=1,
-    batch_size=4,
-    reshuffle=True,
-    client_lr=0.1,
-    alpha=0.0,
-    phi=0.0,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-    defence=ALL,
-)
+PLAN = replace(plans.PLAN, defence=ALL)
 
 
 def images(count: int, seed: int) -> ImageSet:

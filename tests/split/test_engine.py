@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plans
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,7 @@ from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import binary_cross_entropy, cross_entropy
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.optimizers import ADAM, SGD, OptimizerFactory
-from sglr_flower.split.plan import RoundPlan, draw_participants
+from sglr_flower.split.plan import draw_participants
 from sglr_flower.split.rounds import (
     EvaluateSession,
     LocalLink,
@@ -29,20 +30,7 @@ from sglr_flower.split.rounds import (
 from sglr_flower.split.server import ServerSegment, distribute
 from sglr_flower.split.splitavg import num_active
 
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=(0, 1, 2),
-    local_epochs=1,
-    batch_size=2,
-    reshuffle=True,
-    client_lr=0.1,
-    alpha=0.0,
-    phi=0.0,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-)
+PLAN = replace(plans.PLAN, batch_size=2)
 
 
 def images(count: int, seed: int = 0) -> ImageSet:

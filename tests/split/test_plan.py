@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
-
-from sglr_flower.split.loss import cross_entropy
-from sglr_flower.split.plan import RoundPlan
-
-
-def plan(clients: tuple[int, ...], epochs: int, batch_size: int, server_round: int = 1) -> RoundPlan:
-    return RoundPlan(
-        seed=0,
-        server_round=server_round,
-        clients=clients,
-        local_epochs=epochs,
-        batch_size=batch_size,
-        reshuffle=True,
-        client_lr=0.1,
-        alpha=0.0,
-        phi=0.0,
-        average_over="clients",
-        gradient_scale="own",
-        loss=cross_entropy,
-    )
+from plans import PLAN
 
 
 @given(
@@ -35,7 +18,13 @@ def plan(clients: tuple[int, ...], epochs: int, batch_size: int, server_round: i
 def test_sizes_at_a_step_are_those_of_the_batches(
     samples: dict[int, int], epochs: int, batch_size: int, server_round: int
 ) -> None:
-    some = plan(tuple(range(0, 10, 2)), epochs, batch_size, server_round)
+    some = replace(
+        PLAN,
+        clients=tuple(range(0, 10, 2)),
+        local_epochs=epochs,
+        batch_size=batch_size,
+        server_round=server_round,
+    )
     batches = {i: some.batches(i, n) for i, n in samples.items() if i in some.clients}
     for step in range(max((len(found) for found in batches.values()), default=0) + 2):
         expected = {i: len(found[step]) for i, found in sorted(batches.items()) if step < len(found)}
@@ -43,6 +32,5 @@ def test_sizes_at_a_step_are_those_of_the_batches(
 
 
 def test_without_samples_nobody_has_a_batch() -> None:
-    some = plan((0, 1), 1, 4)
-    assert some.sizes_at(0, {}) == {}
-    assert some.sizes_at(0, {0: 0, 1: 3}) == {1: 3}
+    assert PLAN.sizes_at(0, {}) == {}
+    assert PLAN.sizes_at(0, {0: 0, 1: 3}) == {1: 3}

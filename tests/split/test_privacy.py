@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import plans
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,6 @@ from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
-from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.optimizers import ADAM, SGD
 from sglr_flower.split.plan import RoundPlan
@@ -31,21 +31,7 @@ from sglr_flower.split.privacy import GaussianDp, average_sensitivity, refusal, 
 from sglr_flower.split.server import PrivateServer, ServerSegment, distribute
 
 DP = GaussianDp(noise=1.5, clip=0.7, server_clip=0.4, noise_seed=11)
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=(0, 1, 2),
-    local_epochs=1,
-    batch_size=2,
-    reshuffle=True,
-    client_lr=0.1,
-    alpha=0.0,
-    phi=1.0,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-    privacy=DP,
-)
+PLAN = replace(plans.PLAN, batch_size=2, phi=1.0, privacy=DP)
 OVER = ["clients", "clients-and-samples"]
 
 

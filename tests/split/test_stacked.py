@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import plans
 import pytest
 import safetensors.torch
 import torch
@@ -21,7 +22,6 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.split import loss as losses
 from sglr_flower.split import optimizers, rounds, stacked
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.loss import cross_entropy
 from sglr_flower.split.optimizers import ADAM, SGD, OptimizerFactory, StandardOptimizer
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import LocalLink, TrainSession
@@ -31,20 +31,7 @@ Build = Callable[[int], nn.Module]
 EQUAL = {0: 8, 1: 8, 2: 8, 3: 8}
 OPTIMIZERS = (ADAM, SGD, StandardOptimizer("adamw", weight_decay=0.1), StandardOptimizer("sgd", 0.9, 0.01))
 RAGGED = {0: 7, 1: 4, 2: 10, 3: 2}
-PLAN = RoundPlan(
-    seed=0,
-    server_round=1,
-    clients=tuple(EQUAL),
-    local_epochs=1,
-    batch_size=4,
-    reshuffle=True,
-    client_lr=1e-3,
-    alpha=0.5,
-    phi=0.5,
-    average_over="clients",
-    gradient_scale="own",
-    loss=cross_entropy,
-)
+PLAN = replace(plans.PLAN, clients=tuple(EQUAL), client_lr=1e-3, alpha=0.5, phi=0.5)
 
 
 def images(count: int, seed: int) -> ImageSet:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from sglr_flower.split.distances import correlation
 
 NEIGHBOURS = 3
 """k of the estimator: fewer give it more variance, more of them more bias (Kraskov et al. recommend 2 to 4)."""
@@ -47,7 +48,7 @@ def dependence(x: Tensor, y: Tensor) -> Dependence:
     """
     a, b = _distances(x), _distances(y)
     information = mutual_information(principal_components(x, COMPONENTS), principal_components(y, COMPONENTS))
-    return Dependence(_biased(a, b), _corrected(a, b), information)
+    return Dependence(float(correlation(a, b)), _corrected(a, b), information)
 
 
 def distance_correlation(x: Tensor, y: Tensor) -> float:
@@ -67,7 +68,7 @@ def distance_correlation(x: Tensor, y: Tensor) -> float:
     float
         In [0, 1]; 0 where one of the variables is constant.
     """
-    return _biased(_distances(x), _distances(y))
+    return float(correlation(_distances(x), _distances(y)))
 
 
 def corrected_distance_correlation(x: Tensor, y: Tensor) -> float:
@@ -148,17 +149,10 @@ def _distances(samples: Tensor) -> Tensor:
     return torch.cdist(rows, rows).fill_diagonal_(0)  # by matrix products, which leave some rounding there
 
 
-def _biased(a: Tensor, b: Tensor) -> float:
-    return math.sqrt(max(0.0, _cosine(_centered(a), _centered(b))))
-
-
 def _corrected(a: Tensor, b: Tensor) -> float:
-    return _cosine(_u_centered(a), _u_centered(b))
-
-
-def _centered(distances: Tensor) -> Tensor:
-    """Double-centred distances (n, n)."""
-    return distances - distances.mean(0) - distances.mean(1, keepdim=True) + distances.mean()
+    a, b = _u_centered(a), _u_centered(b)
+    norm = a.norm() * b.norm()
+    return float((a * b).sum() / norm) if norm > 0 else 0.0
 
 
 def _u_centered(distances: Tensor) -> Tensor:
@@ -167,8 +161,3 @@ def _u_centered(distances: Tensor) -> Tensor:
     rows = distances.sum(1)
     centered = distances - (rows + rows[:, None]) / (n - 2) + rows.sum() / ((n - 1) * (n - 2))
     return centered.fill_diagonal_(0)
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    norm = a.norm() * b.norm()
-    return float((a * b).sum() / norm) if norm > 0 else 0.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sglr_flower.run import drawing
 from sglr_flower.studies.leakage.decoder import as_maps
 
 _INCHES = 0.8
@@ -41,12 +41,8 @@ def draw_rows(rows: Sequence[Row], title: str) -> bytes:
     title : str
         Stands above.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second
-    from matplotlib.figure import Figure
-
     columns = max(len(row.tiles) for row in rows)
-    figure = Figure(figsize=(max(5.0, _INCHES * columns + 1.4), _INCHES * len(rows) + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(max(5.0, _INCHES * columns + 1.4), _INCHES * len(rows) + 0.7)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -56,9 +52,7 @@ def draw_rows(rows: Sequence[Row], title: str) -> bytes:
         for tile, axes in zip(row.tiles, places, strict=False):
             axes.imshow(tile.permute(1, 2, 0).expand(-1, -1, 3).numpy(), vmin=0, vmax=1, interpolation="nearest")
     figure.suptitle(title, fontsize="small", parse_math=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return drawing.png(figure)
 
 
 def feature_maps(smashed: Tensor, most: int) -> list[Tensor]:

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sglr_flower.models.footprint import weight_bytes
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, drawing, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
 from sglr_flower.split.methods import METHODS
@@ -22,7 +22,6 @@ from sglr_flower.studies.paper.published import TABLE_6_EXAMPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PHI = 0.5
 """Of SGLR, as in the paper's worked example."""
@@ -280,9 +279,7 @@ def training_time() -> Part:
 
 def _draw_table_6(parts: Sequence[Part]) -> bytes:
     """What each method moves, in its parts: the worked example, and the counters beside Table 6."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = drawing.new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     by_formula, counted = parts
     _bars(left, [f"{row.labels['method']}" for row in by_formula.rows], by_formula.rows, 1e9)
@@ -298,7 +295,7 @@ def _draw_table_6(parts: Sequence[Part]) -> bytes:
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize="small")
     figure.suptitle(TABLE_6.title, fontsize="medium")
-    return _png(figure)
+    return drawing.png(figure)
 
 
 def _bars(axes: Axes, names: Sequence[str], rows: Sequence[Row], unit: float) -> None:
@@ -312,14 +309,13 @@ def _bars(axes: Axes, names: Sequence[str], rows: Sequence[Row], unit: float) ->
     axes.margins(x=0.12)
     axes.set_yticks(range(len(names)), names, fontsize="small")
     axes.invert_yaxis()
-    _plain(axes, "x")
+    axes.set_axisbelow(True)
+    drawing.plain(axes, "x")
 
 
 def _draw_figure_5(parts: Sequence[Part]) -> bytes:
     """A panel for each number of samples, a group of bars for each number of clients and model size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = drawing.new_figure(10, 6)
     panels = figure.subplots(2, 2, sharey=True).flat
     for axes, samples in zip(panels, _FIGURE_5_SAMPLES, strict=True):
         rows = [row for row in parts[0].rows if row.labels["samples"] == samples]
@@ -336,27 +332,13 @@ def _draw_figure_5(parts: Sequence[Part]) -> bytes:
         )
         axes.set_title(f"{samples:,} samples", fontsize="medium")
         axes.set_ylabel("seconds an epoch")
-        _plain(axes, "y")
+        axes.set_axisbelow(True)
+        drawing.plain(axes, "y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         f"{FIGURE_5.title}\nby formula, without computation; R = {8 * RATE / 1e6:.0f} Mbit/s", fontsize="medium"
     )
-    return _png(figure)
-
-
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
-    axes.grid(alpha=0.3, axis=grid)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return drawing.png(figure)
 
 
 TABLE_6 = Calculation("Table 6: what training moves", lambda: [example(), measured()], _draw_table_6)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sglr_flower.run import drawing
 from sglr_flower.studies.paper import published
 from sglr_flower.studies.paper.cells import text
 from sglr_flower.studies.paper.experiments import OF_RUNS, Experiment, Picture
@@ -51,11 +51,7 @@ def draw(
         from sglr_flower.studies.paper import rows  # what reads trained networks
 
         return rows.draw(experiment, kind, results, title)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(9, 4.2)
     if kind == "curves":
         _curves(figure, experiment, results)
     elif kind == "points":
@@ -67,9 +63,7 @@ def draw(
     else:
         _lines(figure, experiment, places)
     figure.suptitle(title, fontsize="medium")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return drawing.png(figure)
 
 
 def _lines(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> None:
@@ -94,7 +88,7 @@ def _lines(figure: Figure, experiment: Experiment, places: Sequence[Entry]) -> N
         axes.set_title(name, fontsize="medium")
         axes.set_xticks(range(len(rows)), [text(row) for row in rows])
         axes.set_xlabel(experiment.rows)
-        _plain(axes)
+        drawing.plain(axes)
     ours.set_ylabel(experiment.measure.axis)
     figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize="small")
 
@@ -159,7 +153,7 @@ def _points(figure: Figure, experiment: Experiment, places: Sequence[Entry], pet
     if experiment.compute:
         _computation(panels[1], rows, petaflops)
     for axes in panels:
-        _plain(axes)
+        drawing.plain(axes)
     panels[0].legend(loc="best", frameon=False, fontsize="small")
 
 
@@ -191,7 +185,7 @@ def _trade_off(figure: Figure, experiment: Experiment, places: Sequence[Entry]) 
     axes.set_xlabel(f"{price.axis}; equal ones side by side" if price.log else price.axis)
     axes.set_ylabel(experiment.measure.axis)
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
-    _plain(axes)
+    drawing.plain(axes)
 
 
 def _named(whose: str, column: str) -> str:
@@ -218,8 +212,6 @@ def _computation(axes: Axes, rows: Sequence[str], petaflops: Mapping[str, float]
 
 def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -> None:
     """Accuracy per round, a line for each row of the table; the band is the 95 % interval over seeds."""
-    from matplotlib.ticker import MaxNLocator
-
     axes = figure.subplots()
     banded = False
     for index, (place, found) in enumerate(by_place(results).items()):
@@ -234,17 +226,12 @@ def _curves(figure: Figure, experiment: Experiment, results: Sequence[Result]) -
             banded = True
             axes.fill_between(rounds, means - widths, means + widths, color=f"C{index}", alpha=0.2, linewidth=0)
     axes.set(xlabel="round", ylabel=experiment.measure.axis)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawing.whole_numbers(axes.xaxis)
     band = "band: 95 % interval over seeds" if banded else "one seed"
     axes.legend(loc="lower right", frameon=False, fontsize="small", title=band, title_fontsize="small")
-    _plain(axes)
+    drawing.plain(axes)
 
 
 def _per_round(result: Result) -> dict[int, float]:
     """Round -> mean test accuracy over clients in percent, of the rounds that have an evaluation."""
     return {point.round: 100 * point.accuracy for point in result.curve}
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

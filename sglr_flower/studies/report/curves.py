@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sglr_flower.run import drawing
 from sglr_flower.studies.report.groups import Curve, Report
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ def draw(report: Report, look: Look) -> str:
         An SVG document with a transparent background, the same for the same report.
     """
     import matplotlib as mpl  # half a second, and only reports need it
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     ink = "#d7dce3" if look.dark else "#2b323c"
     colours = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
@@ -69,8 +68,7 @@ def draw(report: Report, look: Look) -> str:
         columns = 1 if look.narrow or max(len(label) for label in labels) > 40 else min(3, len(labels))
         legend_lines = sum(label.count("\n") + 1 for label in labels) / columns
         size = (3.7, 5.4 + 0.2 * legend_lines) if look.narrow else (10.0, 3.9 + 0.2 * legend_lines)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = drawing.new_figure(*size)
         accuracy, loss = figure.subplots(2, 1) if look.narrow else figure.subplots(1, 2)
         _accuracies(accuracy, report, look)
         _losses(loss, report, look)
@@ -116,12 +114,9 @@ def _line(axes: Axes, curve: Curve, index: int, look: Look, limits: tuple[float,
 
 
 def _finish(axes: Axes, look: Look) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25 if look.dark else 0.35, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawing.whole_numbers(axes.xaxis)
+    drawing.plain(axes, alpha=0.25 if look.dark else 0.35, linewidth=0.6)
 
 
 def _scaled(curve: Curve, factor: float) -> Curve:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from sglr_flower.run.units import flops
+from sglr_flower.split.sent import KINDS
 from sglr_flower.studies.report.groups import SPEAKING, Estimate, Group, Report, printable, text
 from sglr_flower.studies.report.runs import Run
 
@@ -84,30 +85,18 @@ def results(report: Report) -> Table:
     return Table(header, tuple(_result(group) for group in report.groups))
 
 
-_PARTS = {
-    "smashed data": ("smashed",),
-    "labels": ("labels",),
-    "own gradients": ("unicast",),
-    "averages": ("broadcast",),
-    "segments up": ("segments_up",),
-    "segments down": ("segments_down",),
-    "framing": ("framing_up", "framing_down"),
-}
-"""Column -> the counters of `sglr_flower.split.sent.Sent` that it adds up."""
-
-
 def sent(report: Report) -> Table:
     """What the bytes of the results were, and totals per client; a dash for what a run did not count."""
     rows = []
     for group in report.groups:
-        sums = [statistics.fmean(_bytes(run, parts) for run in group.runs) for parts in _PARTS.values()]
+        sums = [statistics.fmean(_bytes(run, parts) for run in group.runs) for parts in KINDS.values()]
         cells = [decimal(round(size)) for size in sums] if any(sums) else [NOTHING] * len(sums)
         shares = [
             statistics.fmean(getattr(run, total) / run.config.num_clients for run in group.runs)
             for total in ("bytes_up", "bytes_down")
         ]
         rows.append((group.name, *cells, *(decimal(round(share)) for share in shares)))
-    return Table(("runs", *_PARTS, "up per client", "down per client"), tuple(rows))
+    return Table(("runs", *KINDS, "up per client", "down per client"), tuple(rows))
 
 
 def notes(report: Report) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglr_flower.files import write_atomic
+from sglr_flower.run import drawing
 
 _MOST_FIGURES = 20
 """Classes up to which every cell has its percentage written into it."""
@@ -55,14 +56,11 @@ def save_confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str
     picture : Path
         The file; its folder exists.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
     percent, count = normalised(matrix), len(classes)
     side = max(6.0, 0.62 * count) if count <= _MOST_FIGURES else max(12.0, 0.14 * count)
-    figure = Figure(figsize=(side + 1.5, side + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(side + 1.5, side + 0.5)
     axes = figure.subplots()
     # The root lets the rare confusions be seen beside the diagonal.
     image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0.0, vmax=100.0))
@@ -80,6 +78,4 @@ def save_confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str
                 axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, label="% of the true class", shrink=0.7, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_atomic(picture, content.getvalue())
+    write_atomic(picture, drawing.png(figure))

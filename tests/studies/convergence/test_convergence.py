@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import PLAN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +38,8 @@ def plan(**changes: object) -> RoundPlan:
         "loss": squared,
     }
     return RoundPlan(**{**values, **changes})
+    values = {"clients": (0, 1), "batch_size": 1, "loss": "squared"}
+    return replace(PLAN, **{**values, **changes})
 
 
 def squared(outputs: Tensor, targets: Tensor) -> Tensor:
