@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flower.fakegrid import Clock
 from flwr.supercore.task_identity import TaskIdentity
 
 from sglr_flower.flower import delivery, greeting, roster, server
@@ -13,22 +14,6 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower gives every process of an app an identity, which replies carry."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time_ns(self) -> int:
-        return int(self.now * 1e9)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

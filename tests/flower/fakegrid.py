@@ -1,4 +1,4 @@
-"""A grid in this process: its nodes run the package's real handlers; what they answer can be changed on the way."""
+"""A grid in this process: its nodes run this package's own handlers, and what they answer can be changed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ HANDLERS = {
 }
 Change = Callable[[RecordDict], RecordDict | Error | None]
 """Makes another content of a node's right one, or an error, or no answer at all."""
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return int(self.now * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class Device:

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clock
-from fakegrid import Change, FakeGrid, devices
+from flower.fakegrid import Change, Clock, FakeGrid, devices
 from flwr.app import ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
 
 from sglr_flower.errors import TooFewClients, UserError
@@ -194,9 +193,7 @@ def test_a_run_whose_only_node_answers_oddly_says_so_when_it_gives_up(tmp_path: 
     made = devices(tmp_path, 1)
     made[0].changes["query.hello"] = field("threads", -1)
     grid = FakeGrid(made)
-    with pytest.raises(
-        ExchangeError, match=r"0 of 1 node\(s\) were there after 300 s: node 11: its answer to query.he"
-    ):
+    with pytest.raises(ExchangeError, match=r"0 of 1 node\(s\) were there after 300 s: node 11: its answer"):
         serve(grid, {**SETTINGS, **TOLERANT, "run-dir": str(tmp_path / "run")})  # type: ignore[arg-type]
     assert grid.asked[11, "query.hello"] == 21  # every 15 s
 

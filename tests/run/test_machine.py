@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flower import test_node
-from flower.test_node import task  # noqa: F401
+from flower.conftest import task  # noqa: F401
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from sglr_flower.cli import commands
