@@ -374,7 +374,7 @@ def _train_round(
             continue  # its node has left in a turn before
         turn = replace(turn, first_step=sum(steps[:number]), round_steps=sum(steps))
         with nodes.train(turn, shared) as opened:
-            split = None if turn.server_update == "none" else opened.train(server, turn, on_step)
+            split = None if turn.server is None else opened.train(server, turn, on_step)
         results.append(split or merge(opened.local, together=True))
         # Who leaves in the middle hands nothing on.
         shared = shared if opened.average is None else opened.average
@@ -406,7 +406,7 @@ def _evaluate(
     """Score every client, on the server with the ``states`` it was sent or over the nodes; and the bytes it took."""
     if config.evaluate == "client":
         with nodes.evaluate(server_round, shared) as link:
-            scores = evaluate_round(server, link)
+            scores = evaluate_round(server, link, assembly.wire_codecs(config)[0])
         # Of who left in the middle only a part of the images was scored.
         scores = {client: score for client, score in scores.items() if client not in nodes.absent}
         if not scores:
@@ -447,7 +447,7 @@ def _score(
     defence, (up, _) = assembly.defence(config), assembly.wire_codecs(config)
     dtype, layout = assembly.dtype(config), server.memory_format
     session = EvaluateSession(segments, dtype, server_round, images, layout, defence, up)
-    return evaluate_round(server, LocalLink({0: session}))
+    return evaluate_round(server, LocalLink({0: session}), up)
 
 
 def _per_client(history: History, clients: int) -> dict[str, float]:
