@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,3 +60,22 @@ def load(path: str, key: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         raise UserError(f"{wrong}: module {module_name!r} has no {name!r}") from None
+
+
+def instance(path: str, key: str) -> Any:
+    """The object that ``path`` names, or if it is a class one that is made of it without arguments.
+
+    Raises
+    ------
+    UserError
+        As `load`, and if it cannot be made so.
+    """
+    own = load(path, key)
+    if not inspect.isclass(own):
+        return own
+    try:
+        return own()
+    except Exception as error:  # whatever the user's own class does
+        raise UserError(
+            f"run-config key {key} = {path!r}: it must be made without arguments, and that fails with: {error}"
+        ) from error

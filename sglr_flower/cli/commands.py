@@ -25,7 +25,6 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
-from sglr_flower import imports
 from sglr_flower.choices import NODES
 from sglr_flower.errors import UserError
 from sglr_flower.federation import connection, preflight
@@ -117,7 +116,7 @@ def run(
     if "resume" in values:
         raise UserError("run-config key resume: `sglr resume RUN_DIR` sets it")
     parsed = RunConfig.parse(values)
-    code_dir = os.getcwd() if imports.is_path(parsed.model) or imports.is_path(parsed.method) else ""
+    code_dir = os.getcwd() if parsed.imports_code else ""
     if federation:
         simulated = {"--nodes": nodes, "--cpus-per-node": cpus_per_node, "--gpus-per-node": gpus_per_node}
         if of_simulation := [option for option, value in simulated.items() if value is not None]:

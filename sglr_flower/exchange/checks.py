@@ -7,7 +7,6 @@ many samples, `EvaluateCheck` as much as the server can know of a node's images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sglr_flower.exchange.frames import FrameError, few
 from sglr_flower.split import coding
-from sglr_flower.split.codecs import OFF, Codec, Form
+from sglr_flower.split.codecs import NOT_FINITE, OFF, Codec, Coded, Form
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
@@ -23,7 +22,6 @@ from sglr_flower.split.rounds import EVALUATION_SAMPLES
 FrameCheck = Callable[[Upload], None]
 """Raises FrameError, with a sentence, if an upload is not what its node should send next. One per node and round."""
 
-_NOT_FINITE = "not finite: the training may be diverging (a smaller client-lr)"
 FRAME_OVERHEAD = 65_536
 """More than a frame has besides its tensors: numbers of clients and sizes, names and shapes."""
 
@@ -256,14 +254,8 @@ def _check_contents(what: str, values: Tensor, aside: Mapping[str, Tensor], form
     """The numbers themselves: finite, and positions that there are."""
     if "shape" in aside and tuple(aside["shape"].tolist()) != form.shape:
         raise FrameError(f"{what} of samples of shape {few(aside['shape'].tolist())}, not {form.shape}")
-    if "positions" in aside:
-        positions, last = aside["positions"].long(), math.prod(form.shape) - 1
-        if int(positions.min()) < 0 or int(positions.max()) > last or bool((positions.diff(dim=1) <= 0).any()):
-            raise FrameError(f"{what} with positions that are not ascending from 0 to {last}")
-    if "scale" in aside:
-        scale = aside["scale"]
-        largest = torch.finfo(scale.dtype).max / 128  # an int8 reaches to -128
-        if not bool(((scale >= 0) & (scale <= largest)).all()):
-            raise FrameError(f"{what} with a scale that is negative or {_NOT_FINITE}")
-    elif not all_finite(values):
-        raise FrameError(f"{what} that are {_NOT_FINITE}")
+    # Of int8 a scale that is not finite is the codec's to refuse, as it is one that is too large.
+    if wrong := form.codec.wrong(Coded(values, aside), form.shape):
+        raise FrameError(f"{what} {wrong}")
+    if not all(all_finite(part) for part in (values, *aside.values()) if part.is_floating_point()):
+        raise FrameError(f"{what} that are {NOT_FINITE}")

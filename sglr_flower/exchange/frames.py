@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,14 +22,14 @@ from sglr_flower.exchange import shared
 from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
 
-MAX_HEADER = 1024
-"""Bytes of the safetensors header of a frame's tensors: two, or with codecs up to six."""
+MAX_HEADER = 2048
+"""Bytes of the safetensors header of a frame's tensors: two, or with codecs of one's own up to twelve."""
 
 MAX_CLIENTS = 100_000
 """Clients of one frame: a byte on the wire becomes ten in memory."""
 
-_ASIDE = ("scale", "positions", "shape")
-"""What `codecs.Coded.aside` may hold."""
+_ASIDE = re.compile(r"[A-Za-z_]\w{0,19}", re.ASCII)
+"""What tensors in `codecs.Coded.aside` may be called; `checks` knows those that the codec declares."""
 _CHANNELS_LAST = ":channels_last"
 """Ends the name of a tensor that is stored as (n, height, width, channels)."""
 
@@ -158,11 +159,12 @@ def _packed(tensors: Mapping[str, Tensor], outbox: Outbox | None) -> dict[str, A
 
 
 def _unpacked(frame: pb.Upload | pb.Download, names: Sequence[str], inbox: Inbox | None) -> dict[str, Tensor]:
-    known = {*names, *(f"{name}.{part}" for name in names if name != "labels" for part in _ASIDE)}
     tensors = {}
     for key, tensor in _stored(frame, inbox).items():
         name = key.removesuffix(_CHANNELS_LAST)
-        if name not in known or name in tensors or (name != key and tensor.ndim != 4):
+        of, dot, part = name.partition(".")
+        known = of in names and (not dot or (of != "labels" and _ASIDE.fullmatch(part)))
+        if not known or name in tensors or (name != key and tensor.ndim != 4):
             raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
         tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)
     return tensors

@@ -306,11 +306,16 @@ def _say(c: RunConfig, path: Path) -> None:
     log.info("\t├──> SplitLr: eta_0 %g, alpha %g, schedule %s", c.client_lr, plan.alpha, schedules)
     phi = c.splitavg_phi if methods.get(c.method).cut_gradient else 0.0
     log.info("\t├──> SplitAvg: phi %g over %s, %s", phi, c.splitavg_over, c.splitavg_phase)
-    log.info("\t├──> server segment: %s, client segments shared: %s", plan.server_update, plan.shares_segment)
+    log.info("\t├──> server segment: %s, client segments shared: %s", _told(plan.server), plan.shares_segment)
     for protection in (plan.defence, plan.privacy):
         if protection is not None:
             log.info("\t├──> %s", protection)
     log.info("\t└──> run directory: %s", path)
+
+
+def _told(server: object) -> str:
+    """The server's side by its name."""
+    return str(getattr(server, "name", None) or getattr(server, "__name__", server))
 
 
 def serve(grid: Grid, values: Mapping[str, Any]) -> None:
@@ -327,6 +332,7 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
             raise UserError(f"run-config key {key} = {path!r}: it must be absolute, as Flower runs the app elsewhere")
     if not config.run_dir:
         config = config.replace(run_dir=str(new_run_dir(None, config)))
+    assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         if config.evaluate == "server":

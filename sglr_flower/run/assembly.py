@@ -18,15 +18,15 @@ from sglr_flower.models.uncut import UncutModel
 from sglr_flower.run import accounting, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
-from sglr_flower.split import codecs, methods, optimizer_classes, splitavg, splitlr
+from sglr_flower.split import codecs, defences, methods, optimizer_classes, splitavg, splitlr
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.defences import Defence
+from sglr_flower.split.defences import Defence, StandardDefence
 from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan, draw_participants
 from sglr_flower.split.privacy import GaussianDp, refusal
-from sglr_flower.split.server import SERVERS, PrivateServer, ServerSegment
+from sglr_flower.split.server import PrivateServer, ServerSegment
 
 
 def plan(config: RunConfig, server_round: int) -> RoundPlan:
@@ -47,7 +47,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
         loss=losses.get(config.loss),
-        server_update=method.server,
+        server=method.makes_server,
         sequential=method.sequential,
         shares_segment=method.shares_segment,
         server_lr=method.server_lr or splitlr.server_lr,
@@ -76,7 +76,9 @@ def server_optimizer(config: RunConfig) -> OptimizerFactory:
 
 def defence(config: RunConfig) -> Defence | None:
     """What clients do to their smashed data, in training and in evaluations; None: nothing."""
-    chosen = Defence(config.nopeek_weight, config.smashed_clip, config.smashed_noise, config.noise_seed)
+    if config.defence:
+        return defences.get(config.defence)
+    chosen = StandardDefence(config.nopeek_weight, config.smashed_clip, config.smashed_noise, config.noise_seed)
     return chosen if chosen.nopeek_weight or chosen.clip or chosen.noise else None
 
 
@@ -96,7 +98,7 @@ def privacy(config: RunConfig) -> GaussianDp | None:
 
 def wire_codecs(config: RunConfig) -> tuple[Codec, Codec]:
     """How smashed data and cut gradients travel."""
-    return codecs.parse(config.wire_up), codecs.parse(config.wire_down)
+    return codecs.get(config.wire_up, "wire-up"), codecs.get(config.wire_down, "wire-down")
 
 
 def clients(config: RunConfig) -> range:
@@ -154,7 +156,8 @@ def _memory_format(config: RunConfig, place: torch.device) -> torch.memory_forma
 
 def server(config: RunConfig) -> ServerSegment:
     """The server's side of the method, with its initial weights."""
-    kind = PrivateServer if _private(config) else SERVERS[methods.get(config.method).server]
+    # Without a server segment it has no stage: clients' outputs are logits already, and it only scores them.
+    kind = PrivateServer if _private(config) else methods.get(config.method).makes_server or ServerSegment
     segment, place = model(config).server_segment(), device(config.server_device)
     _check_private(config, segment)
     return kind(segment, server_optimizer(config), place, _memory_format(config, place))
@@ -244,6 +247,61 @@ def refuse_own_partition(config: RunConfig) -> None:
         )
 
 
+def check_parts(config: RunConfig) -> None:
+    """Import all that is one's own in a run-config, and find out whether the parts fit each other and the model.
+
+    Raises
+    ------
+    UserError
+        If something cannot be imported, is not what its key stands for, or cannot be computed with.
+    """
+    method = methods.get(config.method)
+    config.refuse_with(method)
+    losses.get(config.loss)
+    up, down = wire_codecs(config)
+    of_clients, of_server, shield = optimizer(config), server_optimizer(config), defence(config)
+    if not config.imports_code:
+        return  # what is ours fits
+    network = model(config)
+    segment, side = network.client_segment(0).eval(), network.image_size
+    inputs = torch.zeros(2, 3, side, side, dtype=dtype(config))
+    found = {
+        f"optimizer = {config.optimizer!r}": optimizer_classes.refusal(of_clients, segment.parameters()),
+        f"{'server-' if config.server_optimizer else ''}optimizer = {config.server_optimizer or config.optimizer!r}": (
+            optimizer_classes.refusal(of_server, network.server_segment().parameters())
+        ),
+    }
+    if not method.whole:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            smashed = segment(inputs)
+        shape = tuple(smashed.shape[1:])
+        found |= {
+            f"wire-up = {config.wire_up!r}": codecs.refusal(up, shape, dtype(config)),
+            f"wire-down = {config.wire_down!r}": codecs.refusal(down, shape, dtype(config)),
+        }
+        if shield is not None:
+            drawn = torch.randn(smashed.shape, generator=torch.Generator().manual_seed(0), dtype=dtype(config))
+            found[f"defence = {config.defence!r}"] = defences.refusal(shield, inputs, drawn)
+    for setting, wrong in found.items():
+        if wrong:
+            raise UserError(f"run-config key {setting}: {wrong}")
+    if not method.whole and not isinstance(server(config), ServerSegment):
+        raise UserError(
+            f"run-config key method = {config.method!r}: its server must make a sglr_flower.split.server.ServerSegment"
+        )
+
+
+def _check_loss(config: RunConfig) -> None:
+    """Try the loss on two samples of the first client, in the whole network of a client."""
+    (share,) = client_data(config, [0]).values()
+    batch = share.take(torch.arange(min(2, len(share))))
+    network = model(config).whole(0).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        outputs = network(datasets.to_input(batch.images, dtype(config)))
+    if wrong := losses.refusal(losses.get(config.loss), outputs, batch.labels):
+        raise UserError(f"run-config key loss = {config.loss!r}: {wrong}")
+
+
 def check(config: RunConfig, *, own_data: bool = False) -> None:
     """Find every mistake of a run-config that shows without training: before anything is started or written.
 
@@ -268,6 +326,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         raise UserError(
             f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"
         )
+    check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir)
     network = model(config)
     _check_trainable(config.model, network.client_segment(0))
@@ -276,6 +335,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         accounting.check()
     if config.partition != "own":
         client_data(config, [])
+        _check_loss(config)
 
 
 def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:

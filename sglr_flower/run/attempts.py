@@ -102,7 +102,7 @@ def _train_turns(
             on_step(before + step, sum(steps), loss)
 
         with nodes.train(turn, shared) as opened:
-            split = None if turn.server_update == "none" else opened.train(server, turn, told)
+            split = None if turn.server is None else opened.train(server, turn, told)
         results.append(split or merge(opened.local, together=True))
         # Who leaves in the middle hands nothing on.
         shared = shared if opened.average is None else opened.average

@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sglr_flower import imports
-from sglr_flower.choices import LOSSES, OPTIMIZERS
+from sglr_flower.choices import LOSSES, MODELS, OPTIMIZERS
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
+from sglr_flower.split.methods import Method
 
 Scalar = str | int | float | bool
 
 TRACKERS = ("mlflow", "wandb", "trackio")
 """What the key ``track`` can name: each is a module of `sglr_flower.run.track` and an extra of the package."""
+
+
+OWN = ("method", "model", "dataset", "loss", "optimizer", "server-optimizer", "wire-up", "wire-down", "defence")
+"""Keys whose value may be the import path of one's own object."""
 
 
 def _kebab(name: str) -> str:
@@ -144,6 +149,10 @@ class RunConfig(BaseModel):
     smashed_noise: float = Field(
         0.0, ge=0, description="standard deviation of Gaussian noise that clients add to their smashed data; 0: off"
     )
+    defence: str = Field(
+        "",
+        description="what clients do to their smashed data, one's own as package.module:name; empty: the three above",
+    )
     dp_noise: float = Field(
         0.0,
         ge=0,
@@ -198,7 +207,7 @@ class RunConfig(BaseModel):
         "none",
         description="codec of smashed data: none, bfloat16, float16, int8, int8-channel (8 bits and a scale for each "
         "sample, or for each of its channels), topk:F (the fraction F of a sample's values), or randtopk:F:A (these "
-        "with a random tail of probability A)",
+        "with a random tail of probability A), or one's own as package.module:name",
     )
     wire_down: str = Field("none", description="codec of cut gradients: as wire-up")
     step_timeout: float = Field(
@@ -297,11 +306,11 @@ class RunConfig(BaseModel):
         # TOML and `-s key=1` give an int where a person means 1.0; bool is an int in Python and no number here.
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("method")
+    @field_validator("method", "model")
     @classmethod
-    def _known_method(cls, value: str) -> str:
-        methods.get(value)
-        return value
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        key = str(info.field_name)
+        return imports.known(key, value, methods.METHODS if key == "method" else MODELS)
 
     @field_validator("optimizer", "server_optimizer")
     @classmethod
@@ -331,29 +340,11 @@ class RunConfig(BaseModel):
     def _known_loss(cls, value: str) -> str:
         return imports.known("loss", value, LOSSES)
 
-    @field_validator("nopeek_weight", "smashed_clip", "smashed_noise")
+    @field_validator("defence")
     @classmethod
-    def _only_where_there_is_a_cut(cls, value: float, info: ValidationInfo) -> float:
-        # Without effect it would look like a protection.
-        if value and "method" in info.data and methods.get(info.data["method"]).whole:
-            raise ValueError(f"it must be 0 with method {info.data['method']}, which has no smashed data")
-        return value
-
-    @field_validator("dp_noise")
-    @classmethod
-    def _only_where_no_segment_is_shared(cls, value: float, info: ValidationInfo) -> float:
-        name = info.data.get("method", "")
-        if value and name and ((method := methods.get(name)).shares_segment or method.server != "joint"):
-            raise ValueError(f"it must be 0 with method {name}: client segments or server copies would go unprotected")
-        return value
-
-    @field_validator("dp_protects")
-    @classmethod
-    def _only_a_rule_of_known_sensitivity(cls, value: str, info: ValidationInfo) -> str:
-        name, noise = info.data.get("method", ""), info.data.get("dp_noise", 0.0)
-        rule = methods.get(name).cut_gradient if name else None
-        if value == "updates" and noise and rule not in (None, splitavg.average):
-            raise ValueError(f"it must be messages with method {name}, whose rule has no known sensitivity")
+    def _known_defence(cls, value: str) -> str:
+        if value and not imports.is_path(value):
+            raise ValueError("it must be empty, or package.module:name")
         return value
 
     @field_validator("dp_epsilon_budget")
@@ -408,10 +399,9 @@ class RunConfig(BaseModel):
 
     @field_validator("wire_up", "wire_down")
     @classmethod
-    def _known_codec(cls, value: str, info: ValidationInfo) -> str:
-        name = info.data.get("method", "")
-        if not codecs.parse(value).off and name and methods.get(name).whole:
-            raise ValueError(f"it must be none with method {name}, which sends no smashed data")
+    def _known_codec(cls, value: str) -> str:
+        if not codecs.is_own(value):
+            codecs.parse(value)
         return value
 
     @field_validator("splitavg_phase")
@@ -419,6 +409,47 @@ class RunConfig(BaseModel):
     def _known_phase(cls, value: str) -> str:
         splitavg.in_phase(value, 1, 1)
         return value
+
+    @model_validator(mode="after")
+    def _fits_its_method(self) -> RunConfig:
+        if self.method in methods.METHODS:  # one's own is not imported here: `assembly.check_parts` does it
+            self.refuse_with(methods.METHODS[self.method])
+        return self
+
+    def refuse_with(self, method: Method) -> None:
+        """Refuse settings that the method has no use for, or whose promise it would break.
+
+        Raises
+        ------
+        UserError
+            With one sentence, as of `parse`.
+        """
+        wrong: dict[str, str] = {}
+        if method.whole:
+            # Without effect they would look like a protection.
+            wrong |= dict.fromkeys(
+                ("nopeek-weight", "smashed-clip", "smashed-noise"),
+                f"it must be 0 with method {self.method}, which has no smashed data",
+            )
+            wrong["defence"] = f"it must be empty with method {self.method}, which has no smashed data"
+            wrong["server-optimizer"] = f"it must be empty with method {self.method}, whose server learns nothing"
+            sends_none = f"it must be none with method {self.method}, which sends no smashed data"
+            wrong |= dict.fromkeys(("wire-up", "wire-down"), sends_none)
+        elif self.nopeek_weight or self.smashed_clip or self.smashed_noise:
+            wrong["defence"] = "it must be empty with nopeek-weight, smashed-clip or smashed-noise, which are another"
+        if method.shares_segment or method.server is not methods.joint:
+            unprotected = "client segments or server copies would go unprotected"
+            wrong["dp-noise"] = f"it must be 0 with method {self.method}: {unprotected}"
+        if self.dp_noise and method.cut_gradient not in (None, splitavg.average):
+            wrong["dp-protects"] = f"it must be messages with method {self.method}, whose rule has no known sensitivity"
+        for key, value in self.values().items():
+            if key in wrong and value not in (0, "", "none", "messages"):
+                raise UserError(f"run-config key {key} = {value!r}: {wrong[key]}")
+
+    @property
+    def imports_code(self) -> bool:
+        """Whether a part of it is one's own, by its import path."""
+        return any(imports.is_path(str(value)) for key, value in self.values().items() if key in OWN)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -68,7 +68,7 @@ class LocalNodes:
         """A link to the cohorts that have a client in the round."""
         here = [cohort for cohort in self.cohorts.values() if set(cohort.clients) & set(plan.clients)]
         opened = OpenRound(LocalLink({}))
-        if self._graph and plan.server_update == "none":
+        if self._graph and plan.server is None:
             self.refuse("the server has no part in them")
         elif self._graph and len(self.cohorts) > 1:
             self.refuse("the clients are on several nodes")
@@ -78,7 +78,7 @@ class LocalNodes:
             for cohort in here:
                 cohort.load_shared(shared, plan.clients)
                 opened.segments += Sent(segments_down=_nbytes(shared))
-        if plan.server_update == "none":
+        if plan.server is None:
             opened.local = [train_locally(cohort, plan) for cohort in here]
         elif not isinstance(opened, _Recorded):
             opened.link = LocalLink({node: TrainSession(cohort, plan) for node, cohort in enumerate(here)})
@@ -180,6 +180,7 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
         If data are missing or the run directory cannot be used.
     """
     assembly.refuse_own_partition(config)
+    assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         restored = directory.latest_checkpoint() if config.resume else None

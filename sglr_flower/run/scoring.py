@@ -39,7 +39,7 @@ def scores(
     """
     if config.evaluate == "client":
         with nodes.evaluate(server_round, shared) as link:
-            found = evaluate_round(server, link)
+            found = evaluate_round(server, link, assembly.wire_codecs(config)[0])
         # Of who left in the middle only a part of the images was scored.
         found = {client: score for client, score in found.items() if client not in nodes.absent}
         if not found:
@@ -78,4 +78,4 @@ def _on_server(
     defence, (up, _) = assembly.defence(config), assembly.wire_codecs(config)
     dtype, layout = assembly.dtype(config), server.memory_format
     session = EvaluateSession(segments, dtype, server_round, images, layout, defence, up)
-    return evaluate_round(server, LocalLink({0: session}))
+    return evaluate_round(server, LocalLink({0: session}), up)

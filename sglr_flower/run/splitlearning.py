@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from sglr_flower.data import samples
 from sglr_flower.data.samples import Samples
 from sglr_flower.errors import UserError
-from sglr_flower.models import without_inplace
 from sglr_flower.run.attempts import train_until_done
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
 from sglr_flower.seeds import seed_torch
-from sglr_flower.split import methods, optimizer_classes, plan, score
 from sglr_flower.split import loss as losses
+from sglr_flower.split import methods, optimizer_classes, plan, score
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence

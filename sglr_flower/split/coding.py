@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower.seeds import generator
-from sglr_flower.split import codecs
 from sglr_flower.split.codecs import Codec, Coded, Form
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
@@ -21,23 +20,23 @@ def coded_upload(plan: RoundPlan, upload: Upload) -> Upload:
         return upload
     shape, dtype = tuple(upload.smashed.shape[1:]), upload.smashed.dtype
     draws = _draws(plan, plan.up, "up", upload.step, upload.clients, upload.sizes)
-    coded = codecs.encode(plan.up, upload.smashed, draws)
+    coded = _encoded(plan.up, upload.smashed, draws)
     return replace(_with_smashed(upload, coded), answer=Form(plan.down, shape, dtype))
 
 
 def coded_chunk(codec: Codec, upload: Upload) -> Upload:
     """An evaluation's upload as it travels."""
-    return upload if codec.off else _with_smashed(upload, codecs.encode(codec.scoring(), upload.smashed))
+    return upload if codec.off else _with_smashed(upload, _encoded(codec.scoring(), upload.smashed))
 
 
-def smashed(upload: Upload, dtype: torch.dtype) -> Tensor:
+def smashed(codec: Codec, upload: Upload, dtype: torch.dtype) -> Tensor:
     """The smashed data of an upload, (samples, *cut shape); in ``dtype`` where they travelled in another."""
-    return _decoded(upload.smashed, "smashed", upload.aside, dtype)
+    return _decoded(codec, upload.smashed, "smashed", upload.aside, dtype)
 
 
-def sent(upload: Upload) -> Tensor:
+def sent(codec: Codec, upload: Upload) -> Tensor:
     """Which of the smashed data travelled by a sparse codec, 1 or 0 (samples, *cut shape)."""
-    return codecs.sent(Coded(upload.smashed, part(upload.aside, "smashed")))
+    return codec.sent(*_received(upload.smashed, "smashed", upload.aside))
 
 
 def coded_downloads(
@@ -54,11 +53,11 @@ def coded_downloads(
             del sizes[client]
         if download.average is not None and common is None:
             draw = _draws(plan, plan.down, "down", step, ["average"], [len(download.average)])
-            common = codecs.encode(plan.down, download.average, draw)
+            common = _encoded(plan.down, download.average, draw)
         own = None
         if download.own is not None:
             draws = _draws(plan, plan.down, "down", step, list(sizes), list(sizes.values()))
-            own = codecs.encode(plan.down, download.own, draws)
+            own = _encoded(plan.down, download.own, draws)
         average = common if download.average is not None else None
         coded[node] = replace(
             download,
@@ -69,10 +68,10 @@ def coded_downloads(
     return coded
 
 
-def gradients(download: Download, dtype: torch.dtype) -> Download:
+def gradients(codec: Codec, download: Download, dtype: torch.dtype) -> Download:
     """An answer with its cut gradients as they are computed with; the same tensors where they travelled so."""
     average, own = (
-        None if tensor is None else _decoded(tensor, name, download.aside, dtype)
+        None if tensor is None else _decoded(codec, tensor, name, download.aside, dtype)
         for name, tensor in (("average", download.average), ("own", download.own))
     )
     return replace(download, average=average, own=own, aside={})
@@ -93,13 +92,27 @@ class Wire(nn.Module):
 
     def forward(self, smashed: Tensor) -> Tensor:
         """What the server would compute with."""
-        return codecs.decode(codecs.encode(self.codec, smashed), smashed.dtype, smashed.shape[1:])
+        return self.codec.decode(self.codec.encode(smashed), tuple(smashed.shape[1:]), smashed.dtype)
 
 
-def _decoded(values: Tensor, name: str, aside: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    if not aside and values.dtype in (torch.float32, torch.float64):
+def _encoded(codec: Codec, tensor: Tensor, draws: Sequence[tuple[torch.Generator, int]] = ()) -> Coded:
+    coded = codec.encode(tensor, draws)
+    if not codec.sends_shape or "shape" in coded.aside:
+        return coded
+    return Coded(coded.values, {**coded.aside, "shape": torch.tensor(tensor.shape[1:], dtype=torch.int64)})
+
+
+def _decoded(codec: Codec, values: Tensor, name: str, aside: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    if codec.off and values.dtype in (torch.float32, torch.float64):
         return values  # as it was computed
-    return codecs.decode(Coded(values, part(aside, name)), dtype)
+    return codec.decode(*_received(values, name, aside), dtype)
+
+
+def _received(values: Tensor, name: str, aside: Mapping[str, Tensor]) -> tuple[Coded, tuple[int, ...]]:
+    """A coded tensor, and the shape of one sample of what it is decoded to."""
+    beside = part(aside, name)
+    shape = beside["shape"].tolist() if "shape" in beside else values.shape[1:]
+    return Coded(values, beside), tuple(shape)
 
 
 def _named(name: str, coded: Coded | None) -> dict[str, Tensor]:
@@ -114,7 +127,7 @@ def _draws(
     plan: RoundPlan, codec: Codec, way: str, step: int, names: Sequence[int | str], sizes: Sequence[int]
 ) -> list[tuple[torch.Generator, int]]:
     """A named draw for every client's samples, or the average's positions."""
-    if codec.kind != "randtopk":
+    if not codec.random:
         return []
     return [
         (generator(plan.seed, f"wire-{way}", name, plan.server_round, step), size)

@@ -20,6 +20,7 @@ from sglr_flower.data.datasets import ImageSet, Share, to_input
 from sglr_flower.models import laid_out, upstream
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, splitavg
+from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.loss import mean_of_each
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.optimizers import OptimizerFactory
@@ -104,6 +105,7 @@ class Cohort:
         self._members: dict[int, _Member] = {}
         self._batches: dict[int, tuple[Tensor, ...]] = {}
         self._passes: list[_Pass] = []
+        self._down: Codec = OFF  # of the answer to the last forward
         self._sizes: dict[int, int] = {}  # of the batches of the last forward, in the order of its upload
         self._stackable = stacked and not recompute
         self._refusal: str | None = None  # None: not tried yet
@@ -172,6 +174,7 @@ class Cohort:
         """
         present = tuple(client for client, batches in self._batches.items() if step < len(batches))
         self._passes, self._stacked_passes = [], []
+        self._down = plan.down
         if self._stack is None:
             outputs, labels = self._forward_each(plan, present, step, again=again)
         else:
@@ -224,7 +227,7 @@ class Cohort:
 
     def _received(self, download: Download) -> dict[int, Tensor]:
         """Client -> its cut gradient (b, *cut shape) in the answer to the last `forward`."""
-        download = coding.gradients(download, self.dtype)
+        download = coding.gradients(self._down, download, self.dtype)
         active = frozenset(download.active)
         sizes = [size for client, size in self._sizes.items() if client not in active]
         own = iter(() if download.own is None else download.own.to(self.device).split(sizes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,12 +86,7 @@ def get(name: str) -> Loss:
         return LOSSES[name]
     if not imports.is_path(name):
         raise imports.unknown("loss", name, LOSSES)
-    own, wrong = imports.load(name, "loss"), f"run-config key loss = {name!r}: it must be"
-    if inspect.isclass(own):
-        try:
-            own = own()
-        except Exception as error:  # whatever the user's own class does
-            raise UserError(f"{wrong} made without arguments, and that fails with: {error}") from error
+    own, wrong = imports.instance(name, "loss"), f"run-config key loss = {name!r}: it must be"
     if not callable(own):
         raise UserError(f"{wrong} a callable (outputs, targets) -> scalar, not a {type(own).__name__}")
     if not isinstance(own, nn.Module):

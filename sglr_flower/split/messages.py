@@ -95,7 +95,9 @@ class Download:
 
 
 def _nbytes(name: str, tensor: Tensor | None, aside: Mapping[str, Tensor]) -> int:
-    """A tensor and what goes with it; the shape that a sparse codec sends along is framing."""
+    """A tensor and what goes with it; the shape that a codec sends along is framing."""
     if tensor is None:
         return 0
-    return tensor.nbytes + sum(aside[key].nbytes for key in (f"{name}.scale", f"{name}.positions") if key in aside)
+    return tensor.nbytes + sum(
+        part.nbytes for key, part in aside.items() if key.startswith(f"{name}.") and key != f"{name}.shape"
+    )

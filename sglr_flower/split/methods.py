@@ -18,14 +18,53 @@ FedAvg                    McMahan et al., "Communication-Efficient Learning of D
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from sglr_flower import imports
 from sglr_flower.errors import UserError
 from sglr_flower.split import splitavg, splitlr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sglr_flower.split.plan import CutGradient, ServerLr
+    from sglr_flower.split.server import ServerSegment
+
+    Server = Callable[..., ServerSegment]
+    """Makes the server's side, from the arguments of `ServerSegment`; a class of such is one, and its attribute
+    ``together`` says whether an update is of all clients' batches."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The server's side by the name of its class, which needs torch and is imported when it is made.
+
+    Attributes
+    ----------
+    name : str
+        In `sglr_flower.split.server`.
+    together : bool
+        Whether an update is of all clients' batches: what SplitLr's number of clients is.
+    """
+
+    name: str
+    together: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ServerSegment:
+        """A `ServerSegment`, from its arguments."""
+        from sglr_flower.split import server
+
+        made: ServerSegment = getattr(server, self.name)(*args, **kwargs)
+        return made
+
+
+joint = Built("ServerSegment", together=True)
+"""One step over the concatenated batches of all clients."""
+in_turn = Built("ServerInTurn", together=False)
+"""One step per client, one after the other in an order drawn for each step."""
+copies = Built("ServerCopies", together=False)
+"""A server segment for each client, averaged at the end of the round."""
+_BY_NAME: dict[str, Server | None] = {"joint": joint, "in-turn": in_turn, "copies": copies, "none": None}
 
 
 @dataclass(frozen=True)
@@ -39,10 +78,10 @@ class Method:
     cut_gradient : CutGradient | None
         What the active clients (a fraction ``splitavg-phi`` of them) all receive, from the cut gradients of all
         clients, who is active, and ``splitavg-over``; None: nobody is active, everybody receives their own.
-    server : str
-        ``joint``: one step over the concatenated batches of all clients. ``in-turn``: one step per client, one after
-        the other in an order drawn for each step. ``copies``: a server segment for each client, averaged at the end of
-        the round. ``none``: there is none, clients hold the whole network and train it by themselves.
+    server : Server | None
+        How the server learns: `joint`, `in_turn`, `copies`, or what makes a `ServerSegment` of one's own, such as its
+        class. None: there is no server segment, clients hold the whole network and train it by themselves. The names
+        ``joint``, ``in-turn``, ``copies`` and ``none`` stand for the same.
     sequential : bool
         In a round the clients train one after the other, and each hands its client segment on to the next.
     average : bool
@@ -54,15 +93,29 @@ class Method:
 
     server_lr: ServerLr | None = None
     cut_gradient: CutGradient | None = None
-    server: Literal["joint", "in-turn", "copies", "none"] = "joint"
+    server: Server | str | None = joint
     sequential: bool = False
     average: bool = False
     pooled: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.server, str):
+            if self.server not in _BY_NAME:
+                raise UserError(f"Method.server = {self.server!r}: it must be one of {', '.join(_BY_NAME)}, or a class")
+            object.__setattr__(self, "server", _BY_NAME[self.server])
+        elif self.server is not None and not callable(self.server):
+            raise UserError(f"Method.server must make a server's side, which a {type(self.server).__name__} cannot")
+
+    @property
+    def makes_server(self) -> Server | None:
+        """``server``, as it is once its name has been looked up."""
+        assert not isinstance(self.server, str)
+        return self.server
+
     @property
     def whole(self) -> bool:
         """Whether the network is not cut."""
-        return self.server == "none"
+        return self.server is None
 
     @property
     def one_network(self) -> bool:
@@ -81,11 +134,11 @@ METHODS = {
     "sgl": Method(cut_gradient=splitavg.average),
     "psl": Method(),
     "sfl": Method(average=True),
-    "sfl-v1": Method(server="copies", average=True),
-    "sfl-v2": Method(server="in-turn", average=True),
+    "sfl-v1": Method(server=copies, average=True),
+    "sfl-v2": Method(server=in_turn, average=True),
     "ssl": Method(sequential=True),
-    "fedavg": Method(server="none", average=True),
-    "centralized": Method(server="none", pooled=True),
+    "fedavg": Method(server=None, average=True),
+    "centralized": Method(server=None, pooled=True),
 }
 
 
@@ -102,10 +155,6 @@ def get(name: str) -> Method:
         if not isinstance(own, Method):
             raise UserError(f"run-config key method = {name!r}: it must be a sglr_flower.methods.Method, not {own!r}")
         return own
-    try:
-        return METHODS[name]
-    except KeyError:
-        known = ", ".join(METHODS)
-        raise UserError(
-            f"run-config key method = {name!r}: it must be one of {known}, or package.module:name"
-        ) from None
+    if name not in METHODS:
+        raise imports.unknown("method", name, METHODS)
+    return METHODS[name]

@@ -107,6 +107,9 @@ class ClassFactory(OptimizerFactory):
     path: str
     make: Make = field(compare=False)
 
+    def __str__(self) -> str:
+        return self.path
+
     def __call__(self, parameters: Iterable[Tensor]) -> Optimizer:
         """One for these parameters, without a state yet."""
         return ClassOptimizer(parameters, self.make)

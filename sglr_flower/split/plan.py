@@ -6,16 +6,20 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sglr_flower.seeds import generator
-from sglr_flower.split import splitavg, splitlr
+from sglr_flower.split import methods, splitavg, splitlr
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.defences import Defence
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.privacy import GaussianDp
+
+if TYPE_CHECKING:
+    from sglr_flower.split.methods import Server
 
 ServerLr = Callable[[float, int, float], float]
 """A rule for the server's learning rate, as `splitlr.server_lr`: (eta_0, number of clients, alpha) -> eta_s."""
@@ -57,8 +61,8 @@ class RoundPlan:
         ``own``: cut gradients of a client's own batch mean (eq. 5); ``joint``: of the concatenated batch's mean.
     loss : Loss
         Of outputs and targets, the mean over the samples.
-    server_update : str
-        ``joint``, ``in-turn``, ``copies`` or ``none`` (see `sglr_flower.split.methods.Method`).
+    server : Server | None
+        Makes the server's side; None: there is no server segment (see `sglr_flower.split.methods.Method`).
     sequential : bool
         The clients train one after the other (see `turns`).
     shares_segment : bool
@@ -93,7 +97,7 @@ class RoundPlan:
     average_over: str
     gradient_scale: str
     loss: Loss
-    server_update: str = "joint"
+    server: Server | None = methods.joint
     sequential: bool = False
     shares_segment: bool = False
     server_lr: ServerLr = splitlr.server_lr
@@ -160,10 +164,10 @@ class RoundPlan:
     @property
     def step_lr(self) -> float:
         """eta_s of the round's first step, if all participants are present; 0 without a server segment."""
-        if self.server_update == "none":
+        if self.server is None:
             return 0.0
-        together = len(self.clients) if self.server_update == "joint" and not self.sequential else 1
-        return self.server_rate(together)
+        together = getattr(self.server, "together", False) and not self.sequential
+        return self.server_rate(len(self.clients) if together else 1)
 
     def batches(self, client: int, num_samples: int) -> tuple[Tensor, ...]:
         """Sample indices of the client's batches in this round, in order; int64, each of shape (b,).

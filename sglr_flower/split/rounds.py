@@ -303,12 +303,13 @@ class Score:
         return self.validation if split == "validation" else self.test
 
 
-def evaluate_round(server: ServerSegment, link: Link) -> dict[int, Score]:
-    """Score every client on the smashed images that its node sends (`EvaluateSession`); no weights move."""
+def evaluate_round(server: ServerSegment, link: Link, codec: Codec) -> dict[int, Score]:
+    """Score every client on the smashed images that its node sends (`EvaluateSession`) by a codec; no weights move."""
+    codec = codec.scoring()
     scores: dict[int, Score] = {}
     while uploads := link.receive():
         for node, upload in uploads.items():
-            smashed = coding.smashed(upload, server.dtype)
+            smashed = coding.smashed(codec, upload, server.dtype)
             right, loss = server.score(smashed, upload.labels)  # all clients in one forward
             rights, losses = by_client({node: (upload, right)}), by_client({node: (upload, loss)})
             for client in upload.clients:

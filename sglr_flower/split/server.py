@@ -36,7 +36,14 @@ class ServerSegment:
         Where it computes.
     memory_format : torch.memory_format
         Of the smashed data it computes with (`SplitModel.memory_format`).
+
+    Attributes
+    ----------
+    together : bool
+        Whether an update is of all clients' batches: what the rate of a round is told for.
     """
+
+    together = True
 
     def __init__(
         self,
@@ -78,14 +85,14 @@ class ServerSegment:
             Node -> the cut gradients for its clients, and the loss: mean over the samples of all.
         """
         # In client order, whichever node a client lives on: the joint batch must not depend on the spread.
-        decoded = {node: (upload, coding.smashed(upload, self.dtype)) for node, upload in uploads.items()}
+        decoded = {node: (upload, coding.smashed(plan.up, upload, self.dtype)) for node, upload in uploads.items()}
         smashed = by_client(decoded)
         labels = by_client({node: (upload, upload.labels) for node, upload in uploads.items()})
         step = next(iter(uploads.values())).step
         gradients, loss = self.update(plan, step, smashed, labels)
         if plan.up.sparse:
             # What did not travel had no part in the loss: the derivative by a client's own smashed data is 0 there.
-            sent = by_client({node: (upload, coding.sent(upload)) for node, upload in uploads.items()})
+            sent = by_client({node: (upload, coding.sent(plan.up, upload)) for node, upload in uploads.items()})
             gradients = {client: gradient * sent[client].to(gradient) for client, gradient in gradients.items()}
         downloads = distribute(plan, step, uploads, gradients)
         return coding.coded_downloads(plan, step, uploads, downloads), loss
@@ -183,6 +190,8 @@ class ServerInTurn(ServerSegment):
     V2's authors process a client's whole epoch before the next one's; step by step the clients work in parallel.
     """
 
+    together = False
+
     def update(
         self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
     ) -> tuple[dict[int, Tensor], float]:
@@ -196,6 +205,8 @@ class ServerInTurn(ServerSegment):
 
 class ServerCopies(ServerSegment):
     """A segment and an optimizer for every client, averaged at the end of the round (SplitFed V1, Algorithm 1)."""
+
+    together = False
 
     def __init__(
         self,
@@ -296,15 +307,6 @@ class PrivateServer(ServerSegment):
         self._optimizer.step()
         self._optimizer.zero_grad()
         return gradients, total
-
-
-SERVERS: dict[str, type[ServerSegment]] = {
-    "joint": ServerSegment,
-    "in-turn": ServerInTurn,
-    "copies": ServerCopies,
-    "none": ServerSegment,  # of no stages: clients' outputs are logits already, and it only scores them
-}
-"""How the server learns -> the class that does."""
 
 
 def _gathered(

@@ -110,7 +110,7 @@ class WholeStep:
 
     def refusal(self, plan: RoundPlan) -> str:
         """Why a round cannot be trained by `train_round`; empty if it can. Lays the round out (`Cohort.begin`)."""
-        if type(self.server) is not ServerSegment or plan.server_update != "joint" or plan.sequential:
+        if type(self.server) is not ServerSegment or plan.server is None or plan.sequential:
             return "the server does not make one step over the joint batch of all clients"
         if plan.phi and plan.cut_gradient is not splitavg.average:
             return "the method has a rule of its own for the cut gradient"

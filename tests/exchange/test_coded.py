@@ -41,7 +41,7 @@ def test_a_coded_round_passes_as_it_was_sent(name: str, in_memory: bool) -> None
         frame = frames.encode_upload(upload, outbox)
         got = frames.decode_upload(pb.Upload.FromString(frame.SerializeToString()), inbox)
         check(got)
-        assert torch.equal(coding.smashed(got, torch.float32), coding.smashed(upload, torch.float32))
+        assert torch.equal(coding.smashed(plan.up, got, torch.float32), coding.smashed(plan.up, upload, torch.float32))
         assert got.payload == upload.payload
         size = frames.encode_upload(upload).ByteSize()
         assert frames.nbytes(frame) == size
@@ -50,7 +50,7 @@ def test_a_coded_round_passes_as_it_was_sent(name: str, in_memory: bool) -> None
         answer = answer_to(upload, upload.clients[:1], plan)
         download = frames.decode_download(frames.encode_download(answer, outbox), inbox)
         check_answer(upload, download)
-        got_back, sent = coding.gradients(download, torch.float32), coding.gradients(answer, torch.float32)
+        got_back, sent = (coding.gradients(plan.down, each, torch.float32) for each in (download, answer))
         assert got_back.average is not None
         assert sent.average is not None
         assert torch.equal(got_back.average, sent.average)

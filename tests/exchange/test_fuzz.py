@@ -131,7 +131,7 @@ def test_no_malformed_coded_frame_is_accepted(plan: RoundPlan, capsys: pytest.Ca
                 with tally.timed():
                     upload = decode_upload(parse_upload(content))
                     check(upload)
-                    assert coding.smashed(upload, torch.float32).isfinite().all()  # and it can be decoded
+                    assert coding.smashed(plan.up, upload, torch.float32).isfinite().all()  # and it can be decoded
             except FrameError as error:
                 tally.refuse(kind, error)
             else:
@@ -156,7 +156,7 @@ def test_no_malformed_coded_answer_is_accepted(plan: RoundPlan, capsys: pytest.C
                 with tally.timed():
                     download = decode_download(parse_download(content))
                     check_answer(steps[step], download)
-                    coding.gradients(download, torch.float32)
+                    coding.gradients(plan.down, download, torch.float32)
             except FrameError as error:
                 tally.refuse(kind, error)
             else:

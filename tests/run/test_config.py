@@ -75,7 +75,7 @@ def test_a_whole_number_is_a_rate() -> None:
         ({"splitavg-phase": "first:2"}, ["splitavg-phase", "'first:2'", "(0, 1]"]),
         ({"exchange": "pigeon"}, ["exchange", "'pigeon'", "'stream'"]),
         ({"evaluate": "never"}, ["evaluate", "'never'", "'client'"]),
-        ({"optimizer": "adagrad"}, ["optimizer", "'adagrad'", "'sgd'"]),
+        ({"optimizer": "adagrad"}, ["optimizer", "'adagrad'", "sgd"]),
         ({"server-device": "cuda:200"}, ["server-device", "'cuda:200'", "cpu, cuda, cuda:N, or empty"]),
         ({"server-device": "cuda:01"}, ["server-device", "'cuda:01'", "cpu, cuda, cuda:N, or empty"]),
         ({"server-device": "gpu"}, ["server-device", "'gpu'", "cpu, cuda, cuda:N, or empty"]),

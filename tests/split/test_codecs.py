@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sglr_flower.split import codecs
-from sglr_flower.split.codecs import Codec, Form, decode, encode, parse
+from sglr_flower.split.codecs import Form, StandardCodec, decode, encode, parse
 
 ALL = ("none", "bfloat16", "float16", "int8", "int8-channel", "topk:0.25", "randtopk:0.25:0.1")
 unhurried = settings(deadline=None)  # torch's first call of a kind takes its time on a busy machine
@@ -27,7 +27,7 @@ def numbers(shape: tuple[int, ...], seed: int, spread: float, dtype: torch.dtype
     return (values * (torch.rand(shape, generator=draw) > 0.2)).to(dtype)
 
 
-def draws(codec: Codec, samples: int, seed: int = 0) -> list[tuple[torch.Generator, int]]:
+def draws(codec: StandardCodec, samples: int, seed: int = 0) -> list[tuple[torch.Generator, int]]:
     return [(torch.Generator().manual_seed(seed), samples)] if codec.kind == "randtopk" else []
 
 
@@ -74,7 +74,7 @@ def test_int8_is_near_by_half_a_scale(tensor: Tensor, kind: str) -> None:
 @unhurried
 @given(tensors, st.floats(0.01, 0.99))
 def test_top_k_keeps_the_largest_as_they_are(tensor: Tensor, keep: float) -> None:
-    codec = Codec("topk", keep)
+    codec = StandardCodec("topk", keep)
     coded = encode(codec, tensor)
     back, flat = decode(coded, tensor.dtype).flatten(1), tensor.flatten(1)
     sent = codecs.sent(coded)
@@ -90,7 +90,7 @@ def test_top_k_keeps_the_largest_as_they_are(tensor: Tensor, keep: float) -> Non
 def test_the_random_tail_sends_as_many_values_each_as_it_is(
     tensor: Tensor, keep: float, tail: float, seed: int
 ) -> None:
-    codec = Codec("randtopk", keep, tail)
+    codec = StandardCodec("randtopk", keep, tail)
     coded = encode(codec, tensor, draws(codec, len(tensor), seed))
     positions = coded.aside["positions"].long()
     assert positions.shape[1] == codec.kept(tensor[0].numel())
@@ -103,7 +103,7 @@ def test_the_random_tail_sends_as_many_values_each_as_it_is(
 def test_one_draw_is_of_the_tail_with_its_probability_and_even_within_it() -> None:
     samples, tail = 40_000, 0.3
     tensor = torch.arange(10.0).flip(0).expand(samples, 10)  # the largest is the first
-    codec = Codec("randtopk", 0.1, tail)
+    codec = StandardCodec("randtopk", 0.1, tail)
     taken = encode(codec, tensor, draws(codec, samples)).aside["positions"].flatten()
     counts = torch.bincount(taken.long(), minlength=10) / samples
     # Standard deviations: 0.0023, and 0.0009 for each of the tail.
@@ -164,9 +164,9 @@ def test_top_k_by_hand() -> None:
 def test_far_positions_need_more_bits() -> None:
     tensor = torch.zeros(1, (1 << 15) + 1)
     tensor[0, -1] = 1.0
-    coded = encode(Codec("topk", 1e-5), tensor)
+    coded = encode(StandardCodec("topk", 1e-5), tensor)
     assert (coded.aside["positions"].tolist(), coded.aside["positions"].dtype) == ([[1 << 15]], torch.int32)
-    short = encode(Codec("topk", 1e-5), tensor[:, 1:])
+    short = encode(StandardCodec("topk", 1e-5), tensor[:, 1:])
     assert (short.aside["positions"].tolist(), short.aside["positions"].dtype) == ([[(1 << 15) - 1]], torch.int16)
 
 

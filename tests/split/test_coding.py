@@ -92,10 +92,10 @@ def test_without_codecs_nothing_is_touched() -> None:
     upload = Upload(1, 0, "train", (0,), (2,), torch.randn(2, *SHAPE), torch.zeros(2, dtype=torch.int64), last=True)
     assert coding.coded_upload(PLAN, upload) is upload
     assert coding.coded_chunk(codecs.OFF, upload) is upload
-    assert coding.smashed(upload, torch.float32) is upload.smashed
+    assert coding.smashed(codecs.OFF, upload, torch.float32) is upload.smashed
     download = Download(1, 0, (0,), torch.randn(2, *SHAPE), None)
     assert coding.coded_downloads(PLAN, 0, {4: upload}, {4: download})[4] is download
-    assert coding.gradients(download, torch.float32).average is download.average
+    assert coding.gradients(codecs.OFF, download, torch.float32).average is download.average
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -156,7 +156,7 @@ def test_an_evaluation_is_scored_on_what_the_codec_makes_of_it() -> None:
 
     def loss(name: str) -> float:
         session = EvaluateSession(segments, torch.float64, 1, data, codec=parse(name))
-        return evaluate_round(server, LocalLink({0: session}))[0].test.mean_loss
+        return evaluate_round(server, LocalLink({0: session}), parse(name))[0].test.mean_loss
 
     wire = nn.Sequential(segments[0], coding.Wire(parse("topk:0.3")), server.segment).eval()
     with torch.no_grad():

@@ -24,14 +24,14 @@ from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import noise
 from sglr_flower.split.cohort import Cohort
-from sglr_flower.split.defences import Defence, clipped, defended
+from sglr_flower.split.defences import StandardDefence, clipped, defended
 from sglr_flower.split.distances import distance_correlation
 from sglr_flower.split.optimizers import SGD
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, TrainSession, train_round
 from sglr_flower.split.server import ServerSegment
 from sglr_flower.studies.trained import network as trained
 
-ALL = Defence(nopeek_weight=0.5, clip=2.0, noise=0.1, noise_seed=4)
+ALL = StandardDefence(nopeek_weight=0.5, clip=2.0, noise=0.1, noise_seed=4)
 PLAN = replace(plans.PLAN, defence=ALL)
 
 
@@ -168,7 +168,7 @@ def test_batches_of_several_clients_are_computed_each_by_itself() -> None:
     [replace(ALL, clip=0.0, noise=0.0), replace(ALL, nopeek_weight=0.0), ALL],
     ids=["nopeek", "clip and noise", "all"],
 )
-def test_a_client_descends_the_sum_of_both_losses(defence: Defence) -> None:
+def test_a_client_descends_the_sum_of_both_losses(defence: StandardDefence) -> None:
     """As if client and server were one program: one loss, one autograd, over two steps."""
     plan = replace(PLAN, clients=(0,), defence=defence)
     data, client, server = images(8, 0), segment(0), server_segment()
@@ -287,7 +287,7 @@ def test_an_evaluation_sends_defended_data_however_the_clients_are_spread() -> N
 def test_without_a_defence_smashed_data_are_what_they_are() -> None:
     smashed = torch.randn(3, 2)
     assert torch.equal(defended(smashed, None, "test"), smashed)
-    assert torch.equal(defended(smashed, Defence(), "test"), smashed)
+    assert torch.equal(defended(smashed, StandardDefence(), "test"), smashed)
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_the_run_config_switches_them_on_one_by_one() -> None:
     assert assembly.defence(RunConfig.parse({})) is None
     assert assembly.plan(RunConfig.parse({}), 1).defence is None
     chosen = assembly.defence(RunConfig.parse({"smashed-clip": 3}))
-    assert chosen == Defence(clip=3.0)
-    assert assembly.plan(RunConfig.parse({"smashed-noise": 0.5, "noise-seed": 2}), 1).defence == Defence(
+    assert chosen == StandardDefence(clip=3.0)
+    assert assembly.plan(RunConfig.parse({"smashed-noise": 0.5, "noise-seed": 2}), 1).defence == StandardDefence(
         noise=0.5, noise_seed=2
     )

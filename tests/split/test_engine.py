@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from sglr_flower.data.datasets import ImageSet
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
+from sglr_flower.split.codecs import OFF
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import binary_cross_entropy, cross_entropy
 from sglr_flower.split.messages import Download, Upload
@@ -285,7 +286,7 @@ def test_evaluation_counts_by_hand() -> None:
     before = weights(trained)
 
     session = EvaluateSession(trained.segments, torch.float64, 1, held_out)
-    scores = evaluate_round(server, LocalLink({0: session}))
+    scores = evaluate_round(server, LocalLink({0: session}), OFF)
 
     assert_close(weights(trained), before, rtol=0, atol=0)
     for client, score in scores.items():

@@ -368,7 +368,7 @@ def test_a_private_run_does_not_depend_on_the_spread_of_its_clients(protects: st
 )
 def test_a_mistake_is_one_sentence(values: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=rf"^run-config key {sentence}"):
-        RunConfig.parse(values)
+        assembly.check(RunConfig.parse(values))
 
 
 def test_methods_of_ones_own_may_have_their_messages_noised() -> None:

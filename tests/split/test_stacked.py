@@ -127,7 +127,7 @@ def test_batches_of_a_size_are_computed_together(optimizer: StandardOptimizer, t
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "binary-cross-entropy", "own_parts:weighted"])
 def test_local_training_together_is_that_of_a_loop(loss: str, together: list[int]) -> None:
-    plan = replace(PLAN, loss=losses.get(loss), server_update="none", local_epochs=2)
+    plan = replace(PLAN, loss=losses.get(loss), server=None, local_epochs=2)
     ends = []
     for form in (False, True):
         trained = cohort(RAGGED, build=model().whole, stacked=form)

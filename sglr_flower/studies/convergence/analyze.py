@@ -61,7 +61,7 @@ def read(run_dir: Path, data_dir: Path | None = None) -> Run:
     directory = RunDirectory(run_dir.expanduser().absolute())
     config = trained.with_data_dir(directory.read_config(), data_dir).replace(run_dir=str(directory.path))
     method = methods.get(config.method)
-    if method.server != "joint" or method.sequential:
+    if method.server is not methods.joint or method.sequential:
         raise UserError(
             f"{run_dir}: method {config.method} makes no step of all clients together, which is what is analyzed; "
             "psl, sgl, slr, sglr and sfl do"

@@ -20,8 +20,7 @@ from sglr_flower.models.compute import Compute, training_flops
 from sglr_flower.models.footprint import training_bytes, weight_bytes
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
-from sglr_flower.split import codecs, methods
-from sglr_flower.split.codecs import Form
+from sglr_flower.split import methods
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.costs.communication import Average, EpochBytes, Sizes, client_down, epoch_bytes
 
@@ -139,8 +138,7 @@ class Estimator:
         config = self.config
         segment = self.network[: models.cut_index(self.network, cut)]
         shape = replace(self.model, cut=cut).smashed_shape()
-        wires = (config.wire_up, config.wire_down)
-        up, down = (Form(codecs.parse(wire), shape, self.model.dtype).sample_bytes() for wire in wires)
+        up, down = (codec.nbytes(shape, self.model.dtype) for codec in assembly.wire_codecs(config))
         sizes = Sizes(
             clients=config.num_clients,
             samples=config.num_clients * config.samples_per_client,

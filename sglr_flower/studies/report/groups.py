@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import Scalar
-from sglr_flower.split import methods
+from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.report.runs import Run, read_all
 
 CONFIDENCE = 0.95
@@ -112,10 +112,12 @@ class Group:
         """What stands behind the ± of its accuracies."""
         if len(self.runs) > 1:
             return f"{100 * CONFIDENCE:.0f} % interval, {len(self.runs)} seeds"
-        config = self.runs[0].config
-        if methods.get(config.method).one_network:
+        run = self.runs[0]
+        # The summary knows it of a method of one's own, whose code is not imported to read what it has done.
+        known = METHODS.get(run.config.method)
+        if known.one_network if known is not None else run.result is not None and run.result.one_network:
             return "one network, one seed"
-        return f"std over {config.num_clients} clients"
+        return f"std over {run.config.num_clients} clients"
 
     def curve(self, figure: Literal["train_loss", "test_accuracy_mean"]) -> Curve:
         """A column of ``metrics.csv`` per round."""

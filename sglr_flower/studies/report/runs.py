@@ -72,6 +72,7 @@ class Result(BaseModel):
     clients: int = Field(default=1, ge=1)
     client: Client | None = None  # runs of versions that did not know it lack it
     ended_by_privacy_budget: bool = False
+    one_network: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from sglr_flower.run.nodestate import simulated_states
 from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.split import averaging
 from sglr_flower.split.coding import Wire
-from sglr_flower.split.defences import Clip
 from sglr_flower.split.optimizers import segment_weights
 
 _BATCH = 500
@@ -94,8 +93,9 @@ class Trained:
         segment, server = self.client_segment(client), copy.deepcopy(self._server_segment)
         # What clients clip is part of the function that was trained; their noise protects what travels, and is none.
         between: list[tuple[str, nn.Module]] = []
-        if self.config.smashed_clip:
-            between.append(("smashed_clip", Clip(self.config.smashed_clip)))
+        defence = assembly.defence(self.config)
+        if defence is not None and (stage := defence.stage()):
+            between.append(stage)
         up, _ = assembly.wire_codecs(self.config)
         if not up.off:
             between.append(("wire", Wire(up)))
@@ -103,7 +103,7 @@ class Trained:
         if len({name for name, _ in stages}) < len(stages):
             raise UserError(
                 f"run-config key model = {self.config.model!r}: a stage of it is named as the clipping or the codec at "
-                "the cut, smashed_clip or wire, so that the two cannot be one network"
+                "the cut, smashed_clip, defence or wire, so that the two cannot be one network"
             )
         return nn.Sequential(OrderedDict(stages)).eval()
 
