@@ -21,7 +21,6 @@ import platformdirs
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, shared, stream
 from sglr_flower.exchange.checks import check_answer
@@ -150,7 +149,7 @@ def assign(order: ConfigRecord, message: Message, context: Context) -> RecordDic
     data = assembly.client_data(config, clients)
     answer |= {
         "sizes": [len(images) for images in data.values()],
-        "classes": list(datasets.classes(config.dataset, config.data_dir)),
+        "classes": list(assembly.targets(config).words()),
     }
     return RecordDict({ANSWER: ConfigRecord({**answer})})
 

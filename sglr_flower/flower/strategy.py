@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import Tensor
 
 from sglr_flower.data import datasets
+from sglr_flower.data.targets import Classes, Kind
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
 from sglr_flower.exchange.frames import FrameError
@@ -41,6 +42,7 @@ from sglr_flower.split import averaging, methods, optimizers
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES, Link, LocalLink
+from sglr_flower.split.score import Score
 from sglr_flower.split.sent import Sent
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
@@ -71,7 +73,7 @@ class SplitStrategy(Strategy):
         self._segments: SegmentCheck
         self._attendance: Attendance | None = None
         self._streams: StreamServer | None = None
-        self._frame: tuple[tuple[int, ...], torch.dtype, int] = ((), torch.float32, 0)
+        self._frame: tuple[tuple[int, ...], torch.dtype, Kind] = ((), torch.float32, Classes(()))
         self._status_due = 0.0
 
     @property
@@ -129,9 +131,8 @@ class SplitStrategy(Strategy):
         self.summary()
         restored = self.directory.latest_checkpoint() if self.config.resume else None
         model = assembly.model(self.config)
-        classes = len(datasets.classes(self.config.dataset, self.config.data_dir))
         self._segments = SegmentCheck(model.client_segment(0).state_dict())
-        self._frame = model.smashed_shape(), assembly.dtype(self.config), classes
+        self._frame = model.smashed_shape(), assembly.dtype(self.config), assembly.targets(self.config)
         if self.config.evaluate == "server":
             assembly.splits(self.config)  # read now, while the nodes are being started, and kept
         with ExitStack() as stack:
@@ -146,10 +147,11 @@ class SplitStrategy(Strategy):
             self.directory.status(nodes=self.count, exchange=self.exchange)
             summary = training.train(self.config, self, self.directory, restored)
             self._roster.clean_up()
+        score = Score.from_json(summary)
         log.info(
-            "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
-            100 * summary["test_accuracy_mean"],
-            100 * summary["test_accuracy_std"],
+            "test %s %s over %d clients, each at its best validation round",
+            score.words,
+            score.text(summary[f"test_{score.name}_mean"], summary[f"test_{score.name}_std"]),
             self.config.num_clients,
         )
         return self._result()
@@ -366,7 +368,7 @@ class SplitStrategy(Strategy):
         c = self.config
         samples = max(c.batch_size * c.num_clients, EVALUATION_SAMPLES, c.num_clients)
         try:
-            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame[:2], assembly.wire_codecs(c)[0]))
+            return StreamServer(stream_endpoint(), frame_bytes(samples, *self._frame, assembly.wire_codecs(c)[0]))
         except UserError as error:
             if c.exchange == "stream":
                 raise

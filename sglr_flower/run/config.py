@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from sglr_flower import imports
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
 
@@ -46,7 +47,8 @@ class RunConfig(BaseModel):
     )
     model: str = Field(
         "resnet16",
-        description="network to cut: resnet16, alexnet, resnet18, vit, or one's own as package.module:function",
+        description="network to cut: resnet16, alexnet, resnet18, vit, mlp (for tables), or one's own as "
+        "package.module:function",
     )
     cut: str = Field(
         "",
@@ -54,8 +56,9 @@ class RunConfig(BaseModel):
     )
     dataset: str = Field(
         "digits",
-        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), or "
-        "folder: one's own images in data-dir/train/CLASS/",
+        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), folder: "
+        "one's own images in data-dir/train/CLASS/, the tables breast-cancer, wine or diabetes (bundled; for mlp), "
+        "hf:NAME or hf:/folder (images of the Hugging Face hub), or one's own as package.module:function",
     )
     data_dir: str = Field(
         "",
@@ -162,8 +165,15 @@ class RunConfig(BaseModel):
         description="-1: noise comes from the operating system, and nobody can draw it again; from 0: it follows from "
         "this number, for experiments, and protects from nobody who knows the run-config",
     )
-    loss: Literal["cross-entropy", "binary-cross-entropy"] = Field(
-        "cross-entropy", description="cross-entropy, or softmax + binary cross-entropy over the classes"
+    loss: str = Field(
+        "cross-entropy",
+        description="cross-entropy, binary-cross-entropy (softmax and then that over the classes), or a function "
+        "(outputs, targets) as package.module:function",
+    )
+    score: str = Field(
+        "",
+        description="how good a network is, of each sample: a function (outputs, targets) as package.module:function; "
+        "empty: accuracy, for several labels the share that is right, for values the mean squared error",
     )
     initial_segments: Literal["independent", "shared"] = Field(
         "independent",
@@ -368,6 +378,15 @@ class RunConfig(BaseModel):
         name = info.data.get("method", "")
         if not codecs.parse(value).off and name and methods.get(name).whole:
             raise ValueError(f"it must be none with method {name}, which sends no smashed data")
+        return value
+
+    @field_validator("loss", "score")
+    @classmethod
+    def _known_loss(cls, value: str, info: ValidationInfo) -> str:
+        named = ("cross-entropy", "binary-cross-entropy") if info.field_name == "loss" else ("",)
+        if value not in named and not imports.is_path(value):
+            known = ", ".join(named) if info.field_name == "loss" else "empty"
+            raise ValueError(f"it must be {known}, or package.module:function")
         return value
 
     @field_validator("splitavg_phase")

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Samples
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.run import assembly, checkpoint, origin, track
 from sglr_flower.run.accounting import Ledger
@@ -179,7 +179,8 @@ def _train_all(
     observers: track.Observers,
 ) -> dict[str, Any]:
     server = assembly.server(config)
-    history = History()
+    scoring = assembly.scoring(config)
+    history = History(score=scoring.score)
     shared: Weights | None = None
     if restored is not None:
         server.load_state(restored.server_state())
@@ -230,7 +231,7 @@ def _train_all(
             client_lr=plan.client_rate(),
             server_lr=plan.step_lr,
             **evaluation_columns(scores),
-            evaluated_images=max((score.test.images for score in scores.values()), default=0),
+            evaluated_images=max((score.test.samples for score in scores.values()), default=0),
             seconds=time.perf_counter() - started,
             step_seconds_median=done.result.step_seconds_median,
             **byte_columns(done.sent),
@@ -239,6 +240,7 @@ def _train_all(
             dropped_clients=done.attended.dropped_clients,
             attempts=done.attempts,
             epsilon=None if ledger is None else ledger.epsilon,
+            score=scoring.score,
         )
         history.add(row, scores)
         if save:
@@ -398,7 +400,7 @@ def _evaluate(
     config: RunConfig,
     server: ServerSegment,
     nodes: Nodes,
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, Samples],
     server_round: int,
     states: Mapping[int, Mapping[str, Tensor]],
     shared: Weights | None,
@@ -406,7 +408,7 @@ def _evaluate(
     """Score every client, on the server with the ``states`` it was sent or over the nodes; and the bytes it took."""
     if config.evaluate == "client":
         with nodes.evaluate(server_round, shared) as link:
-            scores = evaluate_round(server, link)
+            scores = evaluate_round(server, link, assembly.scoring(config))
         # Of who left in the middle only a part of the images was scored.
         scores = {client: score for client, score in scores.items() if client not in nodes.absent}
         if not scores:
@@ -431,7 +433,7 @@ def _evaluate(
 def _score(
     config: RunConfig,
     server: ServerSegment,
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, Samples],
     server_round: int,
     weights: Mapping[int, Weights | None],
 ) -> dict[int, Score]:
@@ -447,7 +449,7 @@ def _score(
     defence, (up, _) = assembly.defence(config), assembly.wire_codecs(config)
     dtype, layout = assembly.dtype(config), server.memory_format
     session = EvaluateSession(segments, dtype, server_round, images, layout, defence, up)
-    return evaluate_round(server, LocalLink({0: session}))
+    return evaluate_round(server, LocalLink({0: session}), assembly.scoring(config))
 
 
 def _per_client(history: History, clients: int) -> dict[str, float]:
@@ -472,13 +474,13 @@ def _round_status(row: RoundMetrics) -> dict[str, Any]:
         "train_loss": row.train_loss,
         "round_seconds": row.seconds,
     }
-    if row.test_accuracy_mean is not None:
-        status |= {"accuracy": row.test_accuracy_mean, "evaluated_round": row.round}
+    if row.test_score_mean is not None:
+        status |= {row.score.name: row.test_score_mean, "evaluated_round": row.round}
     return status
 
 
 def _round_line(row: RoundMetrics, rounds: int) -> str:
     line = f"round {row.round}/{rounds}: loss {row.train_loss:.4f}, {row.steps} steps in {row.seconds:.1f} s"
-    if row.test_accuracy_mean is not None and row.test_accuracy_std is not None:
-        line += f", test accuracy {100 * row.test_accuracy_mean:.2f} ± {100 * row.test_accuracy_std:.2f} %"
+    if row.test_score_mean is not None:
+        line += f", test {row.score.words} {row.score.text(row.test_score_mean, row.test_score_std)}"
     return line

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sglr_flower import imports
+from sglr_flower.data.samples import Tensors
 
-def mean_loss(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+
+def mean_loss(name: str, logits: Tensor, labels: Tensors) -> Tensor:
     """The loss of (n, classes) logits and int64 (n,) labels, averaged over the n samples.
 
     ``cross-entropy`` as in the paper, or the authors' code's ``binary-cross-entropy``: softmax, then binary
-    cross-entropy against the one-hot label, averaged over the outputs too.
+    cross-entropy against the one-hot label, averaged over the outputs too. Or a function's import path.
     """
+    if imports.is_path(name):
+        own: Tensor = imports.load(name, "loss")(logits, labels)
+        return own
+    assert isinstance(labels, Tensor)
     if name == "cross-entropy":
         return F.cross_entropy(logits, labels)
     # Of a run that diverged torch's function refuses what softmax gives, where cross-entropy and its gradient are nan.

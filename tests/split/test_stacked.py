@@ -15,7 +15,7 @@ from reference import plain_loop
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import optimizers, rounds, stacked
@@ -43,10 +43,10 @@ PLAN = RoundPlan(
 )
 
 
-def images(count: int, seed: int) -> ImageSet:
+def images(count: int, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 16, 16), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, 10, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, 10, (count,), generator=draw))
 
 
 def model(dtype: str = "float64"):
