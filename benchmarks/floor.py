@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from sglr_flower.data import datasets
 from sglr_flower.models.compute import training_flops
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig, read_toml
@@ -27,9 +26,10 @@ _PRODUCTS = {"cpu": 60, "cuda": 10}
 def step_operations(config: RunConfig) -> int:
     """Floating-point operations of a step of all clients, forward and backward, both segments."""
     model = assembly.model(config)
-    size = datasets.input_size(config.dataset, config.image_size)
     return (
-        config.num_clients * config.batch_size * training_flops(model.whole(), len(model.client_segment(0)), size).whole
+        config.num_clients
+        * config.batch_size
+        * training_flops(model.whole(), len(model.client_segment(0)), model.inputs).whole
     )
 
 

@@ -33,7 +33,7 @@ from benchmarks.apart import Apart
 from benchmarks.floor import synchronize
 from benchmarks.plain import PlainLoop
 from benchmarks.progress import Progress
-from sglr_flower.data.datasets import Share
+from sglr_flower.data.samples import Share
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig

@@ -81,7 +81,7 @@ def step_parts(clients: int, epochs: int) -> dict[str, float]:
     for ours, _ in pipes:
         ours.recv()
     checks = {
-        node: TrainCheck(plan, dict.fromkeys(own, _BATCHES * 8), shape, torch.float32, 10)
+        node: TrainCheck(plan, dict.fromkeys(own, _BATCHES * 8), shape, torch.float32, assembly.targets(config))
         for node, own in hosted.items()
     }
     streams = StreamServer()

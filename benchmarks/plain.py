@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.floor import synchronize
-from sglr_flower.data.datasets import Share, to_input
+from sglr_flower.data.inputs import to_input
+from sglr_flower.data.samples import Share
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig, read_toml
 from sglr_flower.seeds import generator

@@ -1,6 +1,6 @@
 """One's own data and network: three hospitals with tables of their own train one network, and none hands its table out.
 
-    python examples/own_data.py
+python examples/own_data.py
 """
 
 from functools import partial

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from sglr_flower.data import partition
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.seeds import generator
@@ -163,7 +163,7 @@ def _fed_avg(config: RunConfig) -> Weights:
 def _centralized(config: RunConfig) -> Weights:
     """The whole network on everybody's images, laid end to end in client order and drawn from as client 0 would."""
     shares = _shares(config)
-    union = ImageSet(
+    union = Batch(
         torch.cat([share.images for share in shares.values()]), torch.cat([share.labels for share in shares.values()])
     )
     network = assembly.model(config).whole(0)
@@ -190,7 +190,7 @@ METHODS = tuple(_LOOPS)
 
 
 def _train_whole(
-    config: RunConfig, server_round: int, client: int, network: nn.Module, optimizer: Optimizer, data: ImageSet
+    config: RunConfig, server_round: int, client: int, network: nn.Module, optimizer: Optimizer, data: Batch
 ) -> None:
     batches = _batches(config, server_round, client, len(data))
     for step, batch in enumerate(batches):
@@ -202,7 +202,7 @@ def _train_whole(
 # What the loops read and draw ---------------------------------------------------------------------------------------
 
 
-def _shares(config: RunConfig) -> dict[int, ImageSet]:
+def _shares(config: RunConfig) -> dict[int, Batch]:
     train = assembly.splits(config).train
     shares = partition.partition(
         train.labels, config.partition, config.num_clients, config.samples_per_client, config.seed
@@ -232,7 +232,7 @@ def _batches(config: RunConfig, server_round: int, client: int, size: int) -> li
     return batches
 
 
-def _read(config: RunConfig, data: ImageSet, batch: Tensor) -> tuple[Tensor, Tensor]:
+def _read(config: RunConfig, data: Batch, batch: Tensor) -> tuple[Tensor, Tensor]:
     images = data.images[batch].to(assembly.dtype(config))
     return (images / 127.5 - 1).repeat(1, 3, 1, 1), data.labels[batch]
 
@@ -319,7 +319,7 @@ def _position_average(own: dict[int, Tensor], active: set[int], length: int) -> 
     return torch.stack(rows)
 
 
-def _average(modules: Mapping[int, nn.Module], data: Mapping[int, ImageSet]) -> State:
+def _average(modules: Mapping[int, nn.Module], data: Mapping[int, Batch]) -> State:
     """Eq. 8: sum_i delta_i w_i with delta_i = n_i / n over these clients, buffers too; of counts, rounded."""
     n = sum(len(data[i]) for i in modules)
     states = {i: module.state_dict() for i, module in modules.items()}

@@ -26,9 +26,11 @@ COHORT = """
 import torch
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
-from sglr_flower.data.datasets import ImageSet, Splits
-images = ImageSet(torch.zeros(40, 1, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
-assembly.splits = lambda config: Splits(images, images, images, tuple("0123456789"))
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import Source
+from sglr_flower.data.targets import Classes
+images = Batch(torch.zeros(40, 1, 32, 32, dtype=torch.uint8), torch.arange(40) % 10)
+assembly.splits = lambda config: Source(images, images, images, Classes(tuple("0123456789")))
 config = RunConfig.parse({"dataset": "mnist", "num-clients": 2, "samples-per-client": 20})
 assembly.cohort(config, [0, 1])
 """

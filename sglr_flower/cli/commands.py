@@ -160,7 +160,7 @@ def resume(run_dir: Path) -> None:
     config = directory.read_config()
     launch = _read_launch(directory)
     summary = read_json(directory.path / "summary.json")
-    if "test_accuracy_mean" in summary:
+    if "rounds" in summary:
         Console().print("this run is finished already")
         Console().print(closing_table(summary, directory.path))
         return

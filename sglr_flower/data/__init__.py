@@ -1,1 +1,1 @@
-"""The images and who holds them: data sets (`datasets`), their split over the clients (`partition`), `augment`."""
+"""The data and who holds them: sources (`datasets`), their split over the clients (`partition`), `augment`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sglr_flower.data.datasets import ImageSet
 from sglr_flower.data.images import read_image
+from sglr_flower.data.samples import Batch
 from sglr_flower.errors import UserError
 
 
@@ -37,7 +37,7 @@ def class_folder(name: str) -> str:
     return name.replace("/", "-")
 
 
-def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) -> ImageSet:
+def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) -> Batch:
     """Read ``folder/CLASS/*.png`` and other image files, in folders of folders too.
 
     Parameters
@@ -51,7 +51,7 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
 
     Returns
     -------
-    ImageSet
+    Batch
         Labels are positions in ``classes``; in the order of class folders' and files' names.
 
     Raises
@@ -72,4 +72,4 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
     if not files:
         raise UserError(f"--images {folder}: it must hold CLASS/IMAGE files; the classes are {', '.join(numbers)}")
     images = torch.stack([read_image(Path(path), channels, size) for path, _ in files])
-    return ImageSet(images, torch.tensor([number for _, number in files]))
+    return Batch(images, torch.tensor([number for _, number in files]))

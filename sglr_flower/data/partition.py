@@ -43,7 +43,8 @@ def parse(spec: str) -> tuple[str, float]:
     Parameters
     ----------
     spec : str
-        - ``balanced``: the same number of every class for every client, as equal as possible;
+        - ``balanced``: the same number of every class for every client, as equal as possible; where there are no
+          classes equal shares at random;
         - ``iid``: equal shares at random (IidPartitioner);
         - ``dirichlet:ALPHA``: each class spread with shares from Dirichlet(ALPHA), the smaller ALPHA the more
           uneven (DirichletPartitioner, arXiv 1905.12022);
@@ -84,13 +85,16 @@ def parse(spec: str) -> tuple[str, float]:
     return name, value
 
 
-def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
+_BY_CLASS = ("dirichlet", "pathological", "shards")
+
+
+def partition(labels: Tensor | int, spec: str, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
     """Divide the training images among the clients, alike on every node and in every process.
 
     Parameters
     ----------
-    labels : torch.Tensor
-        int64 [n], the class of every training image, from 0 up.
+    labels : torch.Tensor or int
+        int64 [n], the class of every training image, from 0 up; of samples without classes only how many there are.
     spec : str
         The run-config's ``partition``, see `parse`.
     num_clients : int
@@ -110,13 +114,16 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
     ------
     UserError
         `spec`, `num_clients` or `samples_per_client` is out of range, there are too few images (of a class), or
-        a client is left with none; or `spec` is ``own``, as there is no one set of images to divide then.
+        a client is left with none; or `spec` is by classes and there are none; or it is ``own``, as there is no one set
+        of images to divide then.
     """
     name, parameter = parse(spec)
     if name == "own":
         raise UserError("partition is 'own': every node has images of its own, so there is nothing to divide.")
-    _check_sizes(len(labels), num_clients, samples_per_client)
-    classes = labels.numpy().astype(np.int64, copy=False)
+    if isinstance(labels, int) and name in _BY_CLASS:
+        raise UserError(f"partition is {spec!r}, which is by classes, and the data set has none: take balanced or iid.")
+    classes = _classes(labels)
+    _check_sizes(len(classes), num_clients, samples_per_client)
     if name == "balanced":
         shares = _balanced(classes, num_clients, samples_per_client, seed)
     else:
@@ -126,13 +133,18 @@ def partition(labels: Tensor, spec: str, num_clients: int, samples_per_client: i
     return [torch.from_numpy(np.sort(share)) for share in shares]
 
 
-def deal(labels: Tensor, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
+def _classes(labels: Tensor | int) -> npt.NDArray[np.int64]:
+    """Class numbers; without classes all are of one."""
+    return np.zeros(labels, np.int64) if isinstance(labels, int) else labels.numpy().astype(np.int64, copy=False)
+
+
+def deal(labels: Tensor | int, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
     """Divide the images that a node has of its own evenly among the clients it hosts (partition ``own``).
 
     Parameters
     ----------
-    labels : torch.Tensor
-        int64 [n], the class of every training image of the node.
+    labels : torch.Tensor or int
+        int64 [n], the class of every training image of the node; or how many there are, as in `partition`.
     num_clients : int
         How many clients the node hosts.
     samples_per_client : int
@@ -150,19 +162,20 @@ def deal(labels: Tensor, num_clients: int, samples_per_client: int, seed: int) -
     UserError
         There are fewer images than clients.
     """
-    if num_clients > len(labels):
-        raise UserError(f"partition is 'own', but this node has {len(labels)} train images for {num_clients} clients.")
-    shares = _balanced(labels.numpy().astype(np.int64, copy=False), num_clients, 0, seed) if num_clients else []
+    classes = _classes(labels)
+    if num_clients > len(classes):
+        raise UserError(f"partition is 'own', but this node has {len(classes)} train images for {num_clients} clients.")
+    shares = _balanced(classes, num_clients, 0, seed) if num_clients else []
     return [torch.from_numpy(np.sort(share)) for share in _capped(tuple(shares), samples_per_client, seed)]
 
 
-def class_counts(labels: Tensor, shares: Sequence[Tensor], num_classes: int) -> list[list[int]]:
+def class_counts(labels: Tensor | int, shares: Sequence[Tensor], num_classes: int) -> list[list[int]]:
     """Count each client's images of every class.
 
     Parameters
     ----------
-    labels : torch.Tensor
-        int64 [n], the class of every training image.
+    labels : torch.Tensor or int
+        int64 [n], the class of every training image; or how many there are, all of one class.
     shares : sequence of torch.Tensor
         For each client the int64 [n_i] indices of its images, see `partition`.
     num_classes : int
@@ -173,7 +186,8 @@ def class_counts(labels: Tensor, shares: Sequence[Tensor], num_classes: int) -> 
     list of list of int
         For each client a list of `num_classes` numbers.
     """
-    return [torch.bincount(labels[share], minlength=num_classes).tolist() for share in shares]
+    classes = torch.from_numpy(_classes(labels))
+    return [torch.bincount(classes[share], minlength=num_classes).tolist() for share in shares]
 
 
 def _check_sizes(available: int, num_clients: int, samples_per_client: int) -> None:

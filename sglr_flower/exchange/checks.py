@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sglr_flower.data.targets import Kind, complaint, sample_bytes
 from sglr_flower.exchange.frames import FrameError, few
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import NOT_FINITE, OFF, Codec, Coded, Form
@@ -26,7 +27,7 @@ FRAME_OVERHEAD = 65_536
 """More than a frame has besides its tensors: numbers of clients and sizes, names and shapes."""
 
 
-def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype, codec: Codec = OFF) -> int:
+def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype, targets: Kind, codec: Codec = OFF) -> int:
     """The size that a frame with that many samples does not exceed, for `StreamServer`'s ``max_frame``.
 
     Parameters
@@ -37,10 +38,12 @@ def frame_bytes(samples: int, shape: Sequence[int], dtype: torch.dtype, codec: C
         One sample's smashed data (`SplitModel.smashed_shape`).
     dtype : torch.dtype
         Of smashed data.
+    targets : Kind
+        The source's target type.
     codec : Codec
-        How they travel.
+        How smashed data travel.
     """
-    return samples * (Form(codec, tuple(shape), dtype).sample_bytes() + torch.int64.itemsize) + FRAME_OVERHEAD
+    return samples * (Form(codec, tuple(shape), dtype).sample_bytes() + sample_bytes(targets, dtype)) + FRAME_OVERHEAD
 
 
 class TrainCheck:
@@ -56,15 +59,15 @@ class TrainCheck:
         One sample's smashed data.
     dtype : torch.dtype
         Of smashed data.
-    num_classes : int
-        Labels are below it.
+    targets : Kind
+        The source's target type.
     """
 
     def __init__(
-        self, plan: RoundPlan, samples: Mapping[int, int], shape: tuple[int, ...], dtype: torch.dtype, num_classes: int
+        self, plan: RoundPlan, samples: Mapping[int, int], shape: tuple[int, ...], dtype: torch.dtype, targets: Kind
     ) -> None:
         self._plan, self._samples = plan, dict(samples)
-        self._form, self._num_classes = Form(plan.up, tuple(shape), dtype), num_classes
+        self._form, self._targets = Form(plan.up, tuple(shape), dtype), targets
         self._step = 0
 
     def __call__(self, upload: Upload) -> None:
@@ -88,7 +91,7 @@ class TrainCheck:
         last = not self._plan.sizes_at(step + 1, self._samples)
         if upload.last != last:
             raise FrameError(f"step {step} is {'' if last else 'not '}the node's last one, unlike the frame says")
-        _check_tensors(upload, self._form, self._num_classes)
+        _check_tensors(upload, self._form, self._targets)
         self._step += 1
 
 
@@ -101,7 +104,7 @@ class EvaluateCheck:
         After which it is.
     clients : Sequence[int]
         The node's clients; each has smashed data of the same images.
-    shape, dtype, num_classes
+    shape, dtype, targets
         As in `TrainCheck`.
     samples : int
         Images of a split at most; 0: as many as the node has.
@@ -115,12 +118,12 @@ class EvaluateCheck:
         clients: Sequence[int],
         shape: tuple[int, ...],
         dtype: torch.dtype,
-        num_classes: int,
+        targets: Kind,
         samples: int = 0,
         codec: Codec = OFF,
     ) -> None:
         self._round, self._clients = server_round, tuple(sorted(clients))
-        self._form, self._num_classes = Form(codec.scoring(), tuple(shape), dtype), num_classes
+        self._form, self._targets = Form(codec.scoring(), tuple(shape), dtype), targets
         self._chunk = max(1, EVALUATION_SAMPLES // len(self._clients))
         self._samples = samples
         self._step, self._split, self._seen = 0, "validation", 0
@@ -148,8 +151,9 @@ class EvaluateCheck:
             raise FrameError(f"{size} images in a chunk and {seen} {upload.split} images so far: too many")
         if upload.last and upload.split != "test":
             raise FrameError("the node's last chunk is of test images")
-        _check_tensors(upload, self._form, self._num_classes)
-        if not torch.equal(upload.labels, upload.labels[:size].repeat(len(self._clients))):
+        _check_tensors(upload, self._form, self._targets)
+        labels = [upload.labels] if isinstance(upload.labels, Tensor) else upload.labels.values()
+        if not all(torch.equal(own, torch.cat([own[:size]] * len(self._clients))) for own in labels):
             raise FrameError("the clients' labels differ, though all are scored on the same images")
         self._step, self._split, self._seen = self._step + 1, upload.split, seen
         self._splits = self._next_splits(upload)
@@ -208,14 +212,11 @@ def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[
         )
 
 
-def _check_tensors(upload: Upload, form: Form, num_classes: int) -> None:
-    labels, aside = upload.labels, coding.part(upload.aside, "smashed")
+def _check_tensors(upload: Upload, form: Form, targets: Kind) -> None:
+    aside = coding.part(upload.aside, "smashed")
     _check_kind("smashed data", upload.smashed, aside, form)
-    if labels.dtype != torch.int64:
-        raise FrameError(f"labels of {labels.dtype}, not torch.int64")
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or high >= num_classes:
-        raise FrameError(f"labels from {low} to {high}, not from 0 to {num_classes - 1}")
+    if wrong := complaint(targets, upload.labels, sum(upload.sizes), form.dtype):
+        raise FrameError(wrong)
     _check_contents("smashed data", upload.smashed, aside, form)
 
 

@@ -17,19 +17,25 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
+from sglr_flower.data.samples import Tensors
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange import shared
 from sglr_flower.exchange.shared import Inbox, Outbox
 from sglr_flower.split.messages import Download, Upload
 
-MAX_HEADER = 2048
-"""Bytes of the safetensors header of a frame's tensors: two, or with codecs of one's own up to twelve."""
+MAX_HEADER = 8192
+"""Bytes of the safetensors header of a frame's tensors: two, with codecs of one's own up to twelve, and
+tensors of labels by name."""
+MAX_LABELS = 32
+"""Tensors of labels by name in one frame."""
 
 MAX_CLIENTS = 100_000
 """Clients of one frame: a byte on the wire becomes ten in memory."""
 
 _ASIDE = re.compile(r"[A-Za-z_]\w{0,19}", re.ASCII)
 """What tensors in `codecs.Coded.aside` may be called; `checks` knows those that the codec declares."""
+_NAMED = "labels."
+"""Begins the names of labels that are several tensors by name."""
 _CHANNELS_LAST = ":channels_last"
 """Ends the name of a tensor that is stored as (n, height, width, channels)."""
 
@@ -75,7 +81,7 @@ def encode_upload(upload: Upload, outbox: Outbox | None = None) -> pb.Upload:
         clients=upload.clients,
         sizes=upload.sizes,
         last=upload.last,
-        **_packed({"smashed": upload.smashed, "labels": upload.labels, **upload.aside}, outbox),
+        **_packed({"smashed": upload.smashed, **_labels(upload.labels), **upload.aside}, outbox),
     )
 
 
@@ -95,13 +101,18 @@ def decode_upload(frame: pb.Upload, inbox: Inbox | None = None) -> Upload:
     if not all(sizes) or not _ascending(clients):
         raise FrameError(f"clients {few(clients)} with sizes {few(sizes)}")
     tensors = _unpacked(frame, ("smashed", "labels"), inbox)
-    if not tensors.keys() >= {"smashed", "labels"}:
-        raise FrameError(f"an upload has the tensors smashed and labels, not {' and '.join(tensors) or 'none'}")
-    smashed, labels = tensors.pop("smashed"), tensors.pop("labels")
-    if not smashed.ndim or labels.ndim != 1 or not len(smashed) == len(labels) == sum(sizes):
-        raise FrameError(
-            f"smashed data {few(smashed.shape)} and labels {few(labels.shape)} do not fit sizes {few(sizes)}"
-        )
+    named = {name.removeprefix(_NAMED): tensors.pop(name) for name in list(tensors) if name.startswith(_NAMED)}
+    alone = tensors.pop("labels", None)
+    if "smashed" not in tensors or (alone is None) != bool(named) or len(named) > MAX_LABELS:
+        found = [*tensors, *["labels"] * (alone is not None), *(f"{_NAMED}{_short(name)}" for name in list(named)[:3])]
+        raise FrameError(f"an upload has the tensors smashed and labels, not {' and '.join(found) or 'none'}")
+    smashed = tensors.pop("smashed")
+    for own in named.values() if alone is None else [alone]:
+        if not smashed.ndim or not own.ndim or not len(smashed) == len(own) == sum(sizes):
+            raise FrameError(
+                f"smashed data {few(smashed.shape)} and labels {few(own.shape)} do not fit sizes {few(sizes)}"
+            )
+    labels: Tensors = named if alone is None else alone
     return Upload(frame.server_round, frame.step, frame.split, clients, sizes, smashed, labels, frame.last, tensors)
 
 
@@ -144,6 +155,12 @@ def nbytes(frame: pb.Upload | pb.Download) -> int:
     return int(alone.ByteSize()) + 1 + math.ceil(size.bit_length() / 7) + size  # a tag and a length before the bytes
 
 
+def _labels(labels: Tensors) -> dict[str, Tensor]:
+    if isinstance(labels, Tensor):
+        return {"labels": labels}
+    return {f"{_NAMED}{name}": own for name, own in labels.items()}
+
+
 def _packed(tensors: Mapping[str, Tensor], outbox: Outbox | None) -> dict[str, Any]:
     """The part of a frame that has its tensors."""
     stored = {}
@@ -163,7 +180,7 @@ def _unpacked(frame: pb.Upload | pb.Download, names: Sequence[str], inbox: Inbox
     for key, tensor in _stored(frame, inbox).items():
         name = key.removesuffix(_CHANNELS_LAST)
         of, dot, part = name.partition(".")
-        known = of in names and (not dot or (of != "labels" and _ASIDE.fullmatch(part)))
+        known = of in names and (not dot or (name == key if of == "labels" else _ASIDE.fullmatch(part)))
         if not known or name in tensors or (name != key and tensor.ndim != 4):
             raise FrameError(f"it has tensors {' and '.join(names)}, not {_short(key)}")
         tensors[name] = tensor if name == key else tensor.permute(0, 3, 1, 2)

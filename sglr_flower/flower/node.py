@@ -20,7 +20,6 @@ from typing import TypeVar
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange import grid, shared, stream
 from sglr_flower.exchange.checks import check_answer
@@ -182,7 +181,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
     answer = AssignAnswer(
         versions=tuple(found.values()),
         sizes=tuple(len(images) for images in data.values()),
-        classes=tuple(datasets.classes(config.dataset, config.data_dir)),
+        classes=tuple(assembly.targets(config).words()),
     )
     return RecordDict({ANSWER: answer.to_record()})
 

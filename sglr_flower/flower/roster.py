@@ -13,7 +13,6 @@ import time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from sglr_flower.data import datasets
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
@@ -75,7 +74,7 @@ class Roster:
         self._grid, self._config, self._directory, self._streams = grid, config, directory, streams
         self._seating = Seating(streams, insists=config.exchange == "stream")
         self._greeter = Greeter(grid, self._hello)
-        self._classes = datasets.classes(config.dataset, config.data_dir)
+        self._classes = assembly.targets(config).words()
         self._versions: dict[int, int] = {}
         self._session = time.time_ns()
         self._restored: Checkpoint | None = None

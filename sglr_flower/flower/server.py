@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from sglr_flower.data import datasets
+from sglr_flower.data.targets import Kind
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.checks import EvaluateCheck, FrameCheck, TrainCheck, frame_bytes
 from sglr_flower.exchange.stream import StreamServer
@@ -40,6 +41,7 @@ from sglr_flower.split import averaging, methods
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES, Link, LocalLink
+from sglr_flower.split.score import Score
 from sglr_flower.split.sent import Sent
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
@@ -274,10 +276,9 @@ def _array_bytes(message: Message) -> int:
     return sum(record.count_bytes() for record in message.content.array_records.values())
 
 
-def _frame(config: RunConfig) -> tuple[tuple[int, ...], torch.dtype, int]:
-    """What every frame of the run has to be: the smashed data's shape and dtype, and the number of classes."""
-    classes = datasets.classes(config.dataset, config.data_dir)
-    return assembly.model(config).smashed_shape(), assembly.dtype(config), len(classes)
+def _frame(config: RunConfig) -> tuple[tuple[int, ...], torch.dtype, Kind]:
+    """What every frame of the run has to be: the smashed data's shape and dtype, and the target type."""
+    return assembly.model(config).smashed_shape(), assembly.dtype(config), assembly.targets(config)
 
 
 def _open_port(config: RunConfig) -> StreamServer | None:
@@ -287,8 +288,8 @@ def _open_port(config: RunConfig) -> StreamServer | None:
     # A cohort is not larger than all clients together, nor is a chunk of an evaluation.
     samples = max(config.batch_size * config.num_clients, EVALUATION_SAMPLES, config.num_clients)
     try:
-        shape, dtype, _ = _frame(config)
-        return StreamServer(stream_endpoint(), frame_bytes(samples, shape, dtype, assembly.wire_codecs(config)[0]))
+        limit = frame_bytes(samples, *_frame(config), assembly.wire_codecs(config)[0])
+        return StreamServer(stream_endpoint(), limit)
     except UserError as error:
         if config.exchange == "stream":
             raise
@@ -364,9 +365,10 @@ def _train(grid: Grid, config: RunConfig, directory: RunDirectory) -> None:
         directory.status(nodes=nodes.count, exchange=nodes.exchange)
         summary = training.train(config, nodes, directory, restored)
         nodes.roster.clean_up()
+    score = Score.from_json(summary)
     log.info(
-        "test accuracy %.2f ± %.2f %% over %d clients, each at its best validation round",
-        100 * summary["test_accuracy_mean"],
-        100 * summary["test_accuracy_std"],
+        "test %s %s over %d clients, each at its best validation round",
+        score.words,
+        score.text(summary[f"test_{score.name}_mean"], summary[f"test_{score.name}_std"]),
         config.num_clients,
     )

@@ -1,8 +1,9 @@
 """Models as sequences of named stages, and cutting them in two.
 
 A model is an ``nn.Sequential`` whose children are named *stages*; cutting is slicing. Add one by writing a function
-``(num_classes, image_size) -> nn.Sequential`` and a line in ``_MODELS``, or outside the package by naming such a
-function in the run-config: ``model = "package.module:function"``.
+``(num_classes, image_size) -> nn.Sequential``, or for what is no image ``(inputs) -> nn.Sequential`` with an
+`sglr_flower.data.inputs.Inputs`, and a line in ``_MODELS``; or outside the package by naming such a function in the
+run-config: ``model = "package.module:function"``.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from sglr_flower import imports
+from sglr_flower.data.inputs import Inputs, rgb
+from sglr_flower.data.samples import Tensors, each, one
 from sglr_flower.errors import UserError
 from sglr_flower.models import own
 from sglr_flower.models.alexnet import alexnet
+from sglr_flower.models.mlp import mlp
 from sglr_flower.models.resnet16 import resnet16
 from sglr_flower.models.resnet18 import resnet18
 from sglr_flower.models.vit import vit
@@ -31,15 +35,33 @@ class Model:
 
     Attributes
     ----------
-    build : Callable[[int, int], nn.Sequential]
+    build : Callable[[int, int], nn.Sequential] | Callable[[Inputs], nn.Sequential]
         From the number of classes and the image size in pixels to the whole network: input
-        (n, 3, image_size, image_size), output logits (n, classes). Raises UserError if it is not made for that size.
+        (n, 3, image_size, image_size), output logits (n, classes). Or, with one parameter, from a description of the
+        input with the number of outputs. Raises UserError if it is not made for that.
     cut : str
         The client segment's last stage, or the number of its stages; empty if the user has to say it.
     """
 
-    build: Callable[[int, int], nn.Sequential]
+    build: Callable[..., nn.Sequential]
     cut: str
+
+    def network(self, name: str, inputs: Inputs) -> nn.Sequential:
+        """The whole network for such inputs.
+
+        Raises
+        ------
+        UserError
+            If the model, whose ``name`` is for the sentence, is made for images and these are none.
+        """
+        if own.takes_inputs(self.build):
+            return self.build(inputs)
+        if not inputs.image_size:
+            raise UserError(
+                f"run-config key model = {name!r}: it is made for square images of three channels, and the data set "
+                f"has {inputs.words()}: mlp is for tables, a function of one's own with one parameter for anything"
+            )
+        return self.build(inputs.outputs, inputs.image_size)
 
 
 _MODELS = {
@@ -47,6 +69,7 @@ _MODELS = {
     "alexnet": Model(alexnet, cut="conv1"),
     "resnet18": Model(resnet18, cut="layer1"),
     "vit": Model(vit, cut="block2"),
+    "mlp": Model(mlp, cut="layer1"),
 }
 
 
@@ -56,7 +79,7 @@ def get(name: str) -> Model:
     Parameters
     ----------
     name : str
-        A registered model, or ``package.module:function`` for a function with the signature of `Model.build`; its
+        A registered model, or ``package.module:function`` for a function with a signature of `Model.build`; its
         attribute ``cut``, if it has one, is where it is cut unless the user says otherwise.
 
     Raises
@@ -107,11 +130,12 @@ class MixedPrecision(nn.Sequential):
     Slices are of the same class, so both segments of such a network compute like this.
     """
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Tensors) -> torch.Tensor:
         """The stages in order, (n, *shape)."""
-        with torch.autocast(batch.device.type, torch.bfloat16):
+        first = one(batch)
+        with torch.autocast(first.device.type, torch.bfloat16):
             output: torch.Tensor = super().forward(batch)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return output.to(batch.dtype)
+        return output.to(first.dtype if first.is_floating_point() else torch.float32)
 
 
 @dataclass(frozen=True)
@@ -128,9 +152,9 @@ class SplitModel:
     cut : str
         Stage name or number of stages; empty for the model's own cut.
     num_classes : int
-        Width of the output layer.
-    image_size : int
-        Pixels of a side of the square images.
+        Width of the output layer: classes, labels or values.
+    inputs : Inputs
+        What a sample's input is; images of 32 pixels unless it is said.
     seed : int
         The run's seed.
     shared : bool
@@ -144,7 +168,7 @@ class SplitModel:
     name: str
     cut: str
     num_classes: int
-    image_size: int = field(default=32, kw_only=True)
+    inputs: Inputs = field(default=rgb(32), kw_only=True)
     seed: int
     shared: bool = False
     dtype: torch.dtype = torch.float32
@@ -156,13 +180,13 @@ class SplitModel:
         Raises
         ------
         UserError
-            If the model is unknown or not made for this image size.
+            If the model is unknown or not made for these inputs.
         """
         model = get(self.name)
         # fork_rng: initialisation must not move the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch.device("cpu"), self.seed, "model", 0 if self.shared else client)
-            network = model.build(self.num_classes, self.image_size).to(self.dtype)
+            network = model.network(self.name, replace(self.inputs, outputs=self.num_classes)).to(self.dtype)
         _work_out_of_place(network)
         return MixedPrecision(OrderedDict(network._modules)) if self.mixed else network
 
@@ -182,12 +206,14 @@ class SplitModel:
         Raises
         ------
         UserError
-            If the model is unknown or not made for this image size.
+            If the model is unknown or not made for these inputs, or its client segment gives no tensor.
         """
-        image = torch.zeros(1, 3, self.image_size, self.image_size, dtype=self.dtype)
         # eval: batch norm cannot train on one image.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            smashed = self.client_segment(0).eval()(image)
+            smashed = self.client_segment(0).eval()(self.inputs.example(1, self.dtype))
+        if not isinstance(smashed, torch.Tensor):
+            kind = type(smashed).__name__
+            raise UserError(f"run-config key model = {self.name!r}: at its cut there must be one tensor, not a {kind}")
         return tuple(smashed.shape[1:])
 
     def memory_format(self) -> torch.memory_format:
@@ -209,9 +235,9 @@ class SplitModel:
 
 @functools.lru_cache(maxsize=8)  # a node's process asks for every message
 def _memory_format(model: SplitModel) -> torch.memory_format:
-    if model.dtype != torch.float32:
+    if model.dtype != torch.float32 or not model.inputs.single or len(model.inputs.shape) != 3:
         return torch.contiguous_format
-    images = torch.zeros(2, 3, model.image_size, model.image_size).contiguous(memory_format=torch.channels_last)
+    images = laid_out(one(model.inputs.example(2, model.dtype)), torch.channels_last)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             for training in (True, False):
@@ -225,6 +251,11 @@ def _memory_format(model: SplitModel) -> torch.memory_format:
 def laid_out(tensor: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
     """A batch in a memory format, if it is one of images or feature maps: (n, channels, height, width)."""
     return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor.contiguous()
+
+
+def all_laid_out(inputs: Tensors, memory_format: torch.memory_format) -> Tensors:
+    """`laid_out`, of one tensor or several."""
+    return each(lambda own: laid_out(own, memory_format), inputs)
 
 
 def _work_out_of_place(network: nn.Sequential) -> None:

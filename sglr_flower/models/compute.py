@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sglr_flower.data.inputs import Inputs
+from sglr_flower.data.samples import Tensors
 from sglr_flower.models import upstream
 from sglr_flower.models.formulas import FORMULAS
 
@@ -62,18 +63,18 @@ class _Counter(TorchDispatchMode):
         return found
 
 
-def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
+def segment_flops(segment: nn.Sequential, inputs: Inputs) -> tuple[int, int]:
     """Operations of a client segment's forward, and of its backward, on one sample; counted as by `training_flops`.
 
     Parameters
     ----------
     segment : nn.Sequential
         The client segment, or a network that is not cut; it stays as it is.
-    image_size : int
-        Pixels of a side of the square images.
+    inputs : Inputs
+        What a sample's input is.
     """
     segment = _on_cpu(segment)
-    images = _images(segment, image_size)
+    images = _batch(segment, inputs)
     with torch.random.fork_rng(devices=[]):
         counter = _Counter()
         with counter, torch.no_grad():
@@ -82,7 +83,7 @@ def segment_flops(segment: nn.Sequential, image_size: int) -> tuple[int, int]:
         return forward, _client_flops(segment, images) - forward
 
 
-def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute:
+def training_flops(network: nn.Sequential, cut: int, inputs: Inputs) -> Compute:
     """Count the operations of one training step, by running it, for one sample.
 
     Counted are convolutions, linear layers and other matrix products, attention and LSTM layers (see `formulas`), two
@@ -94,14 +95,14 @@ def training_flops(network: nn.Sequential, cut: int, image_size: int) -> Compute
     Parameters
     ----------
     network : nn.Sequential
-        The whole network, logits (n, classes); it stays as it is.
+        The whole network; it stays as it is.
     cut : int
         Number of stages of the client segment, from 1 to one less than all.
-    image_size : int
-        Pixels of a side of the square images.
+    inputs : Inputs
+        What a sample's input is.
     """
     network = _on_cpu(network)
-    images = _images(network, image_size)
+    images = _batch(network, inputs)
     with torch.random.fork_rng(devices=[]):  # dropout must not move the caller's random numbers
         return Compute(client=_client_flops(network[:cut], images), whole=_whole_flops(network, images))
 
@@ -110,11 +111,11 @@ def _on_cpu(network: nn.Sequential) -> nn.Sequential:
     return copy.deepcopy(network).cpu().train()
 
 
-def _images(network: nn.Module, image_size: int) -> torch.Tensor:
-    return torch.zeros(_BATCH, 3, image_size, image_size, dtype=next(network.parameters()).dtype)
+def _batch(network: nn.Module, inputs: Inputs) -> Tensors:
+    return inputs.example(_BATCH, next(network.parameters()).dtype)
 
 
-def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
+def _client_flops(segment: nn.Sequential, images: Tensors) -> int:
     counter = _Counter()
     with counter:
         smashed = segment(images)
@@ -122,8 +123,9 @@ def _client_flops(segment: nn.Sequential, images: torch.Tensor) -> int:
     return counter.flops // _BATCH
 
 
-def _whole_flops(network: nn.Sequential, images: torch.Tensor) -> int:
+def _whole_flops(network: nn.Sequential, images: Tensors) -> int:
     counter = _Counter()
     with counter:
-        F.cross_entropy(network(images), torch.zeros(_BATCH, dtype=torch.int64)).backward()
+        output = network(images)
+        upstream.scalar(output, torch.ones_like(output)).backward()  # of any loss, which is not counted
     return counter.flops // _BATCH

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sglr_flower.data.inputs import Inputs
+
 _BATCH = 2  # batch norm over a single value has nothing to normalise
 
 
@@ -26,7 +28,7 @@ class Footprint:
     optimizer : int
         What it keeps, such as moments.
     activations : int
-        What the forward saves for the backward, and the smashed data; the images are among them.
+        What the forward saves for the backward, and the smashed data; the inputs are among them.
     """
 
     weights: int
@@ -45,10 +47,10 @@ def weight_bytes(segment: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in segment.state_dict().values())
 
 
-def footprint(segment: nn.Module, optimizer: int, batch_size: int, image_size: int) -> Footprint:
+def footprint(segment: nn.Module, optimizer: int, batch_size: int, inputs: Inputs) -> Footprint:
     """Measure what a client's training step needs, by running its forward.
 
-    That is done with a few images: saved is an amount for each of them, and some for all.
+    That is done with a few samples: saved is an amount for each of them, and some for all.
 
     Parameters
     ----------
@@ -58,12 +60,12 @@ def footprint(segment: nn.Module, optimizer: int, batch_size: int, image_size: i
         Bytes that its optimizer keeps (`OptimizerFactory.nbytes`).
     batch_size : int
         Samples in a step.
-    image_size : int
-        Pixels of a side of the square images.
+    inputs : Inputs
+        What a sample's input is.
     """
     segment = copy.deepcopy(segment).train()
     trained = sum(weight.nbytes for weight in segment.parameters() if weight.requires_grad)
-    few, more = (_saved(segment, count, image_size) for count in (_BATCH, _BATCH + 1))
+    few, more = (_saved(segment, count, inputs) for count in (_BATCH, _BATCH + 1))
     return Footprint(
         weights=weight_bytes(segment),
         gradients=trained,
@@ -72,13 +74,13 @@ def footprint(segment: nn.Module, optimizer: int, batch_size: int, image_size: i
     )
 
 
-def training_bytes(segment: nn.Module, optimizer: int, batch_size: int, image_size: int) -> int:
+def training_bytes(segment: nn.Module, optimizer: int, batch_size: int, inputs: Inputs) -> int:
     """The whole `footprint`."""
-    return footprint(segment, optimizer, batch_size, image_size).total
+    return footprint(segment, optimizer, batch_size, inputs).total
 
 
-def _saved(segment: nn.Module, count: int, image_size: int) -> int:
-    """Bytes of activations with a batch of ``count`` images."""
+def _saved(segment: nn.Module, count: int, inputs: Inputs) -> int:
+    """Bytes of activations with a batch of ``count`` samples."""
     own = {tensor.untyped_storage().data_ptr() for tensor in segment.state_dict().values()}
     saved: dict[int, int] = {}
 
@@ -89,8 +91,8 @@ def _saved(segment: nn.Module, count: int, image_size: int) -> int:
         return tensor
 
     weight = next(segment.parameters())
-    images = torch.zeros(count, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+    batch = inputs.example(count, weight.dtype, weight.device)
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = segment(images)
+        output = segment(batch)
     saved[output.untyped_storage().data_ptr()] = output.nbytes  # what is sent
     return sum(saved.values())

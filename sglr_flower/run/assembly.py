@@ -11,14 +11,17 @@ from torch import Tensor
 
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
-from sglr_flower.data.datasets import ImageSet, Share, Splits
+from sglr_flower.data.inputs import Inputs, to_inputs
+from sglr_flower.data.samples import Samples, Share, one
+from sglr_flower.data.source import Source, subset
+from sglr_flower.data.targets import Classes, Kind, Several, Values, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
 from sglr_flower.run import accounting, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
-from sglr_flower.split import codecs, defences, methods, optimizer_classes, splitavg, splitlr
+from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
@@ -52,7 +55,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         shares_segment=method.shares_segment,
         server_lr=method.server_lr or splitlr.server_lr,
         cut_gradient=method.cut_gradient or splitavg.average,
-        augment=functools.partial(augment, flip=datasets.flips(config.dataset)) if config.augment != "none" else None,
+        augment=functools.partial(augment, flip=datasets.flips(*_data(config))) if config.augment != "none" else None,
         client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
         up=up,
@@ -128,9 +131,29 @@ def dtype(config: RunConfig) -> torch.dtype:
     return torch.float64 if config.dtype == "float64" else torch.float32
 
 
-def splits(config: RunConfig) -> Splits:
-    """The run's train, validation and test images."""
-    return datasets.load(config.dataset, config.data_dir, config.seed, config.image_size)
+def _data(config: RunConfig) -> tuple[str, str, int, int]:
+    """What says which data a run has."""
+    return config.dataset, config.data_dir, config.seed, config.image_size
+
+
+def splits(config: RunConfig) -> Source:
+    """The run's train, validation and test samples."""
+    return datasets.load(*_data(config))
+
+
+def inputs(config: RunConfig) -> Inputs:
+    """What a model reads of one sample of the run's data."""
+    return datasets.inputs(*_data(config))
+
+
+def targets(config: RunConfig) -> Kind:
+    """What the run's data want predicted."""
+    return datasets.targets(*_data(config))
+
+
+def scoring(config: RunConfig) -> score.Scoring:
+    """How networks are scored."""
+    return score.of(targets(config), losses.get(config.loss), config.score)
 
 
 def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
@@ -140,8 +163,8 @@ def model(config: RunConfig, num_classes: int | None = None) -> SplitModel:
     return kind(
         name=config.model,
         cut=config.cut,
-        num_classes=num_classes or len(datasets.classes(config.dataset, config.data_dir)),
-        image_size=datasets.input_size(config.dataset, config.image_size),
+        num_classes=num_classes or targets(config).outputs,
+        inputs=inputs(config),
         seed=config.seed,
         # Segments are averaged or handed on only where they started alike (SplitFed and FedAvg, Algorithm 1 of each).
         shared=method.shares_segment or config.initial_segments == "shared",
@@ -175,13 +198,14 @@ def _check_private(config: RunConfig, segment: torch.nn.Module) -> None:
 
 
 def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
-    """The train images of some clients, none of them copied.
+    """The train samples of some clients, none of them copied.
 
     With partition "own" they are the node's, so these must be all the clients that it hosts.
     """
-    train = splits(config).train
+    source = splits(config)
+    train = source.train
     if config.partition == "own":
-        owned = partition.deal(train.labels, len(clients), config.samples_per_client, config.seed)
+        owned = partition.deal(_labels(source), len(clients), config.samples_per_client, config.seed)
         return {client: Share(train, share) for client, share in zip(clients, owned, strict=True)}
     shares = _shares(config)
     if methods.get(config.method).pooled:
@@ -190,14 +214,24 @@ def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
 
 
 def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The class names, and for each client of the partition how many samples of each class it has."""
+    """The class names, and for each client of the partition how many samples of each class it has.
+
+    Where there are no classes all samples are of one that is called "samples".
+    """
     whole = splits(config)
-    return whole.classes, partition.class_counts(whole.train.labels, _shares(config), len(whole.classes))
+    names = whole.classes or ("samples",)
+    return names, partition.class_counts(_labels(whole), _shares(config), len(names))
+
+
+def _labels(source: Source) -> Tensor | int:
+    """The classes of the train samples, or without classes their number."""
+    labels = source.labels(source.train)
+    return len(source.train) if labels is None else labels
 
 
 @functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
 def _shares(config: RunConfig) -> list[Tensor]:
-    labels = splits(config).train.labels
+    labels = _labels(splits(config))
     return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
 
 
@@ -242,7 +276,7 @@ def refuse_own_partition(config: RunConfig) -> None:
     """
     if config.partition == "own":
         raise UserError(
-            "run-config key partition = 'own': it needs nodes with images of their own (`sglr run --federation`), "
+            "run-config key partition = 'own': it needs nodes with data of their own (`sglr run --federation`), "
             "which a simulation and --in-process do not have"
         )
 
@@ -263,8 +297,7 @@ def check_parts(config: RunConfig) -> None:
     if not config.imports_code:
         return  # what is ours fits
     network = model(config)
-    segment, side = network.client_segment(0).eval(), network.image_size
-    inputs = torch.zeros(2, 3, side, side, dtype=dtype(config))
+    segment, batch = network.client_segment(0).eval(), network.inputs.example(2, dtype(config))
     found = {
         f"optimizer = {config.optimizer!r}": optimizer_classes.refusal(of_clients, segment.parameters()),
         f"{'server-' if config.server_optimizer else ''}optimizer = {config.server_optimizer or config.optimizer!r}": (
@@ -273,7 +306,7 @@ def check_parts(config: RunConfig) -> None:
     }
     if not method.whole:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            smashed = segment(inputs)
+            smashed = segment(batch)
         shape = tuple(smashed.shape[1:])
         found |= {
             f"wire-up = {config.wire_up!r}": codecs.refusal(up, shape, dtype(config)),
@@ -281,7 +314,7 @@ def check_parts(config: RunConfig) -> None:
         }
         if shield is not None:
             drawn = torch.randn(smashed.shape, generator=torch.Generator().manual_seed(0), dtype=dtype(config))
-            found[f"defence = {config.defence!r}"] = defences.refusal(shield, inputs, drawn)
+            found[f"defence = {config.defence!r}"] = defences.refusal(shield, one(batch), drawn)
     for setting, wrong in found.items():
         if wrong:
             raise UserError(f"run-config key {setting}: {wrong}")
@@ -297,8 +330,8 @@ def _check_loss(config: RunConfig) -> None:
     batch = share.take(torch.arange(min(2, len(share))))
     network = model(config).whole(0).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        outputs = network(datasets.to_input(batch.images, dtype(config)))
-    if wrong := losses.refusal(losses.get(config.loss), outputs, batch.labels):
+        outputs = network(to_inputs(batch.inputs, dtype(config)))
+    if wrong := losses.refusal(losses.get(config.loss), outputs, to_targets(batch.targets, dtype(config))):
         raise UserError(f"run-config key loss = {config.loss!r}: {wrong}")
 
 
@@ -329,6 +362,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir)
     network = model(config)
+    _check_task(config, network)
     _check_trainable(config.model, network.client_segment(0))
     _check_private(config, network.server_segment())
     if config.dp_noise:
@@ -336,6 +370,41 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     if config.partition != "own":
         client_data(config, [])
         _check_loss(config)
+
+
+@torch.no_grad()
+def _check_task(config: RunConfig, network: SplitModel) -> None:
+    """Refuse settings that are not for such data, and a network, loss or score that does not fit its targets."""
+    kind, read, source = targets(config), network.inputs, config.dataset
+    if config.augment != "none" and not read.image_size:
+        raise UserError(f"run-config key augment = {config.augment!r}: it is for images, dataset {source!r} has none")
+    if config.nopeek_weight and (not read.single or read.parts[0][2] is not None):
+        raise UserError(f"run-config key nopeek-weight: it is for inputs of numbers, dataset {source!r} has others")
+    if not isinstance(kind, Classes) and config.loss in ("cross-entropy", "binary-cross-entropy"):
+        raise UserError(
+            f"run-config key loss = {config.loss!r}: it is for classes, dataset {source!r} has other targets: "
+            + ("mse or l1 is for values" if isinstance(kind, Values) else "bce-with-logits is for several labels")
+            + ", or one's own as package.module:name"
+        )
+    measured = scoring(config)
+    network.smashed_shape()
+    with torch.random.fork_rng(devices=[]):
+        outputs = network.whole().eval()(read.example(2, network.dtype))
+    if isinstance(kind, Several):
+        return
+    wanted = kind.output_shape
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (2, *wanted):
+        found = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(
+            f"run-config key model = {config.model!r}: it answers a sample with {found}, but dataset {source!r} needs "
+            f"{wanted}"
+        )
+    example = torch.zeros(2, *kind.shape, dtype=kind.dtype(network.dtype))
+    try:
+        measured.values(outputs, example, (1, 1))
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        given = f"run-config keys loss = {config.loss!r}, score = {config.score!r}"
+        raise UserError(f"{given}: they fail on outputs and targets: {error}") from error
 
 
 def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:
@@ -348,10 +417,10 @@ def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:
         raise UserError(f"{wrong} must not use the same weight under two names, as checkpoints and messages name each")
 
 
-def evaluation_images(config: RunConfig) -> dict[str, ImageSet]:
-    """The validation and test images that an evaluation scores: the same ones in every round, for every client."""
+def evaluation_images(config: RunConfig) -> dict[str, Samples]:
+    """The validation and test samples that an evaluation scores: the same ones in every round, for every client."""
     whole = splits(config)
     return {
-        split: datasets.subset(images, config.evaluate_samples, config.seed)
-        for split, images in (("validation", whole.validation), ("test", whole.test))
+        split: subset(samples, config.evaluate_samples, config.seed)
+        for split, samples in (("validation", whole.validation), ("test", whole.test))
     }

@@ -43,8 +43,8 @@ def client_cost(config: RunConfig) -> ClientCost:
     """Count and measure on a client segment of the run's model, with a few images: a fraction of a second."""
     model = assembly.model(config)
     segment = model.client_segment(0)
-    forward, backward = segment_flops(segment, model.image_size)
-    held = footprint(segment, assembly.optimizer(config).nbytes(segment), config.batch_size, model.image_size)
+    forward, backward = segment_flops(segment, model.inputs)
+    held = footprint(segment, assembly.optimizer(config).nbytes(segment), config.batch_size, model.inputs)
     return ClientCost(forward, backward, held.weights, held.gradients, held.optimizer, held.activations)
 
 

@@ -53,7 +53,8 @@ class RunConfig(BaseModel):
     )
     model: str = Field(
         "resnet16",
-        description="network to cut: resnet16, alexnet, resnet18, vit, or one's own as package.module:function",
+        description="network to cut: resnet16, alexnet, resnet18, vit, mlp (for tables), or one's own as "
+        "package.module:function",
     )
     cut: str = Field(
         "",
@@ -61,8 +62,9 @@ class RunConfig(BaseModel):
     )
     dataset: str = Field(
         "digits",
-        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), or "
-        "folder: one's own images in data-dir/train/CLASS/",
+        description="fashion-mnist, mnist, cifar-10, cifar-100, svhn, stl-10, digits (bundled, no download), folder: "
+        "one's own images in data-dir/train/CLASS/, the tables breast-cancer, wine or diabetes (bundled; for mlp), "
+        "hf:NAME or hf:/folder (images of the Hugging Face hub), or one's own as package.module:function",
     )
     data_dir: str = Field(
         "",
@@ -189,6 +191,11 @@ class RunConfig(BaseModel):
         description="mean over the samples: cross-entropy, binary-cross-entropy (softmax, then over the classes), mse "
         "and l1 of numbers, bce-with-logits of several labels, or one's own as package.module:name (a function of "
         "outputs and targets, or a torch.nn module)",
+    )
+    score: str = Field(
+        "",
+        description="how good a network is, of each sample: a function (outputs, targets) as package.module:function; "
+        "empty: accuracy, for several labels the share that is right, for values the mean squared error",
     )
     initial_segments: Literal["independent", "shared"] = Field(
         "independent",
@@ -402,6 +409,13 @@ class RunConfig(BaseModel):
     def _known_codec(cls, value: str) -> str:
         if not codecs.is_own(value):
             codecs.parse(value)
+        return value
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: str) -> str:
+        if value and not imports.is_path(value):
+            raise ValueError("it must be empty, or package.module:name")
         return value
 
     @field_validator("splitavg_phase")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from sglr_flower.split.score import ACCURACY, Score
+
 if TYPE_CHECKING:
-    from sglr_flower.split.rounds import Score
+    from sglr_flower.split import rounds
     from sglr_flower.split.sent import Sent
 
 
 @dataclass(frozen=True)
 class RoundMetrics:
-    """A row of ``metrics.csv``; accuracies are fractions in [0, 1], None in rounds without an evaluation.
+    """A row of ``metrics.csv``; scores are None in rounds without an evaluation.
+
+    In files a column has the score's own name in place of ``score``: ``test_accuracy_mean``, say, a fraction in [0, 1].
 
     Attributes
     ----------
@@ -24,12 +29,12 @@ class RoundMetrics:
         Mean loss per training sample.
     client_lr, server_lr : float
         eta_c of the round's first step, and eta_s of it if all participants are present (0 without a server segment).
-    validation_accuracy_mean, validation_accuracy_std, validation_loss_mean : float | None
+    validation_score_mean, validation_score_std, validation_loss_mean : float | None
         Over the clients; the standard deviation is the population's.
-    test_accuracy_mean, test_accuracy_std, test_loss_mean : float | None
-        The same on test images.
+    test_score_mean, test_score_std, test_loss_mean : float | None
+        The same on test samples.
     evaluated_images : int
-        Test images that each client was scored on; 0 in rounds without an evaluation.
+        Test samples that each client was scored on; 0 in rounds without an evaluation.
     seconds : float
         Wall time of the round, evaluation included; a checkpoint's writing is not.
     step_seconds_median : float
@@ -52,6 +57,8 @@ class RoundMetrics:
         How often the round was begun: 1 and its retries.
     epsilon : float | None
         What has been spent at its end, with differential privacy whose noise nobody can draw again.
+    score : Score
+        What the scores are; no column.
     """
 
     round: int
@@ -60,11 +67,11 @@ class RoundMetrics:
     train_loss: float
     client_lr: float
     server_lr: float
-    validation_accuracy_mean: float | None
-    validation_accuracy_std: float | None
+    validation_score_mean: float | None
+    validation_score_std: float | None
     validation_loss_mean: float | None
-    test_accuracy_mean: float | None
-    test_accuracy_std: float | None
+    test_score_mean: float | None
+    test_score_std: float | None
     test_loss_mean: float | None
     evaluated_images: int
     seconds: float
@@ -85,16 +92,37 @@ class RoundMetrics:
     bytes_framing_up: int = 0
     bytes_framing_down: int = 0
     epsilon: float | None = None
+    score: Score = ACCURACY
+
+    def named(self) -> dict[str, Any]:
+        """The row by column."""
+        return _named({name: getattr(self, name) for name in _FIELDS}, self.score)
 
 
 def figures(row: RoundMetrics) -> dict[str, float]:
     """The numbers of a row by column, without its round and what it does not have: what curves are drawn of."""
-    return {name: value for name, value in asdict(row).items() if value is not None and name != "round"}
+    return {name: value for name, value in row.named().items() if value is not None and name != "round"}
 
 
-COLUMNS = tuple(column.name for column in fields(RoundMetrics))
-BYTE_COLUMNS = tuple(column for column in COLUMNS if column.startswith("bytes_"))
+_FIELDS = tuple(column.name for column in fields(RoundMetrics) if column.name != "score")
+BYTE_COLUMNS = tuple(column for column in _FIELDS if column.startswith("bytes_"))
 """Totals up and down, and the parts that they are made of."""
+
+
+def columns(score: Score) -> tuple[str, ...]:
+    """The columns of ``metrics.csv``."""
+    return tuple(_named(dict.fromkeys(_FIELDS), score))
+
+
+def _named(values: Mapping[str, Any], score: Score) -> dict[str, Any]:
+    """Names with the score's own in place of ``score``."""
+    return {name.replace("_score", f"_{score.name}"): value for name, value in values.items()}
+
+
+def unnamed(values: Mapping[str, Any], score: Score) -> dict[str, Any]:
+    """The same with ``score`` in place of the score's own name: ``test_score_mean`` of ``test_accuracy_mean``."""
+    own = re.compile(rf"((?:validation|test)_){score.name}(?=_mean$|_std$|$)")
+    return {own.sub(r"\1score", name): value for name, value in values.items()}
 
 
 def byte_columns(sent: Sent) -> dict[str, int]:
@@ -103,25 +131,25 @@ def byte_columns(sent: Sent) -> dict[str, int]:
     return {"bytes_up": sent.up, "bytes_down": sent.down, **parts}
 
 
-def evaluation_columns(scores: Mapping[int, Score]) -> dict[str, Any]:
-    """The evaluation's columns of a row, from the clients' scores (empty: all None)."""
+def evaluation_columns(scores: Mapping[int, rounds.Score]) -> dict[str, Any]:
+    """The evaluation's part of a row, from the clients' scores (empty: all None)."""
     columns: dict[str, Any] = {}
     for split in ("validation", "test"):
         tallies = [score.of(split) for score in scores.values()]
-        accuracies = [tally.accuracy for tally in tallies]
-        columns[f"{split}_accuracy_mean"] = statistics.fmean(accuracies) if tallies else None
-        columns[f"{split}_accuracy_std"] = statistics.pstdev(accuracies) if tallies else None
+        means = [tally.mean_score for tally in tallies]
+        columns[f"{split}_score_mean"] = statistics.fmean(means) if tallies else None
+        columns[f"{split}_score_std"] = statistics.pstdev(means) if tallies else None
         columns[f"{split}_loss_mean"] = statistics.fmean(tally.mean_loss for tally in tallies) if tallies else None
     return columns
 
 
 @dataclass(frozen=True)
 class Best:
-    """A client's best validation round and its test accuracy there, which is what the paper tests."""
+    """A client's best validation round and its test score there, which is what the paper tests."""
 
     round: int
-    validation_accuracy: float
-    test_accuracy: float
+    validation_score: float
+    test_score: float
 
 
 @dataclass
@@ -134,53 +162,67 @@ class History:
         One per round.
     best : dict[int, Best]
         Client -> its best validation round; the earlier one on a tie.
+    score : Score
+        What its scores are.
     """
 
     rows: list[RoundMetrics] = field(default_factory=list)
     best: dict[int, Best] = field(default_factory=dict)
+    score: Score = ACCURACY
 
-    def add(self, row: RoundMetrics, scores: Mapping[int, Score]) -> None:
+    def add(self, row: RoundMetrics, scores: Mapping[int, rounds.Score]) -> None:
         """Record a round."""
         self.rows.append(row)
-        for client, score in scores.items():
-            accuracy = score.validation.accuracy
-            if client not in self.best or accuracy > self.best[client].validation_accuracy:
-                self.best[client] = Best(row.round, accuracy, score.test.accuracy)
+        for client, own in scores.items():
+            found = own.validation.mean_score
+            if client not in self.best or self.score.better(found, self.best[client].validation_score):
+                self.best[client] = Best(row.round, found, own.test.mean_score)
+
+    def named_best(self, client: int) -> dict[str, Any] | None:
+        """A client's best round by the names that files have; None before its first."""
+        return _named(asdict(self.best[client]), self.score) if client in self.best else None
 
     def last_evaluated(self) -> RoundMetrics | None:
         """The last row that has an evaluation."""
-        return next((row for row in reversed(self.rows) if row.test_accuracy_mean is not None), None)
+        return next((row for row in reversed(self.rows) if row.test_score_mean is not None), None)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {
-            "rows": [asdict(row) for row in self.rows],
-            "best": {str(client): asdict(best) for client, best in self.best.items()},
+            "rows": [row.named() for row in self.rows],
+            "best": {str(client): _named(asdict(best), self.score) for client, best in self.best.items()},
+            **self.score.to_json(),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> History:
         """Inverse of `to_json`."""
+        score = Score.from_json(values)
         return cls(
-            [RoundMetrics(**row) for row in values["rows"]],
-            {int(client): Best(**best) for client, best in values["best"].items()},
+            [RoundMetrics(**unnamed(row, score), score=score) for row in values["rows"]],
+            {int(client): Best(**unnamed(best, score)) for client, best in values["best"].items()},
+            score,
         )
 
     def summary(self) -> dict[str, Any]:
-        """The figures of ``summary.json``: totals, and accuracy over clients at each one's best validation round."""
-        tested = [best.test_accuracy for best in self.best.values()]
+        """The figures of ``summary.json``: totals, and the score over clients at each one's best validation round."""
+        tested = [best.test_score for best in self.best.values()]
         last = self.last_evaluated()
+        scores = {
+            "test_score_mean": statistics.fmean(tested),
+            "test_score_std": statistics.pstdev(tested),
+            "last_round_test_score_mean": last.test_score_mean if last else None,
+            "last_round_test_score_std": last.test_score_std if last else None,
+        }
         return {
             "rounds": len(self.rows),
             "steps": sum(row.steps for row in self.rows),
             "seconds": sum(row.seconds for row in self.rows),
             "step_seconds_median": statistics.median(row.step_seconds_median for row in self.rows),
-            "test_accuracy_mean": statistics.fmean(tested),
-            "test_accuracy_std": statistics.pstdev(tested),
-            "last_round_test_accuracy_mean": last.test_accuracy_mean if last else None,
-            "last_round_test_accuracy_std": last.test_accuracy_std if last else None,
+            **_named(scores, self.score),
             "evaluated_images": last.evaluated_images if last else 0,
             "train_loss": self.rows[-1].train_loss,
             **{column: sum(getattr(row, column) for row in self.rows) for column in BYTE_COLUMNS},
             "evaluation_bytes": sum(row.evaluation_bytes for row in self.rows),
+            **self.score.to_json(),
         }

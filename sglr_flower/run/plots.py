@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from sglr_flower.run import drawing
 from sglr_flower.run.rundir import read_json
+from sglr_flower.split.score import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +26,10 @@ _HEAT_PIXELS = 600  # along an axis of the heat map, roughly
 
 
 def save_curves(run_dir: Path) -> Path:
-    """Draw training loss and test accuracy per round into ``curves.png``.
+    """Draw training loss and test score per round into ``curves.png``.
 
-    The band around the accuracy is one standard deviation over the clients. Rounds without an evaluation have no
-    point; a run without any has no accuracy.
+    The band around the score is one standard deviation over the clients. Rounds without an evaluation have no
+    point; a run without any has no score.
 
     Returns
     -------
@@ -39,12 +40,14 @@ def save_curves(run_dir: Path) -> Path:
         rows = list(csv.DictReader(file))
     summary = read_json(run_dir / "summary.json")
     figure = drawing.new_figure(9, 3.6)
-    loss, accuracy = figure.subplots(1, 2)
+    loss, scores = figure.subplots(1, 2)
     _draw_loss(loss, rows)
-    _draw_accuracy(accuracy, [row for row in rows if row["test_accuracy_mean"]])
+    score = Score.from_json(summary)
+    mean = f"test_{score.name}_mean"
+    _draw_scores(scores, score, [row for row in rows if row[mean]])
     title = f"{summary['method']} with {summary['model']} on {summary['dataset']}, {summary['clients']} clients"
-    if summary.get("test_accuracy_mean") is not None:
-        title += f", {100 * summary['test_accuracy_mean']:.2f} ± {100 * summary['test_accuracy_std']:.2f} %"
+    if summary.get(mean) is not None:
+        title += f", {score.text(summary[mean], summary[f'test_{score.name}_std'])}"
     figure.suptitle(title, parse_math=False)
     return _save(figure, run_dir / "curves.png")
 
@@ -83,19 +86,19 @@ def _draw_loss(axes: Axes, rows: Sequence[dict[str, str]]) -> None:
     _finish_curve(axes)
 
 
-def _draw_accuracy(axes: Axes, tested: Sequence[dict[str, str]]) -> None:
+def _draw_scores(axes: Axes, score: Score, tested: Sequence[dict[str, str]]) -> None:
     if not tested:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", va="center", color="tab:gray")
         return
     rounds = [int(row["round"]) for row in tested]
-    mean = [100 * float(row["test_accuracy_mean"]) for row in tested]
-    std = [100 * float(row["test_accuracy_std"]) for row in tested]
+    mean = [score.scale * float(row[f"test_{score.name}_mean"]) for row in tested]
+    std = [score.scale * float(row[f"test_{score.name}_std"]) for row in tested]
     axes.plot(rounds, mean, color="tab:blue", marker="o", markersize=3, label="mean over clients")
     low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
     axes.fill_between(rounds, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="± one std over clients")
-    axes.legend(loc="lower right", frameon=False)
-    axes.set(ylabel="test accuracy (%)")
+    axes.legend(loc="lower right" if score.higher_is_better else "upper right", frameon=False)
+    axes.set(ylabel=f"test {score.label}")
     _finish_curve(axes)
 
 

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.run.config import RunConfig, read_toml
-from sglr_flower.run.metrics import COLUMNS, History, RoundMetrics
+from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import NodeRow, from_csv, to_csv
 
 if TYPE_CHECKING:
@@ -220,7 +219,10 @@ class RunDirectory:
 
     def begin(self, history: History) -> None:
         """Begin to record: ``metrics.csv`` holds exactly the rounds of ``history``, ``nodes.csv`` no others."""
-        write_atomic(self.path / "metrics.csv", _csv_rows([dict(zip(COLUMNS, COLUMNS, strict=True))]))
+        names = columns(history.score)
+        write_atomic(self.path / "metrics.csv", _csv_rows([dict(zip(names, names, strict=True))]))
+        if said := history.score.to_json():  # for who reads a run that is not finished
+            self.status(**said)
         for row in history.rows:
             self._append(row)
         if self._nodes_file.exists():  # a run without Flower has none
@@ -290,7 +292,7 @@ class RunDirectory:
 
     def _append(self, row: RoundMetrics) -> None:
         with (self.path / "metrics.csv").open("ab") as file:
-            file.write(_csv_rows([asdict(row)]))
+            file.write(_csv_rows([row.named()]))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -304,5 +306,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _csv_rows(rows: list[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
+    csv.DictWriter(text, list(rows[0]), lineterminator="\n").writerows(rows)
     return text.getvalue().encode()

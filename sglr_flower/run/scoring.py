@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Samples
 from sglr_flower.errors import TooFewClients
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
@@ -25,7 +25,7 @@ def scores(
     config: RunConfig,
     server: ServerSegment,
     nodes: Nodes,
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, Samples],
     server_round: int,
     states: Mapping[int, Mapping[str, Tensor]],
     shared: Weights | None,
@@ -39,7 +39,7 @@ def scores(
     """
     if config.evaluate == "client":
         with nodes.evaluate(server_round, shared) as link:
-            found = evaluate_round(server, link, assembly.wire_codecs(config)[0])
+            found = evaluate_round(server, link, assembly.wire_codecs(config)[0], assembly.scoring(config))
         # Of who left in the middle only a part of the images was scored.
         found = {client: score for client, score in found.items() if client not in nodes.absent}
         if not found:
@@ -62,7 +62,7 @@ def scores(
 def _on_server(
     config: RunConfig,
     server: ServerSegment,
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, Samples],
     server_round: int,
     weights: Mapping[int, Weights | None],
 ) -> dict[int, Score]:
@@ -78,4 +78,4 @@ def _on_server(
     defence, (up, _) = assembly.defence(config), assembly.wire_codecs(config)
     dtype, layout = assembly.dtype(config), server.memory_format
     session = EvaluateSession(segments, dtype, server_round, images, layout, defence, up)
-    return evaluate_round(server, LocalLink({0: session}), up)
+    return evaluate_round(server, LocalLink({0: session}), up, assembly.scoring(config))

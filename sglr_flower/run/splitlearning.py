@@ -250,7 +250,9 @@ class SplitLearning:
             defence=self._plan.defence,
             codec=self._plan.up,
         )
-        found = {client: done.test for client, done in evaluate_round(self._server, LocalLink({0: session}), scoring).items()}
+        found = {
+            client: done.test for client, done in evaluate_round(self._server, LocalLink({0: session}), scoring).items()
+        }
         return Evaluation(
             scoring.score.name,
             {client: tally.mean_score for client, tally in found.items()},

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Samples
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint, origin, scoring, track
 from sglr_flower.run.accounting import Ledger
@@ -123,7 +123,7 @@ class Training:
         Where it is written.
     server : ServerSegment
         The server's side.
-    images : Mapping[str, ImageSet]
+    images : Mapping[str, Samples]
         What the server scores clients on; empty where they are scored over the nodes.
     history : History
         What it has measured so far.
@@ -137,7 +137,7 @@ class Training:
     nodes: Nodes
     directory: RunDirectory
     server: ServerSegment
-    images: Mapping[str, ImageSet]
+    images: Mapping[str, Samples]
     history: History = field(default_factory=History)
     shared: Weights | None = None
     ledger: Ledger | None = None
@@ -148,7 +148,7 @@ class Training:
     ) -> Training:
         """Set up the server's side, in the state of ``restored`` if there is one, and what the directory holds."""
         server = assembly.server(config)
-        history, shared = History(), None
+        history, shared = History(score=assembly.scoring(config).score), None
         if restored is not None:
             server.load_state(restored.server_state())
             history, shared = History.from_json(restored.history), restored.shared_weights()
@@ -216,7 +216,7 @@ class Training:
             client_lr=plan.client_rate(),
             server_lr=plan.step_lr,
             **evaluation_columns(scores),
-            evaluated_images=max((score.test.images for score in scores.values()), default=0),
+            evaluated_images=max((score.test.samples for score in scores.values()), default=0),
             seconds=time.perf_counter() - started,
             step_seconds_median=trained.result.step_seconds_median,
             **byte_columns(trained.sent),
@@ -225,6 +225,7 @@ class Training:
             dropped_clients=trained.attended.dropped_clients,
             attempts=trained.attempts,
             epsilon=None if self.ledger is None else self.ledger.epsilon,
+            score=self.history.score,
         )
         return Done(row, scores, saved)
 
@@ -335,13 +336,13 @@ def _round_status(row: RoundMetrics) -> dict[str, Any]:
         "train_loss": row.train_loss,
         "round_seconds": row.seconds,
     }
-    if row.test_accuracy_mean is not None:
-        status |= {"accuracy": row.test_accuracy_mean, "evaluated_round": row.round}
+    if row.test_score_mean is not None:
+        status |= {row.score.name: row.test_score_mean, "evaluated_round": row.round}
     return status
 
 
 def _round_line(row: RoundMetrics, rounds: int) -> str:
     line = f"round {row.round}/{rounds}: loss {row.train_loss:.4f}, {row.steps} steps in {row.seconds:.1f} s"
-    if row.test_accuracy_mean is not None and row.test_accuracy_std is not None:
-        line += f", test accuracy {100 * row.test_accuracy_mean:.2f} ± {100 * row.test_accuracy_std:.2f} %"
+    if row.test_score_mean is not None:
+        line += f", test {row.score.words} {row.score.text(row.test_score_mean, row.test_score_std)}"
     return line

@@ -17,6 +17,7 @@ from rich.text import Text
 from sglr_flower.run.nodetable import GONE, NodeEntry, printable
 from sglr_flower.run.rundir import read_json
 from sglr_flower.run.units import flops
+from sglr_flower.split.score import ACCURACY, Score
 from sglr_flower.split.sent import KINDS
 
 MOST_NODES = 12
@@ -132,10 +133,11 @@ class ProgressView:
         loss = status.get("train_loss", status.get("loss"))
         if loss is not None:
             figures.append(f"loss {loss:.4f}")
-        if "accuracy" in status:
+        score = Score.from_json(status)
+        if score.name in status:
             evaluated = status["evaluated_round"]
             of = "" if evaluated == status["rounds_done"] else f" (round {evaluated})"
-            figures.append(f"accuracy {100 * status['accuracy']:.2f} %{of}")
+            figures.append(f"{score.words} {score.text(status[score.name])}{of}")
         elapsed = time.monotonic() - self._started
         fresh = done - (self._first_round - 1) if self._first_round is not None else 0.0
         if fresh > 0 and elapsed > 0:
@@ -180,10 +182,12 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     loss = "not a number: it diverged" if summary["train_loss"] is None else f"{summary['train_loss']:.4f}"
     one = summary.get("one_network", False)
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
+    score = Score.from_json(summary)
+    things = "images" if score == ACCURACY else "samples"
+    tested = _score(summary, f"test_{score.name}", one)
     rows = {
-        "test accuracy": f"{_accuracy(summary, 'test_accuracy', one)} on {summary['evaluated_images']:,} images ({of} "
-        "best validation round)",
-        "last round": f"{_accuracy(summary, 'last_round_test_accuracy', one)}, training loss {loss}",
+        f"test {score.words}": f"{tested} on {summary['evaluated_images']:,} {things} ({of} best validation round)",
+        "last round": f"{_score(summary, f'last_round_test_{score.name}', one)}, training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
@@ -254,9 +258,11 @@ def _ranges(clients: str) -> str:
     return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
 
 
-def _accuracy(summary: dict[str, Any], figure: str, one: bool) -> str:
-    spread = "" if one else f" ± {100 * summary[f'{figure}_std']:.2f}"
-    return f"{100 * summary[f'{figure}_mean']:.2f}{spread} %"
+def _score(summary: dict[str, Any], figure: str, one: bool) -> str:
+    mean, spread = summary[f"{figure}_mean"], summary[f"{figure}_std"]
+    if mean is None:  # as JSON writes what is no number
+        return "not a number: it diverged"
+    return Score.from_json(summary).text(mean, None if one else spread)
 
 
 def _duration(seconds: float) -> str:

@@ -16,8 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sglr_flower.data.datasets import ImageSet, Share, to_input
-from sglr_flower.models import laid_out, upstream
+from sglr_flower.data import samples
+from sglr_flower.data.inputs import to_inputs
+from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
+from sglr_flower.data.targets import to_targets
+from sglr_flower.models import all_laid_out, laid_out, upstream
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, splitavg
 from sglr_flower.split.codecs import OFF, Codec
@@ -62,8 +65,8 @@ class Cohort:
 
     Parameters
     ----------
-    data : Mapping[int, ImageSet | Share]
-        Client -> its images and labels.
+    data : Mapping[int, Samples]
+        Client -> its samples.
     build_segment : Callable[[int], nn.Module]
         Client -> its initial client segment.
     optimizer : OptimizerFactory
@@ -86,7 +89,7 @@ class Cohort:
 
     def __init__(
         self,
-        data: Mapping[int, ImageSet | Share],
+        data: Mapping[int, Samples],
         build_segment: Callable[[int], nn.Module],
         optimizer: OptimizerFactory,
         dtype: torch.dtype = torch.float32,
@@ -190,16 +193,17 @@ class Cohort:
             clients=present,
             sizes=tuple(self._sizes.values()),
             smashed=torch.cat(outputs),
-            labels=torch.cat(labels),
+            labels=samples.join(labels),
             last=all(step + 1 >= len(batches) for batches in self._batches.values()),
         )
         return coding.coded_upload(plan, upload)
 
     def _forward_each(
         self, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensors]]:
         """`forward`, one client after the other: their smashed data and labels."""
-        outputs, labels = [], []
+        outputs: list[Tensor] = []
+        labels: list[Tensors] = []
         for client in present:
             # What this forward reads and moves; `again` it may move copies only.
             buffers = _copies(dict(self._members[client].segment.named_buffers())) if self._recompute or again else {}
@@ -215,9 +219,9 @@ class Cohort:
     def backward(self, download: Download) -> None:
         """Finish the backward pass of the last `forward` with the gradients received, and step at eta_c."""
         gradients = self._received(download)
-        for one in self._passes:
-            optimizer = self._members[one.client].optimizer
-            upstream.scalar(one.output(), gradients[one.client]).backward()
+        for done in self._passes:
+            optimizer = self._members[done.client].optimizer
+            upstream.scalar(done.output(), gradients[done.client]).backward()
             optimizer.step()
             optimizer.zero_grad()  # now, not before the next step: a thousand clients' gradients are many
         for group in self._stacked_passes:
@@ -265,10 +269,10 @@ class Cohort:
 
     def _forward_together(
         self, stack: Stack, plan: RoundPlan, present: Collection[int], step: int, *, again: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensors]]:
         """`forward`, all clients at once: their smashed data and labels."""
         outputs: dict[int, Tensor] = {}
-        labels: dict[int, Tensor] = {}
+        labels: dict[int, Tensors] = {}
         for done, targets in self._groups(stack, plan, step, again=again):
             self._stacked_passes.append(done)
             # vmap leaves them interleaved, and of such parts torch joins one after the other.
@@ -278,18 +282,19 @@ class Cohort:
 
     def _groups(
         self, stack: Stack, plan: RoundPlan, step: int, *, again: bool = False
-    ) -> Iterator[tuple[StackedPass, Tensor]]:
-        """The forward of a step for each size of batches and learning rate, and its labels int64 (k, b)."""
+    ) -> Iterator[tuple[StackedPass, list[Tensors]]]:
+        """The forward of a step for each size of batches and learning rate, and each client's targets (b, ...)."""
         batches = {client: self._taken(plan, client, step) for client, own in self._batches.items() if step < len(own)}
         kinds = {client: (len(batch), self._rate(plan, client, step)) for client, batch in batches.items()}
         for size, lr in sorted(set(kinds.values())):
             group = {client: batch for client, batch in batches.items() if kinds[client] == (size, lr)}
-            images = torch.cat([batch.images for batch in group.values()]).to(self.device)
-            inputs = to_input(images, self.dtype).unflatten(0, (len(group), size))
-            labels = torch.stack([batch.labels for batch in group.values()])
+            stored = samples.join([batch.inputs for batch in group.values()])
+            count, joint = len(group), to_inputs(self._here(stored), self.dtype)
+            inputs = each(lambda own: own.unflatten(0, (count, size)), joint)  # noqa: B023 - called now
+            labels = [batch.targets for batch in group.values()]
             done = stack.forward(tuple(group), inputs, lr, keep_buffers=again)
             if plan.defence is not None:
-                done = replace(done, output=plan.defence.shaped(inputs, done.output, batch_dims=2))
+                done = replace(done, output=plan.defence.shaped(one(inputs), done.output, batch_dims=2))
             yield done, labels
 
     def local_step(self, plan: RoundPlan, step: int) -> tuple[float, int]:
@@ -302,36 +307,37 @@ class Cohort:
         """
         if self._stack is not None:
             return self._local_step_together(self._stack, plan, step)
-        total, samples = 0.0, 0
+        total, seen = 0.0, 0
         for client, batches in self._batches.items():
             if step >= len(batches):
                 continue
             optimizer = self._members[client].optimizer
             output, labels = self._forward(plan, client, step)
             optimizer.lr = self._rate(plan, client, step)
-            loss = plan.loss(output, labels.to(self.device))
+            loss = plan.loss(output, self._here(labels))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            total, samples = total + loss.item() * len(labels), samples + len(labels)
-        return total, samples
+            total, seen = total + loss.item() * len(output), seen + len(output)
+        return total, seen
 
     def _local_step_together(self, stack: Stack, plan: RoundPlan, step: int) -> tuple[float, int]:
         """`local_step`, all clients at once."""
-        total, samples = 0.0, 0
+        total, seen = 0.0, 0
         for done, labels in self._groups(stack, plan, step):
             output = done.output.detach().requires_grad_()
-            loss = mean_of_each(plan.loss, output, labels.to(self.device))
+            loss = mean_of_each(plan.loss, output, [self._here(own) for own in labels])
             (loss * len(done.clients)).backward()  # each client's is the mean over its own batch, and these are equal
             assert output.grad is not None
             stack.backward(done, output.grad)
-            total, samples = total + loss.item() * labels.numel(), samples + labels.numel()
-        return total, samples
+            count = output.shape[0] * output.shape[1]
+            total, seen = total + loss.item() * count, seen + count
+        return total, seen
 
     def _forward(
         self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """A client's smashed data (b, *cut shape) and labels int64 (b,) of a step.
+    ) -> tuple[Tensor, Tensors]:
+        """A client's smashed data (b, *cut shape) and targets (b, ...) of a step.
 
         With ``buffers`` (batch-norm statistics, say) these are used and moved, and the segment's own stay as they are;
         dropout's mask is the same every time, as it comes from the step's seed.
@@ -339,24 +345,28 @@ class Cohort:
         inputs, labels = self._batch(plan, client, step)
         segment = self._members[client].segment
         smashed = segment(inputs) if buffers is None else torch.func.functional_call(segment, {**buffers}, (inputs,))
-        return smashed if plan.defence is None else plan.defence.shaped(inputs, smashed), labels
+        return smashed if plan.defence is None else plan.defence.shaped(one(inputs), smashed), labels
 
     def _recomputed(self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor]) -> Tensor:
         return self._forward(plan, client, step, buffers)[0]
 
-    def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensor, Tensor]:
-        """A client's inputs on the device and labels on the CPU; then seeds its forward's random numbers."""
+    def _batch(self, plan: RoundPlan, client: int, step: int) -> tuple[Tensors, Tensors]:
+        """A client's inputs on the device and targets on the CPU; then seeds its forward's random numbers."""
         batch = self._taken(plan, client, step)
         seed_torch(self.device, plan.seed, "client", client, plan.server_round, step)
-        return laid_out(to_input(batch.images.to(self.device), self.dtype), self.memory_format), batch.labels
+        return all_laid_out(to_inputs(self._here(batch.inputs), self.dtype), self.memory_format), batch.targets
 
-    def _taken(self, plan: RoundPlan, client: int, step: int) -> ImageSet:
-        """A client's images of a step, augmented, and labels, on the CPU."""
+    def _taken(self, plan: RoundPlan, client: int, step: int) -> Batch:
+        """A client's stored inputs of a step, images augmented, and targets in the run's dtype, on the CPU."""
         batch = self.data[client].take(self._batches[client][step])
-        if plan.augment is None:
-            return batch
-        draw = generator(plan.seed, "augment", client, plan.server_round, step)
-        return ImageSet(plan.augment(batch.images, draw), batch.labels)
+        inputs = batch.inputs
+        if plan.augment is not None:
+            draw = generator(plan.seed, "augment", client, plan.server_round, step)
+            inputs = plan.augment(one(inputs), draw)
+        return Batch(inputs, to_targets(batch.targets, self.dtype))
+
+    def _here(self, values: Tensors) -> Tensors:
+        return each(lambda own: own.to(self.device), values)
 
     def average(self, plan: RoundPlan) -> tuple[dict[str, Tensor], int]:
         """The mean of this node's participants' segments weighted by n_i, and the sum of their n_i."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower import imports
+from sglr_flower.data.samples import Tensors, join
 from sglr_flower.errors import UserError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs (n, ...), targets (n, ...)) -> a scalar with a graph: the mean over the n samples.
+Loss = Callable[[Any, Any], Tensor]
+"""(outputs (n, ...), targets (n, ...)) -> a scalar with a graph: the mean over the n samples. A source with several
+targets gives them by name.
 
 That it is a mean matters: the server's loss is of all clients' samples, and a client's cut gradient is made the one of
 its own batch's mean from it (eq. 5 of arXiv 2112.05929).
@@ -96,18 +99,18 @@ def get(name: str) -> Loss:
     return _Module(own)
 
 
-def mean_of_each(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean of the losses of k clients with batches of one size, (k, b, ...) of both.
+def mean_of_each(loss: Loss, outputs: Tensor, targets: Sequence[Tensors]) -> Tensor:
+    """The mean of the losses of k clients: outputs (k, b, ...), and each one's targets (b, ...).
 
     At once where the loss is one of ours; of one's own nobody knows whether that of all samples is the mean of them
     (with weights of classes it is not).
     """
     if loss in LOSSES.values():
-        return loss(outputs.flatten(0, 1), targets.flatten(0, 1))
+        return loss(outputs.flatten(0, 1), join(targets))
     return torch.stack([loss(*own) for own in zip(outputs, targets, strict=True)]).mean()
 
 
-def refusal(loss: Loss, outputs: Tensor, targets: Tensor) -> str:
+def refusal(loss: Loss, outputs: Tensor, targets: Tensors) -> str:
     """Why a loss cannot train with such outputs and targets; empty if it can. Tries it."""
     outputs = outputs.detach().requires_grad_()
     try:
@@ -118,7 +121,8 @@ def refusal(loss: Loss, outputs: Tensor, targets: Tensor) -> str:
         mean.backward()
     except Exception as error:  # whatever the user's own function does
         reason = str(error).strip().partition("\n")[0]
-        kinds = " and ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (outputs, targets))
+        several = [targets] if isinstance(targets, Tensor) else list(targets.values())
+        kinds = " and ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (outputs, *several))
         return f"it fails with outputs and targets of {kinds}: {reason}"
     return "" if outputs.grad is not None else "it does not depend on the outputs"
 

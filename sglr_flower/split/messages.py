@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from sglr_flower.data import samples
+from sglr_flower.data.samples import Tensors, each
 from sglr_flower.split.codecs import Form
 from sglr_flower.split.sent import Sent
 
@@ -20,15 +22,15 @@ class Upload:
     server_round, step : int
         Which step this is; rounds from 1, steps from 0.
     split : str
-        ``train``, or in an evaluation the images it comes from: ``validation`` or ``test``.
+        ``train``, or in an evaluation the samples it comes from: ``validation`` or ``test``.
     clients : tuple[int, ...]
         The node's clients that have a batch in this step, ascending.
     sizes : tuple[int, ...]
         Samples of each of them.
     smashed : Tensor
         (sum of sizes, *cut shape), in the model's dtype; with a codec `codecs.Coded.values`.
-    labels : Tensor
-        int64 (sum of sizes,).
+    labels : Tensors
+        The targets (sum of sizes, ...): of classes int64 (sum of sizes,); several by name where the source has such.
     last : bool
         The node has no further step in this round.
     aside : Mapping[str, Tensor]
@@ -43,7 +45,7 @@ class Upload:
     clients: tuple[int, ...]
     sizes: tuple[int, ...]
     smashed: Tensor
-    labels: Tensor
+    labels: Tensors
     last: bool
     aside: Mapping[str, Tensor] = field(default_factory=dict)
     answer: Form | None = None
@@ -51,11 +53,12 @@ class Upload:
     @property
     def payload(self) -> Sent:
         """Bytes of its smashed data and labels."""
-        return Sent(smashed=_nbytes("smashed", self.smashed, self.aside), labels=self.labels.nbytes)
+        return Sent(smashed=_nbytes("smashed", self.smashed, self.aside), labels=samples.nbytes(self.labels))
 
     def without_data(self) -> Upload:
         """The same with shapes in place of tensors (torch's device ``meta``): what its answer is checked against."""
-        return replace(self, smashed=self.smashed.to("meta"), labels=self.labels.to("meta"), aside={})
+        labels = each(lambda own: own.to("meta"), self.labels)
+        return replace(self, smashed=self.smashed.to("meta"), labels=labels, aside={})
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from sglr_flower.data.datasets import ImageSet, to_input
-from sglr_flower.models import laid_out
+from sglr_flower.data.inputs import to_inputs
+from sglr_flower.data.samples import Samples, each
+from sglr_flower.data.targets import to_targets
+from sglr_flower.models import all_laid_out
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, defended
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.score import ACCURACY, Scoring, cross_entropy, right
 from sglr_flower.split.sent import Sent, total
 from sglr_flower.split.server import ServerSegment, by_client
 
@@ -83,14 +86,14 @@ class TrainSession:
 
 
 class EvaluateSession:
-    """A node's side of an evaluation: smashed data of its validation, then of its test images, in chunks."""
+    """A node's side of an evaluation: smashed data of its validation, then of its test samples, in chunks."""
 
     def __init__(
         self,
         segments: Mapping[int, nn.Module],
         dtype: torch.dtype,
         server_round: int,
-        images: Mapping[str, ImageSet],
+        samples: Mapping[str, Samples],
         memory_format: torch.memory_format = torch.contiguous_format,
         defence: Defence | None = None,
         codec: Codec = OFF,
@@ -99,10 +102,11 @@ class EvaluateSession:
         self._memory_format, self._defence, self._codec = memory_format, defence, codec
         size = max(1, EVALUATION_SAMPLES // len(segments))
         self._chunks = [
-            (split, int(indices[0]), images[split].take(indices))
+            (split, indices)
             for split in ("validation", "test")
-            for indices in torch.arange(len(images[split])).split(size)
+            for indices in torch.arange(len(samples[split])).split(size)
         ]
+        self._samples = samples
         self._step = -1
 
     def start(self) -> Upload:
@@ -123,9 +127,12 @@ class EvaluateSession:
         self._step += 1
         if self._step == len(self._chunks):
             return None
-        split, first, chunk = self._chunks[self._step]
+        split, indices = self._chunks[self._step]
+        first, chunk = int(indices[0]), self._samples[split].take(indices)
         device = next(next(iter(self._segments.values())).parameters()).device
-        inputs = laid_out(to_input(chunk.images.to(device), self._dtype), self._memory_format)
+        stored = each(lambda own: own.to(device), chunk.inputs)
+        inputs = all_laid_out(to_inputs(stored, self._dtype), self._memory_format)
+        targets, count = to_targets(chunk.targets, self._dtype), len(self._segments)
         with torch.no_grad():
             smashed = [
                 defended(segment.eval()(inputs), self._defence, "evaluation", split, client, self._round, first=first)
@@ -138,7 +145,7 @@ class EvaluateSession:
             clients=tuple(self._segments),
             sizes=(len(chunk),) * len(smashed),
             smashed=torch.cat(smashed),
-            labels=chunk.labels.repeat(len(smashed)),
+            labels=each(lambda own: own.repeat(count, *[1] * (own.ndim - 1)), targets),
             last=self._step + 1 == len(self._chunks),
         )
         return coding.coded_chunk(self._codec, upload)
@@ -270,30 +277,30 @@ def merge(results: Sequence[RoundResult], *, together: bool) -> RoundResult:
 
 @dataclass
 class Tally:
-    """Right predictions, summed cross-entropy and images, added up over chunks."""
+    """Scores, losses and the number of samples, added up over chunks; of right predictions the sum is their number."""
 
-    correct: int = 0
+    score: float = 0.0
     loss: float = 0.0
-    images: int = 0
+    samples: int = 0
 
-    def add(self, correct: int, loss: float, images: int) -> None:
+    def add(self, score: float, loss: float, samples: int) -> None:
         """Count one more chunk."""
-        self.correct, self.loss, self.images = self.correct + correct, self.loss + loss, self.images + images
+        self.score, self.loss, self.samples = self.score + score, self.loss + loss, self.samples + samples
 
     @property
-    def accuracy(self) -> float:
-        """Fraction in [0, 1]."""
-        return self.correct / self.images
+    def mean_score(self) -> float:
+        """Per sample: of classes the accuracy, in [0, 1]."""
+        return self.score / self.samples
 
     @property
     def mean_loss(self) -> float:
-        """Cross-entropy per image, nats."""
-        return self.loss / self.images
+        """Per sample: of classes the cross-entropy, nats."""
+        return self.loss / self.samples
 
 
 @dataclass(frozen=True)
 class Score:
-    """One client's score: (its client segment + the server segment) on validation and test images."""
+    """One client's score: (its client segment + the server segment) on validation and test samples."""
 
     validation: Tally = field(default_factory=Tally)
     test: Tally = field(default_factory=Tally)
@@ -303,17 +310,24 @@ class Score:
         return self.validation if split == "validation" else self.test
 
 
-def evaluate_round(server: ServerSegment, link: Link, codec: Codec) -> dict[int, Score]:
-    """Score every client on the smashed images that its node sends (`EvaluateSession`) by a codec; no weights move."""
+CLASSIFICATION = Scoring(ACCURACY, right, cross_entropy)
+"""How networks are scored where nothing else is said."""
+
+
+def evaluate_round(
+    server: ServerSegment, link: Link, codec: Codec, scoring: Scoring = CLASSIFICATION
+) -> dict[int, Score]:
+    """Score every client on the smashed samples that its node sends (`EvaluateSession`) by a codec; no weights move."""
     codec = codec.scoring()
     scores: dict[int, Score] = {}
     while uploads := link.receive():
         for node, upload in uploads.items():
             smashed = coding.smashed(codec, upload, server.dtype)
-            right, loss = server.score(smashed, upload.labels)  # all clients in one forward
-            rights, losses = by_client({node: (upload, right)}), by_client({node: (upload, loss)})
+            # All clients in one forward.
+            score, loss = server.score(smashed, upload.labels, upload.sizes, scoring)
+            values, losses = by_client({node: (upload, score)}), by_client({node: (upload, loss)})
             for client in upload.clients:
                 tally = scores.setdefault(client, Score()).of(upload.split)
-                tally.add(int(rights[client].sum()), float(losses[client].sum()), len(rights[client]))
+                tally.add(float(values[client].double().sum()), float(losses[client].sum()), len(values[client]))
         link.send({node: Download(upload.server_round, upload.step) for node, upload in uploads.items()})
     return dict(sorted(scores.items()))

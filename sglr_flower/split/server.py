@@ -8,12 +8,13 @@ client (V2). `PrivateServer` learns with differential privacy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sglr_flower.data import samples
+from sglr_flower.data.samples import Tensors, each
 from sglr_flower.models import laid_out
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import averaging, coding, optimizers, privacy, splitavg
@@ -21,6 +22,7 @@ from sglr_flower.split.loss import Loss
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import RoundPlan
+from sglr_flower.split.score import Scoring
 
 
 class ServerSegment:
@@ -87,7 +89,7 @@ class ServerSegment:
         # In client order, whichever node a client lives on: the joint batch must not depend on the spread.
         decoded = {node: (upload, coding.smashed(plan.up, upload, self.dtype)) for node, upload in uploads.items()}
         smashed = by_client(decoded)
-        labels = by_client({node: (upload, upload.labels) for node, upload in uploads.items()})
+        labels = targets_by_client(uploads.values())
         step = next(iter(uploads.values())).step
         gradients, loss = self.update(plan, step, smashed, labels)
         if plan.up.sparse:
@@ -98,7 +100,7 @@ class ServerSegment:
         return coding.coded_downloads(plan, step, uploads, downloads), loss
 
     def update(
-        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensors]
     ) -> tuple[dict[int, Tensor], float]:
         """Learn from the clients' smashed data: here one step over their joint batch.
 
@@ -108,8 +110,8 @@ class ServerSegment:
             The round's settings.
         step : int
             The step within the round.
-        smashed, labels : Mapping[int, Tensor]
-            Client -> (b_i, *cut shape) and int64 (b_i,), in client order.
+        smashed, labels : Mapping[int, Tensor], Mapping[int, Tensors]
+            Client -> (b_i, *cut shape) and targets (b_i, ...), in client order.
 
         Returns
         -------
@@ -117,7 +119,7 @@ class ServerSegment:
             Client -> its own cut gradient, and the mean loss.
         """
         joint = torch.cat(list(smashed.values())).to(self.device)
-        targets = torch.cat(list(labels.values())).to(self.device)
+        targets = _on(samples.join(list(labels.values())), self.device)
         seed_torch(self.device, plan.seed, "server", plan.server_round, step, next(iter(smashed)))
         cut, loss = self.learn(plan.loss, joint, targets, plan.server_rate(len(smashed), step))
         gradients = dict(zip(smashed, cut.split([len(tensor) for tensor in smashed.values()]), strict=True))
@@ -127,15 +129,15 @@ class ServerSegment:
                 gradient.mul_(len(joint) / len(gradient))
         return gradients, loss.item()
 
-    def learn(self, loss: Loss, smashed: Tensor, labels: Tensor, lr: float | Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, loss: Loss, smashed: Tensor, labels: Tensors, lr: float | Tensor) -> tuple[Tensor, Tensor]:
         """One forward, loss, backward and optimizer step; it waits for nothing that the device computes.
 
         Parameters
         ----------
         loss : Loss
             Of the segment's outputs and the labels.
-        smashed, labels : Tensor
-            (n, *cut shape), without a graph, and int64 (n,), on the server's device.
+        smashed, labels : Tensor, Tensors
+            (n, *cut shape), without a graph, and targets (n, ...), on the server's device.
         lr : float | Tensor
             eta_s; a tensor () on the device.
 
@@ -158,22 +160,25 @@ class ServerSegment:
         """Close a round."""
 
     @torch.no_grad()
-    def score(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, smashed: Tensor, labels: Tensors, sizes: Sequence[int], scoring: Scoring) -> tuple[Tensor, Tensor]:
         """Predict in evaluation mode, where no sample's result depends on another one's.
 
         Parameters
         ----------
-        smashed, labels : Tensor
-            (n, *cut shape) and int64 (n,), of any clients.
+        smashed, labels : Tensor, Tensors
+            (n, *cut shape) and targets (n, ...), of any clients.
+        sizes : Sequence[int]
+            Samples of each of the clients.
+        scoring : Scoring
+            The task's.
 
         Returns
         -------
         Tensor, Tensor
-            Whether each prediction is right, bool (n,), and its cross-entropy (n,) in nats.
+            The score and the loss of each sample, (n,).
         """
-        logits = self.segment.eval()(laid_out(smashed.to(self.device), self.memory_format))
-        labels = labels.to(self.device)
-        return logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
+        outputs = self.segment.eval()(laid_out(smashed.to(self.device), self.memory_format))
+        return scoring.values(outputs, _on(labels, self.device), sizes)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and optimizer state as flat named tensors."""
@@ -193,7 +198,7 @@ class ServerInTurn(ServerSegment):
     together = False
 
     def update(
-        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensors]
     ) -> tuple[dict[int, Tensor], float]:
         """A forward, backward and optimizer step on each client's batch by itself."""
         draw = generator(plan.seed, "turns", plan.server_round, step)
@@ -227,7 +232,7 @@ class ServerCopies(ServerSegment):
             averaging.load(self._copy(client).segment, self.segment.state_dict())
 
     def update(
-        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensors]
     ) -> tuple[dict[int, Tensor], float]:
         """Each client's batch through its own copy."""
         alone = {i: self._copies[i].update(plan, step, {i: smashed[i]}, {i: labels[i]}) for i in smashed}
@@ -278,7 +283,7 @@ class PrivateServer(ServerSegment):
     """
 
     def update(
-        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensor]
+        self, plan: RoundPlan, step: int, smashed: Mapping[int, Tensor], labels: Mapping[int, Tensors]
     ) -> tuple[dict[int, Tensor], float]:
         """A forward and backward for each client, and one noisy optimizer step."""
         dp = plan.privacy
@@ -292,7 +297,7 @@ class PrivateServer(ServerSegment):
             share = len(own) / samples
             batch = laid_out(own.to(self.device).detach(), self.memory_format).requires_grad_()
             seed_torch(self.device, plan.seed, "server", plan.server_round, step, client)
-            loss = plan.loss(self.segment(batch), labels[client].to(self.device))
+            loss = plan.loss(self.segment(batch), _on(labels[client], self.device))
             cut, *parts = torch.autograd.grad(loss, [batch, *weights], materialize_grads=True)
             gradients[client] = cut if plan.gradient_scale == "own" else cut * share
             flat = torch.cat([part.flatten() for part in parts])
@@ -361,3 +366,15 @@ def by_client(parts: Mapping[int, tuple[Upload, Tensor]]) -> dict[int, Tensor]:
     for upload, tensor in parts.values():
         pieces.update(zip(upload.clients, tensor.split(list(upload.sizes)), strict=True))
     return dict(sorted(pieces.items()))
+
+
+def targets_by_client(uploads: Iterable[Upload]) -> dict[int, Tensors]:
+    """The clients' targets (b_i, ...), ascending by client over all nodes."""
+    pieces: dict[int, Tensors] = {}
+    for upload in uploads:
+        pieces.update(zip(upload.clients, samples.split(upload.labels, upload.sizes), strict=True))
+    return dict(sorted(pieces.items()))
+
+
+def _on(targets: Tensors, device: torch.device) -> Tensors:
+    return each(lambda own: own.to(device), targets)

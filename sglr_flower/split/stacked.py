@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from sglr_flower.data.samples import Tensors, each, one
 from sglr_flower.models import MixedPrecision, upstream
 from sglr_flower.split.optimizers import Optimizer, OptimizerFactory, Slots
 
@@ -98,7 +99,7 @@ class Stack:
         return [*self._weights.values(), *self._buffers.values(), *slots]
 
     def forward(
-        self, clients: Sequence[int], inputs: Tensor, lr: float | Tensor, *, keep_buffers: bool = False
+        self, clients: Sequence[int], inputs: Tensors, lr: float | Tensor, *, keep_buffers: bool = False
     ) -> StackedPass:
         """The smashed data of some of the clients, with their graph.
 
@@ -115,7 +116,7 @@ class Stack:
         """
         rows: _Rows = slice(None)
         if tuple(clients) != self.clients:
-            rows = torch.tensor([self._row[client] for client in clients], device=inputs.device)
+            rows = torch.tensor([self._row[client] for client in clients], device=one(inputs).device)
         weights = {
             name: stacked.detach()[rows].requires_grad_(self._trained[name]) for name, stacked in self._weights.items()
         }
@@ -163,7 +164,7 @@ class Stack:
             )
 
 
-def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
+def refusal(first: nn.Module, second: nn.Module, inputs: Tensors) -> str:
     """Why segments such as these two cannot be computed together; empty if they can.
 
     Tries it. Random numbers are refused, as every client's are of its own seed (a segment with dropout, say), and so is
@@ -173,8 +174,8 @@ def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
     ----------
     first, second : nn.Module
         In training mode; stay as they are.
-    images : Tensor
-        A batch, (b, channels, h, w).
+    inputs : Tensors
+        A batch, (b, ...).
     """
     segments = (first, second)
     with torch.no_grad():
@@ -182,9 +183,9 @@ def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
         before = _stacked([dict(segment.named_buffers()) for segment in segments])
         buffers = {name: stacked.clone() for name, stacked in before.items()}
         after = [{name: buffer.clone() for name, buffer in segment.named_buffers()} for segment in segments]
-        alone = [functional_call(segment, moved, (images,)) for segment, moved in zip(segments, after, strict=True)]
+        alone = [functional_call(segment, moved, (inputs,)) for segment, moved in zip(segments, after, strict=True)]
         try:
-            together = _together(first, weights, buffers, torch.stack([images, images]))
+            together = _together(first, weights, buffers, each(lambda own: torch.stack([own, own]), inputs))
         except (RuntimeError, ValueError, TypeError) as error:  # the loop has just done it: it is vmap that refuses
             return str(error).strip().partition("\n")[0]
         allowed = _DIFFERENT_MIXED if isinstance(first, MixedPrecision) else _DIFFERENT
@@ -197,9 +198,9 @@ def refusal(first: nn.Module, second: nn.Module, images: Tensor) -> str:
 
 
 def _together(
-    module: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
+    module: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensors
 ) -> Tensor:
-    def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], batch: Tensor) -> Tensor:
+    def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], batch: Tensors) -> Tensor:
         output: Tensor = functional_call(module, (own_weights, own_buffers), (batch,))
         return output
 

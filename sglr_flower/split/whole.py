@@ -19,7 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sglr_flower.data.datasets import ImageSet, Share, to_input
+from sglr_flower.data.inputs import to_inputs
+from sglr_flower.data.samples import Batch, Share, Tensors, each, in_memory, join, nbytes
+from sglr_flower.data.targets import to_targets
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split import splitavg
 from sglr_flower.split.cohort import Cohort
@@ -106,7 +108,7 @@ class WholeStep:
         self._steps: dict[_Kind, _Steps] = {}
         self._memory: list[int] = []
         self._cut_bytes = 0  # of one sample's smashed data
-        self._images, self._positions = _resident(cohort)
+        self._samples, self._positions = _resident(cohort)
 
     def refusal(self, plan: RoundPlan) -> str:
         """Why a round cannot be trained by `train_round`; empty if it can. Lays the round out (`Cohort.begin`)."""
@@ -235,13 +237,16 @@ class WholeStep:
         """A step of all clients and the server; reads and writes tensors that stay where they are."""
         at, clients = tables.at, len(stack.clients)
         chosen = tables.images.index_select(0, at).flatten()
-        inputs = to_input(self._images.images.index_select(0, chosen), self.cohort.dtype)
-        done = stack.forward(
-            stack.clients, inputs.unflatten(0, (clients, kind.size)), tables.client_lr.index_select(0, at).squeeze(0)
-        )
+
+        def taken(values: Tensors) -> Tensors:
+            return each(lambda own: own.index_select(0, chosen), values)
+
+        inputs = to_inputs(taken(self._samples.inputs), self.cohort.dtype)
+        apart = each(lambda own: own.unflatten(0, (clients, kind.size)), inputs)
+        done = stack.forward(stack.clients, apart, tables.client_lr.index_select(0, at).squeeze(0))
         smashed = done.output.detach().flatten(0, 1)
         self._cut_bytes = smashed[0].nbytes
-        labels = self._images.labels.index_select(0, chosen)
+        labels = taken(self._samples.targets)
         cut, mean = self.server.learn(loss, smashed, labels, tables.server_lr.index_select(0, at).squeeze(0))
         gradients = cut.unflatten(0, (clients, kind.size))
         if kind.scale == "own":
@@ -267,7 +272,7 @@ class WholeStep:
         average = 0 if not kind.active else kind.size if kind.over == "clients" else 1
         return Sent(
             smashed=samples * self._cut_bytes,
-            labels=samples * self._images.labels.itemsize,
+            labels=samples * (nbytes(self._samples.targets) // len(self._samples)),
             unicast=(clients - kind.active) * kind.size * self._cut_bytes,
             broadcast=average * self._cut_bytes,
         )
@@ -278,19 +283,23 @@ def _number(device: torch.device) -> tuple[str, int]:
     return device.type, device.index or 0
 
 
-def _resident(cohort: Cohort) -> tuple[ImageSet, dict[int, Tensor]]:
-    """All clients' images on the device, and where each client's are among them, int64 (n,) on the CPU."""
+def _resident(cohort: Cohort) -> tuple[Batch, dict[int, Tensor]]:
+    """All clients' samples on the device, and where each client's are among them, int64 (n,) on the CPU."""
     wholes = {id(data.whole): data.whole for data in cohort.data.values() if isinstance(data, Share)}
     positions: dict[int, Tensor] = {}
     if len(wholes) == 1 and all(isinstance(data, Share) for data in cohort.data.values()):
-        (images,) = wholes.values()
+        together = in_memory(*wholes.values())
         positions = {client: data.indices for client, data in cohort.data.items() if isinstance(data, Share)}
     else:
-        own = [data.take(torch.arange(len(data))) for data in cohort.data.values()]
-        images = ImageSet(torch.cat([each.images for each in own]), torch.cat([each.labels for each in own]))
-        starts = itertools.accumulate([len(each) for each in own], initial=0)
+        own = [in_memory(data) for data in cohort.data.values()]
+        together = Batch(join([part.inputs for part in own]), join([part.targets for part in own]))
+        starts = itertools.accumulate([len(part) for part in own], initial=0)
         positions = {
             client: torch.arange(start, start + len(data))
             for (client, data), start in zip(cohort.data.items(), starts, strict=False)
         }
-    return ImageSet(images.images.to(cohort.device), images.labels.to(cohort.device)), positions
+
+    def here(values: Tensors) -> Tensors:
+        return each(lambda tensor: tensor.to(cohort.device), values)
+
+    return Batch(here(together.inputs), here(to_targets(together.targets, cohort.dtype))), positions

@@ -14,18 +14,11 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import MNIST, FashionMNIST
 
-from sglr_flower.data import datasets
-from sglr_flower.data.datasets import (
-    ImageSet,
-    classes,
-    ensure_present,
-    flips,
-    input_size,
-    load,
-    names,
-    subset,
-    to_input,
-)
+from sglr_flower.data import datasets, tables
+from sglr_flower.data.datasets import ensure_present, flips, inputs, load, names, targets
+from sglr_flower.data.inputs import to_input
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import subset
 from sglr_flower.errors import UserError
 
 
@@ -39,7 +32,7 @@ def data_dir():
 
 def image_set(labels):
     """One image of one pixel for each label, the pixel saying which image it is."""
-    return ImageSet(torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None], torch.tensor(labels))
+    return Batch(torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None], torch.tensor(labels))
 
 
 def as_rows(images):
@@ -47,15 +40,25 @@ def as_rows(images):
 
 
 def test_names():
-    assert names() == ("fashion-mnist", "mnist", "cifar-10", "cifar-100", "svhn", "stl-10", "digits", "folder")
+    assert names() == (
+        "fashion-mnist",
+        "mnist",
+        "cifar-10",
+        "cifar-100",
+        "svhn",
+        "stl-10",
+        "digits",
+        "folder",
+        *tables.NAMES,
+    )
 
 
 def test_unknown_data_set():
     for use in (
         lambda: load("cifar", "", 0),
         lambda: ensure_present("cifar", ""),
-        lambda: classes("cifar"),
-        lambda: input_size("cifar"),
+        lambda: targets("cifar").names,
+        lambda: inputs("cifar").image_size,
         lambda: flips("cifar"),
     ):
         with pytest.raises(UserError, match="dataset is 'cifar', which is not one of fashion-mnist, mnist, cifar-10, "):
@@ -79,8 +82,8 @@ def test_importing_and_looking_are_light(tmp_path):
     ("dataset", "size"), [("fashion-mnist", 32), ("cifar-100", 32), ("stl-10", 48), ("digits", 16), ("folder", 32)]
 )
 def test_input_size_is_the_data_sets_own_unless_one_is_asked_for(dataset, size):
-    assert input_size(dataset) == size
-    assert input_size(dataset, 20) == 20
+    assert inputs(dataset).image_size == size
+    assert inputs(dataset, image_size=20).image_size == 20
 
 
 def test_a_negative_size_is_the_users_mistake():
@@ -89,15 +92,15 @@ def test_a_negative_size_is_the_users_mistake():
 
 
 def test_digits_of_any_kind_are_not_mirrored():
-    assert [name for name in names() if not flips(name)] == ["mnist", "svhn", "digits"]
+    assert [name for name in names() if not flips(name)] == ["mnist", "svhn", "digits", *tables.NAMES]
 
 
 def test_classes_have_a_name_each():
-    numbers = {name: len(set(classes(name))) for name in names() if name != "folder"}
+    numbers = {name: len(set(targets(name).names)) for name in names() if name not in ("folder", *tables.NAMES)}
     assert numbers == dict.fromkeys(numbers, 10) | {"cifar-100": 100}
 
 
-# --- ImageSet, subset ---
+# --- Batch, subset ---
 
 
 def test_take_keeps_the_order_asked_for():

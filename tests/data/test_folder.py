@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sglr_flower.data.datasets import classes, ensure_present, load
+from sglr_flower.data.datasets import ensure_present, load, targets
 from sglr_flower.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_train_and_test_folders(tmp_path):
     write(tmp_path, "train", {"cat": 12, "dog": 9, "eel": 3})
     write(tmp_path, "test", {"cat": 2, "dog": 1, "eel": 4})
     splits = load("folder", str(tmp_path), 0)
-    assert splits.classes == classes("folder", str(tmp_path)) == ("cat", "dog", "eel")
+    assert splits.classes == targets("folder", str(tmp_path)).names == ("cat", "dog", "eel")
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [20, 4, 7]
     assert splits.train.images.shape == (20, 3, 32, 32)
     assert splits.train.images.dtype == torch.uint8
@@ -75,7 +75,7 @@ def test_hidden_folders_and_other_files_are_no_classes_and_sub_folders_are_searc
     assert sum(map(len, (splits.train, splits.validation, splits.test))) == 11
 
 
-@pytest.mark.parametrize("use", [classes, ensure_present, lambda *arguments: load(*arguments, 0)])
+@pytest.mark.parametrize("use", [targets, ensure_present, lambda *arguments: load(*arguments, 0)])
 def test_data_dir_is_needed(use, monkeypatch, tmp_path):
     monkeypatch.setenv("SGLR_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match="data-dir is '', but dataset 'folder' needs it"):

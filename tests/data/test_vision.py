@@ -20,7 +20,7 @@ from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
 from sglr_flower.data import vision
-from sglr_flower.data.datasets import classes, ensure_present, load
+from sglr_flower.data.datasets import ensure_present, load, targets
 from sglr_flower.errors import UserError
 
 NAMES = list(vision.SOURCES)
@@ -32,7 +32,7 @@ def pixels(count, size, seed):
 
 
 def labels(dataset, count):
-    return np.arange(count) * 7 % len(classes(dataset))
+    return np.arange(count) * 7 % len(targets(dataset).names)
 
 
 def originals(dataset):
@@ -49,12 +49,12 @@ def cifar_files(dataset):
         return pickle.dumps({"data": images.reshape(len(images), -1), key: numbers.tolist()})
 
     if dataset == "cifar-100":
-        meta = pickle.dumps({"fine_label_names": list(classes(dataset))})
+        meta = pickle.dumps({"fine_label_names": list(targets(dataset).names)})
         folder = {"train": batch(train, train_labels), "test": batch(test, test_labels), "meta": meta}
         return {f"cifar-100-python/{name}": content for name, content in folder.items()}
     folder = {f"data_batch_{i + 1}": batch(train[4 * i : 4 * i + 4], train_labels[4 * i : 4 * i + 4]) for i in range(5)}
     folder["test_batch"] = batch(test, test_labels)
-    folder["batches.meta"] = pickle.dumps({"label_names": list(classes(dataset))})
+    folder["batches.meta"] = pickle.dumps({"label_names": list(targets(dataset).names)})
     return {f"cifar-10-batches-py/{name}": content for name, content in folder.items()}
 
 
@@ -138,7 +138,7 @@ def test_images_and_labels_are_those_of_the_files(dataset, tmp_path):
     ours = by_bytes(splits.train.images.numpy(), splits.train.labels)
     held_out = by_bytes(splits.validation.images.numpy(), splits.validation.labels)
     assert sorted(ours + held_out) == by_bytes(train, train_labels)
-    assert splits.classes == classes(dataset)
+    assert splits.classes == targets(dataset).names
 
 
 def test_default_and_other_sizes(dataset, tmp_path):

@@ -8,7 +8,8 @@ import plans
 import torch
 from torch import nn
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.targets import Classes
 from sglr_flower.exchange.checks import EvaluateCheck, TrainCheck
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import OFF, Codec
@@ -19,15 +20,16 @@ from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EvaluateSession, Session, TrainSession
 
 SHAPE, CLASSES = (2, 2, 2), 5
+TARGETS = Classes(tuple("01234"))
 PLAN = replace(plans.PLAN, server_round=3, clients=(0, 2, 3, 5), local_epochs=2, batch_size=3)
 SAMPLES = {2: 7, 3: 4, 5: 3, 9: 8}
 """This node's clients; 9 does not take part, and 3 and 5 have fewer batches than 2."""
 
 
-def _images(count: int, seed: int) -> ImageSet:
+def _images(count: int, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, CLASSES, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, CLASSES, (count,), generator=draw))
 
 
 def _segment(client: int) -> nn.Module:
@@ -47,7 +49,7 @@ def train_session(plan: RoundPlan = PLAN) -> TrainSession:
 
 def train_check(plan: RoundPlan = PLAN) -> TrainCheck:
     """The server's."""
-    return TrainCheck(plan, SAMPLES, SHAPE, torch.float32, CLASSES)
+    return TrainCheck(plan, SAMPLES, SHAPE, torch.float32, TARGETS)
 
 
 def evaluate_session(images: int = 700, codec: Codec = OFF) -> EvaluateSession:
@@ -59,7 +61,7 @@ def evaluate_session(images: int = 700, codec: Codec = OFF) -> EvaluateSession:
 
 def evaluate_check(samples: int = 0, codec: Codec = OFF) -> EvaluateCheck:
     """The server's."""
-    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, CLASSES, samples, codec)
+    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, TARGETS, samples, codec)
 
 
 def answer_to(upload: Upload, active: tuple[int, ...] = (), plan: RoundPlan = PLAN) -> Download:

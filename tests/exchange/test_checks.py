@@ -11,6 +11,7 @@ from rounds import (
     CLASSES,
     PLAN,
     SHAPE,
+    TARGETS,
     answer_to,
     changed,
     evaluate_check,
@@ -231,5 +232,5 @@ def test_the_answer_to_an_evaluation_is_empty() -> None:
 def test_no_real_frame_is_larger_than_frame_bytes() -> None:
     for frames in (uploads(train_session()), uploads(evaluate_session(700))):
         for upload in frames:
-            limit = frame_bytes(sum(upload.sizes), SHAPE, torch.float32)
+            limit = frame_bytes(sum(upload.sizes), SHAPE, torch.float32, TARGETS)
             assert upload.payload.up < encode_upload(upload).ByteSize() <= limit

@@ -10,6 +10,7 @@ import torch
 from rounds import (
     PLAN,
     SHAPE,
+    TARGETS,
     answer_to,
     changed,
     evaluate_check,
@@ -45,7 +46,7 @@ def test_a_coded_round_passes_as_it_was_sent(name: str, in_memory: bool) -> None
         assert got.payload == upload.payload
         size = frames.encode_upload(upload).ByteSize()
         assert frames.nbytes(frame) == size
-        assert upload.payload.up < size <= frame_bytes(sum(upload.sizes), SHAPE, torch.float32, plan.up)
+        assert upload.payload.up < size <= frame_bytes(sum(upload.sizes), SHAPE, torch.float32, TARGETS, plan.up)
 
         answer = answer_to(upload, upload.clients[:1], plan)
         download = frames.decode_download(frames.encode_download(answer, outbox), inbox)

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 from faults.faulty import AFTER
 
+from sglr_flower.data.targets import Kind
 from sglr_flower.exchange import exchange_pb2 as pb
 from sglr_flower.exchange.checks import frame_bytes
 from sglr_flower.exchange.frames import decode_download, encode_upload
@@ -232,14 +233,13 @@ def _take_part(session: StrickenSession, place: Place, strike: Strike | None, pi
         run_session(session, place.address, place.secret, PATIENCE, place.roots)
 
 
-def frame_shape() -> tuple[tuple[int, ...], Any, int]:
-    """What `TrainCheck` wants to know of the run: a sample's smashed data, their dtype, the number of classes."""
+def frame_shape() -> tuple[tuple[int, ...], Any, Kind]:
+    """What `TrainCheck` wants to know of the run: a sample's smashed data, their dtype, the target type."""
     config = RunConfig.parse(SETTINGS)
     model = assembly.model(config)
-    return model.smashed_shape(), assembly.dtype(config), model.num_classes
+    return model.smashed_shape(), assembly.dtype(config), assembly.targets(config)
 
 
 def max_frame() -> int:
     """Bytes of a frame at most, as `flower.server` has it."""
-    shape, dtype, _ = frame_shape()
-    return frame_bytes(BATCH * max(map(len, HOSTED.values())), shape, dtype)
+    return frame_bytes(BATCH * max(map(len, HOSTED.values())), *frame_shape())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglr_flower.data.inputs import rgb
 from sglr_flower.models.compute import segment_flops
 from sglr_flower.models.formulas import FORMULAS
 
@@ -30,7 +31,7 @@ def test_a_depthwise_layer_within_a_segment() -> None:
     segment = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32))
     pointwise = 2 * 3 * 32 * 16 * 16
     depthwise = 2 * 9 * 32 * 16 * 16  # each of the 32 channels sees itself alone
-    assert segment_flops(segment, 16) == (pointwise + depthwise, pointwise + 2 * depthwise)
+    assert segment_flops(segment, rgb(16)) == (pointwise + depthwise, pointwise + 2 * depthwise)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_a_depthwise_layer_within_a_segment() -> None:
     ids=["grouped", "asymmetrical", "asymmetrical-dilated-grouped", "transposed", "transposed-grouped"],
 )
 def test_a_convolution(layer: nn.Module, forward: int) -> None:
-    assert segment_flops(nn.Sequential(layer), 8) == (forward, forward)  # of the weights alone
-    assert segment_flops(nn.Sequential(Twice(layer)), 8) == (forward, 2 * forward)
+    assert segment_flops(nn.Sequential(layer), rgb(8)) == (forward, forward)  # of the weights alone
+    assert segment_flops(nn.Sequential(Twice(layer)), rgb(8)) == (forward, 2 * forward)
 
 
 def test_a_grouped_convolution_is_as_much_as_one_for_each_group() -> None:
@@ -62,7 +63,9 @@ def test_a_grouped_convolution_is_as_much_as_one_for_each_group() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([part(channel) for part, channel in zip(self.parts, x.split(1, dim=1), strict=True)], 1)
 
-    assert segment_flops(nn.Sequential(nn.Conv2d(3, 12, 3, groups=3)), 8) == segment_flops(nn.Sequential(Split()), 8)
+    assert segment_flops(nn.Sequential(nn.Conv2d(3, 12, 3, groups=3)), rgb(8)) == segment_flops(
+        nn.Sequential(Split()), rgb(8)
+    )
 
 
 class Attention(nn.Module):
@@ -83,12 +86,12 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_to_fewer_keys_than_queries(masked: bool) -> None:
     scores = 2 * 24 * 5 * 8  # 24 queries, 5 keys, width 8; scores times values are as many
-    assert segment_flops(nn.Sequential(Attention(5, 8, masked)), 8) == (2 * scores, 5 * scores)
+    assert segment_flops(nn.Sequential(Attention(5, 8, masked)), rgb(8)) == (2 * scores, 5 * scores)
 
 
 def test_attention_with_narrower_values_is_not_fused_and_keeps_its_scores() -> None:
     scores, mixed = 2 * 24 * 5 * 8, 2 * 24 * 5 * 6
-    assert segment_flops(nn.Sequential(Attention(5, 6)), 8) == (scores + mixed, 2 * (scores + mixed))
+    assert segment_flops(nn.Sequential(Attention(5, 6)), rgb(8)) == (scores + mixed, 2 * (scores + mixed))
 
 
 def test_dropout_of_the_scores_is_not_fused_on_the_cpu_and_keeps_them() -> None:
@@ -106,8 +109,8 @@ def test_dropout_of_the_scores_is_not_fused_on_the_cpu_and_keeps_them() -> None:
     # Nobody needs the gradient of the tokens, which are the images: of the projections the weights' alone, of the last
     # one its input's too, a fourth of all of them.
     backward = projected + projected // 4
-    assert segment_flops(nn.Sequential(Attended(0.0)), 16) == (projected + 2 * scores, backward + 5 * scores)
-    assert segment_flops(nn.Sequential(Attended(0.1)), 16) == (projected + 2 * scores, backward + 4 * scores)
+    assert segment_flops(nn.Sequential(Attended(0.0)), rgb(16)) == (projected + 2 * scores, backward + 5 * scores)
+    assert segment_flops(nn.Sequential(Attended(0.1)), rgb(16)) == (projected + 2 * scores, backward + 4 * scores)
 
 
 BACKENDS = ["flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"]
@@ -146,7 +149,7 @@ def test_an_lstm_layer() -> None:
 
     # Four gates, two directions; the second layer's inputs are both directions' outputs.
     forward = 2 * 24 * 2 * 4 * 5 * ((8 + 5) + (10 + 5))
-    assert segment_flops(nn.Sequential(Rows()), 8) == (forward, 2 * forward)
+    assert segment_flops(nn.Sequential(Rows()), rgb(8)) == (forward, 2 * forward)
 
 
 def test_a_matrix_times_a_vector() -> None:
@@ -158,6 +161,6 @@ def test_a_matrix_times_a_vector() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.weight  # (n, 3, 8, 8) by (8,)
 
-    assert segment_flops(nn.Sequential(Pooled()), 8) == (2 * 3 * 8 * 8, 2 * 3 * 8 * 8)
+    assert segment_flops(nn.Sequential(Pooled()), rgb(8)) == (2 * 3 * 8 * 8, 2 * 3 * 8 * 8)
     assert FORMULAS[aten.addmv](torch.ones(3), torch.ones(3, 4), torch.ones(4), beta=1, alpha=1, out_val=None) == 24
     assert FORMULAS[aten.dot](torch.ones(4), torch.ones(4), out_val=None) == 8

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from sglr_flower import models
+from sglr_flower.data.inputs import rgb
 from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 
@@ -59,7 +60,7 @@ def test_every_model_maps_images_of_every_size_to_logits(name: str, image_size: 
 def test_each_models_own_cut_has_these_parameters_and_smashed_data(
     name: str, image_size: int, below: int, above: int, smashed: tuple[int, ...]
 ) -> None:
-    model = SplitModel(name, "", 10, image_size=image_size, seed=0)
+    model = SplitModel(name, "", 10, inputs=rgb(image_size), seed=0)
     client, server = model.client_segment(0), model.server_segment()
     assert (parameters(client), parameters(server)) == (below, above)
     with torch.no_grad():
@@ -71,10 +72,10 @@ def test_each_models_own_cut_has_these_parameters_and_smashed_data(
 def test_any_cut_composes_to_the_unsplit_model(name: str) -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits = SplitModel(name, "", 10, image_size=16, seed=0).whole().eval()(x)
+        logits = SplitModel(name, "", 10, inputs=rgb(16), seed=0).whole().eval()(x)
         assert logits.std() > 1e-3
         for count, cut in enumerate(STAGES[name][:-1], start=1):
-            model = SplitModel(name, cut, 10, image_size=16, seed=0)
+            model = SplitModel(name, cut, 10, inputs=rgb(16), seed=0)
             client, server = model.client_segment(0).eval(), model.server_segment().eval()
             assert len(client) == count
             assert torch.equal(server(client(x)), logits)
@@ -131,7 +132,7 @@ def test_vit_is_torchvisions_function() -> None:
 
 
 def test_the_dropout_of_vit_is_the_seeds() -> None:
-    segment = SplitModel("vit", "", 10, image_size=16, seed=0).client_segment(0).train()
+    segment = SplitModel("vit", "", 10, inputs=rgb(16), seed=0).client_segment(0).train()
     x = torch.zeros(2, 3, 16, 16)
 
     def smashed(seed: int) -> Tensor:
@@ -153,7 +154,7 @@ def test_alexnets_last_pool_is_2x2_for_32_pixels() -> None:
 )
 def test_a_size_that_a_model_cannot_take_is_the_users_mistake(name: str, image_size: int, allowed: str) -> None:
     with pytest.raises(UserError, match=rf"model = '{name}'.*{allowed}.*{image_size} x {image_size}"):
-        SplitModel(name, "", 10, image_size=image_size, seed=0).server_segment()
+        SplitModel(name, "", 10, inputs=rgb(image_size), seed=0).server_segment()
 
 
 def test_the_smallest_image_that_alexnet_says_it_takes_it_takes() -> None:
@@ -163,7 +164,7 @@ def test_the_smallest_image_that_alexnet_says_it_takes_it_takes() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_start_from_their_own_weights_or_from_the_same(name: str) -> None:
     def weights(client: int, seed: int = 0, shared: bool = False) -> Tensor:
-        segment = SplitModel(name, "", 10, image_size=16, seed=seed, shared=shared).client_segment(client)
+        segment = SplitModel(name, "", 10, inputs=rgb(16), seed=seed, shared=shared).client_segment(client)
         return torch.cat([parameter.detach().flatten() for parameter in segment.parameters()])
 
     before = torch.get_rng_state()

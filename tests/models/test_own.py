@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sglr_flower import models
+from sglr_flower.data.inputs import rgb
 from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 
@@ -51,7 +52,7 @@ def test_a_model_in_a_file_of_ones_own_trains(tmp_path: Path, monkeypatch: pytes
         "tiny.cut = 2\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    model = SplitModel("my_first_models:tiny", "", 7, image_size=5, seed=0)
+    model = SplitModel("my_first_models:tiny", "", 7, inputs=rgb(5), seed=0)
     client, server = model.client_segment(3), model.server_segment()
     server(client(torch.ones(2, 3, 5, 5))).sum().backward()
     assert (len(client), len(server)) == (2, 1)
@@ -73,7 +74,7 @@ def test_without_a_cut_the_possible_ones_are_named(install: Install) -> None:
 
 
 def test_a_stage_that_works_in_place_leaves_the_smashed_data_alone(install: Install) -> None:
-    model = SplitModel(install(small), "below", 10, image_size=8, seed=0)
+    model = SplitModel(install(small), "below", 10, inputs=rgb(8), seed=0)
     smashed = model.client_segment(0)(torch.randn(2, 3, 8, 8)).detach().requires_grad_()
     before = smashed.detach().clone()
     model.server_segment()(smashed).sum().backward()
@@ -85,7 +86,7 @@ def test_its_weights_are_the_clients_and_unmoved_by_the_check(install: Install) 
     def build(num_classes: int, image_size: int) -> nn.Sequential:
         return nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(num_classes))
 
-    model = SplitModel(install(build), "2", 10, image_size=8, seed=0)
+    model = SplitModel(install(build), "2", 10, inputs=rgb(8), seed=0)
     network = model.whole(1)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), model.whole(1).parameters(), strict=True))
     assert not torch.equal(network[0].weight, model.whole(2)[0].weight)
@@ -99,7 +100,7 @@ def test_its_weights_are_the_clients_and_unmoved_by_the_check(install: Install) 
         (nn.Sequential(), r"must be a function .*, not a Sequential"),
         (math.pow, r"must be a function .*, not a builtin_function_or_method"),
         (3, r"must be a function \(num_classes: int, image_size: int\) -> torch\.nn\.Sequential, not a int"),
-        (lambda num_classes: small(num_classes, 32), r"must be a function .*too many positional arguments"),
+        (lambda: small(10, 32), r"must be a function .*too many positional arguments"),
         (lambda a, b, c: small(a, b), r"must be a function .*missing a required argument: 'c'"),
         (lambda a, b: nn.Linear(a, b), r"must return a torch\.nn\.Sequential of stages, not a Linear"),
         (lambda a, b: nn.Sequential(nn.Flatten()), r"must return two stages or more.*not 1"),

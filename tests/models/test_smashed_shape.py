@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sglr_flower.data.inputs import rgb
 from sglr_flower.models import SplitModel
 
 
@@ -18,7 +19,7 @@ def test_it_is_what_a_client_segment_puts_out(name: str, cut: str) -> None:
 
 def test_it_depends_on_the_image_size_and_works_in_float64() -> None:
     shapes = {
-        SplitModel("resnet16", "", 10, image_size=n, seed=0, dtype=torch.float64).smashed_shape() for n in (32, 64)
+        SplitModel("resnet16", "", 10, inputs=rgb(n), seed=0, dtype=torch.float64).smashed_shape() for n in (32, 64)
     }
     assert len(shapes) == 2
 

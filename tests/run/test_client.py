@@ -12,6 +12,7 @@ import trained_runs
 from torch import nn
 
 from sglr_flower import models
+from sglr_flower.data.inputs import rgb
 from sglr_flower.models.footprint import Footprint, _saved, footprint
 from sglr_flower.run import assembly
 from sglr_flower.run import client_cost as client
@@ -30,8 +31,8 @@ def test_memory_by_hand() -> None:
     layer[1].requires_grad_(False)
     weights, trained = 4 * (12 * 3 + 3 + 3 * 2 + 2), 4 * (3 * 2 + 2)
     # Saved for the second layer's weights is its input; the images are not needed, the output is sent.
-    assert footprint(layer, ADAM.nbytes(layer), 5, 2) == Footprint(weights, trained, 2 * trained, 4 * 5 * (3 + 2))
-    assert footprint(layer, SGD.nbytes(layer), 5, 2).optimizer == 0
+    assert footprint(layer, ADAM.nbytes(layer), 5, rgb(2)) == Footprint(weights, trained, 2 * trained, 4 * 5 * (3 + 2))
+    assert footprint(layer, SGD.nbytes(layer), 5, rgb(2)).optimizer == 0
 
 
 @pytest.mark.parametrize("name", ["resnet16", "alexnet", "vit"])
@@ -40,7 +41,7 @@ def test_activations_of_a_batch_are_those_that_its_forward_saves(name: str, batc
     model = models.get(name)
     network = model.build(10, 16)
     segment = network[: models.cut_index(network, model.cut)].train()
-    assert footprint(segment, ADAM.nbytes(segment), batch, 16).activations == _saved(segment, batch, 16)
+    assert footprint(segment, ADAM.nbytes(segment), batch, rgb(16)).activations == _saved(segment, batch, 16)
 
 
 def test_a_clients_samples_are_counted_as_often_as_they_are_used() -> None:

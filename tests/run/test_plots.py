@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from sglr_flower.run import plots
-from sglr_flower.run.metrics import COLUMNS
+from sglr_flower.run.metrics import columns
+from sglr_flower.split.score import ACCURACY
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def check_picture(picture):
 def write_run(run_dir, accuracies):
     """Write a run with so many rounds, None for one without an evaluation."""
     with (run_dir / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="0")
+        writer = csv.DictWriter(file, columns(ACCURACY), restval="0")
         writer.writeheader()
         for index, accuracy in enumerate(accuracies):
             values = {"test_accuracy_mean": accuracy, "test_accuracy_std": None if accuracy is None else 0.01}

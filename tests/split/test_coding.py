@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sglr_flower.data.datasets import ImageSet, to_input
+from sglr_flower.data.inputs import to_input
+from sglr_flower.data.samples import Batch
 from sglr_flower.split import codecs, coding
 from sglr_flower.split.codecs import Form, parse
 from sglr_flower.split.cohort import Cohort
@@ -29,10 +30,10 @@ CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0
 Weights = dict[str, torch.Tensor]
 
 
-def images(count: int, seed: int) -> ImageSet:
+def images(count: int, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, 3, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, 3, (count,), generator=draw))
 
 
 def segment(client: int) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
@@ -35,10 +35,10 @@ ALL = StandardDefence(nopeek_weight=0.5, clip=2.0, noise=0.1, noise_seed=4)
 PLAN = replace(plans.PLAN, defence=ALL)
 
 
-def images(count: int, seed: int) -> ImageSet:
+def images(count: int, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 6, 6), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, 3, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, 3, (count,), generator=draw))
 
 
 def segment(client: int = 0) -> nn.Module:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split.codecs import OFF
@@ -34,10 +34,10 @@ from sglr_flower.split.splitavg import num_active
 PLAN = replace(plans.PLAN, batch_size=2)
 
 
-def images(count: int, seed: int = 0) -> ImageSet:
+def images(count: int, seed: int = 0) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 4, 4), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, 3, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, 3, (count,), generator=draw))
 
 
 def segment(client: int = 0) -> nn.Module:
@@ -190,7 +190,7 @@ def test_channels_last_trains_as_the_usual_order_in_memory() -> None:
     # Noise and not digits: of these most pixels are the same, so that one rounding can put many of them across a zero.
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 16, 1, 32, 32), generator=draw, dtype=torch.uint8)
-    data = {client: ImageSet(pixels[client], torch.arange(16) % 10) for client in (0, 1)}
+    data = {client: Batch(pixels[client], torch.arange(16) % 10) for client in (0, 1)}
     ends, start = [], {}
     for memory_format in (torch.contiguous_format, torch.channels_last):
         trained = Cohort(data, model.client_segment, SGD, memory_format=memory_format)
@@ -293,8 +293,8 @@ def test_evaluation_counts_by_hand() -> None:
         inputs = held_out["test"].images.double().repeat(1, 3, 1, 1) / 127.5 - 1
         with torch.no_grad():
             logits = server.segment.eval()(trained.segments[client].eval()(inputs))
-        assert score.test.correct == int((logits.argmax(1) == held_out["test"].labels).sum())
-        assert (score.test.images, score.validation.images) == (5, 7)
+        assert score.test.score == int((logits.argmax(1) == held_out["test"].labels).sum())
+        assert (score.test.samples, score.validation.samples) == (5, 7)
         assert score.test.mean_loss == pytest.approx(
             float(nn.functional.cross_entropy(logits, held_out["test"].labels))
         )

@@ -16,7 +16,7 @@ from reference import plain_loop
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import loss as losses
@@ -34,10 +34,10 @@ RAGGED = {0: 7, 1: 4, 2: 10, 3: 2}
 PLAN = replace(plans.PLAN, clients=tuple(EQUAL), client_lr=1e-3, alpha=0.5, phi=0.5)
 
 
-def images(count: int, seed: int) -> ImageSet:
+def images(count: int, seed: int) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (count, 1, 16, 16), generator=draw, dtype=torch.uint8)
-    return ImageSet(pixels, torch.randint(0, 10, (count,), generator=draw))
+    return Batch(pixels, torch.randint(0, 10, (count,), generator=draw))
 
 
 def model(dtype: str = "float64"):

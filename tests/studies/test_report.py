@@ -116,8 +116,8 @@ def test_runs_that_differ_only_in_seed_are_one_group_with_a_t_interval(runs: Pat
     assert [run.config.seed for run in built.groups[0].runs] == [0, 1, 2]
     assert built.differing == ("method",)
     expected = T_975[2] * statistics.stdev(accuracies.values()) / math.sqrt(3)
-    assert built.groups[0].accuracy == groups.Estimate(pytest.approx(1.9 / 3), pytest.approx(expected))
-    assert built.groups[1].accuracy == groups.Estimate(0.3, 0.05)  # one seed: the std over its clients
+    assert built.groups[0].score == groups.Estimate(pytest.approx(1.9 / 3), pytest.approx(expected))
+    assert built.groups[1].score == groups.Estimate(0.3, 0.05)  # one seed: the std over its clients
     rows = markdown_rows(report.to_markdown(built))
     assert rows["sglr"][:2] == [f"63.33 ± {100 * expected:.2f} %", "95 % interval, 3 seeds"]
     assert rows["psl"][:2] == ["30.00 ± 5.00 %", "std over 2 clients"]
@@ -144,7 +144,7 @@ def test_one_run_has_a_band_over_clients_around_accuracy_and_none_around_loss(ru
     edit_rows(runs / "a0", change)
     group = report.build([runs / "a0"]).groups[0]
 
-    accuracy = group.curve("test_accuracy_mean")
+    accuracy = group.curve("test_score_mean")
     assert (accuracy.rounds.tolist(), accuracy.mean.tolist()) == ([2], [0.5])
     assert accuracy.spread is not None
     assert accuracy.spread.tolist() == [0.125]

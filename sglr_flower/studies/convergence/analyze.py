@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from sglr_flower.data.datasets import to_input
+from sglr_flower.data.inputs import to_input
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.checkpoint import Checkpoint
@@ -65,6 +66,10 @@ def read(run_dir: Path, data_dir: Path | None = None) -> Run:
         raise UserError(
             f"{run_dir}: method {config.method} makes no step of all clients together, which is what is analyzed; "
             "psl, sgl, slr, sglr and sfl do"
+        )
+    if not isinstance(assembly.targets(config), Classes) or not assembly.inputs(config).image_size:
+        raise UserError(
+            f"{run_dir}: what is analyzed are steps on images of classes, dataset {config.dataset!r} has none"
         )
     if config.partition == "own":
         raise UserError(f"{run_dir}: with partition = 'own' the training data are on the devices, and not here")

@@ -100,7 +100,7 @@ class Estimator:
             name=base.name,
             cut="",
             num_classes=base.num_classes,
-            image_size=base.image_size,
+            inputs=base.inputs,
             seed=base.seed,
             dtype=base.dtype,
         )
@@ -129,7 +129,7 @@ class Estimator:
             down=down,
             total=moved.total,
             flops=flops,
-            memory=training_bytes(segment, self.optimizer.nbytes(segment), config.batch_size, self.model.image_size),
+            memory=training_bytes(segment, self.optimizer.nbytes(segment), config.batch_size, self.model.inputs),
             transfer=up / self.device.up + down / self.device.down,
             compute=flops / self.device.flops,
         )
@@ -154,7 +154,7 @@ class Estimator:
     def _flops(self, cut: str) -> Compute:
         if cut not in self._compute:
             index = models.cut_index(self.network, cut)
-            self._compute[cut] = training_flops(self.network, index, self.model.image_size)
+            self._compute[cut] = training_flops(self.network, index, self.model.inputs)
         return self._compute[cut]
 
 

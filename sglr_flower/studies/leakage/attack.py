@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sglr_flower.choices import KNOWS, LEAST_AUXILIARY, ON
-from sglr_flower.data import datasets
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch, in_memory
+from sglr_flower.data.source import subset
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.seeds import generator
@@ -189,7 +189,7 @@ def attack(model: Trained, settings: Settings, number: int) -> Attack:
     target, source = inversion.as_target(attacked.images), inversion.as_target(auxiliary.images)
     guess = inversion.reconstruct(decoder, given)
     # Their positions, drawn as the images themselves would be.
-    shown = datasets.subset(ImageSet(torch.arange(len(attacked)), attacked.labels), EXAMPLES, settings.seed).images
+    shown = in_memory(subset(Batch(torch.arange(len(attacked)), attacked.labels), EXAMPLES, settings.seed)).images
     return Attack(
         client=settings.client,
         images=len(attacked),
@@ -204,7 +204,7 @@ def attack(model: Trained, settings: Settings, number: int) -> Attack:
     )
 
 
-def images(model: Trained, settings: Settings) -> tuple[ImageSet, ImageSet]:
+def images(model: Trained, settings: Settings) -> tuple[Batch, Batch]:
     """The auxiliary images and the attacked ones, which are of two splits of the data set that have none in common.
 
     Raises
@@ -213,21 +213,21 @@ def images(model: Trained, settings: Settings) -> tuple[ImageSet, ImageSet]:
         If there are too few.
     """
     whole = assembly.splits(model.config)
-    auxiliary = datasets.subset(whole.validation, settings.auxiliary, settings.seed)
+    auxiliary = in_memory(subset(whole.validation, settings.auxiliary, settings.seed))
     if len(auxiliary) < LEAST_AUXILIARY:
         raise UserError(
             f"the attacker needs at least {LEAST_AUXILIARY} auxiliary images, and the run has {len(whole.validation)} "
             "validation images to take them from"
         )
     if settings.on == "test":
-        return auxiliary, datasets.subset(whole.test, settings.samples, settings.seed)
+        return auxiliary, in_memory(subset(whole.test, settings.samples, settings.seed))
     assert settings.client is not None
     share = assembly.client_data(model.config, [settings.client])[settings.client]
     if not len(share):
         raise UserError(
             f"client {settings.client} has no training images to attack; give another --client or --on test"
         )
-    return auxiliary, datasets.subset(share.take(torch.arange(len(share))), settings.samples, settings.seed)
+    return auxiliary, in_memory(subset(in_memory(share), settings.samples, settings.seed))
 
 
 def threat(settings: Settings, found: Attack, clients: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sglr_flower.data import datasets
+from sglr_flower.data.inputs import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.split import methods
@@ -49,7 +49,7 @@ def smashed(model: Trained, client: int, images: Tensor, name: str) -> Tensor:
     device, dtype = assembly.device(), assembly.dtype(model.config)
     segment = model.client_segment(client).to(device)
     chunks = images.split(_BATCH)
-    computed = torch.cat([segment(datasets.to_input(chunk.to(device), dtype)).cpu() for chunk in chunks])
+    computed = torch.cat([segment(to_input(chunk.to(device), dtype)).cpu() for chunk in chunks])
     up, _ = assembly.wire_codecs(model.config)
     sent = defended(computed, assembly.defence(model.config), "attack", name, client)
     return (sent if up.off else Wire(up)(sent)).float()

@@ -18,7 +18,7 @@ def client_petaflops(config: RunConfig) -> float:
     model = assembly.model(config)
     network = model.whole()
     cut = models.cut_index(network, config.cut or models.get(config.model).cut)
-    per_sample = training_flops(network, cut, model.image_size)
+    per_sample = training_flops(network, cut, model.inputs)
     samples = config.num_server_rounds * config.local_epochs * config.samples_per_client
     if method.pooled:
         samples *= config.num_clients

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from sglr_flower.data import datasets
+from sglr_flower.data.samples import in_memory
+from sglr_flower.data.source import subset
 from sglr_flower.run import assembly
 from sglr_flower.studies.leakage.pictures import Row, as_image, draw_rows, feature_maps
 from sglr_flower.studies.leakage.record import EXAMPLES, FOLDER
@@ -63,7 +64,7 @@ def _feature_maps(experiment: Experiment, results: Sequence[tuple[Result, Path]]
     rows = []
     for result, directory in results:
         model = trained.load(directory)
-        image = datasets.subset(assembly.splits(model.config).test, 1, model.config.seed).images
+        image = in_memory(subset(assembly.splits(model.config).test, 1, model.config.seed)).images
         maps = feature_maps(smashed(model, model.clients[0], image, "shown")[0], _MAPS)
         rows.append(Row(_named(experiment, result), [as_image(image[0]), *maps]))
     return rows

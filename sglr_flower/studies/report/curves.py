@@ -1,4 +1,4 @@
-"""The report's picture: test accuracy and training loss per round, a line per group."""
+"""The report's picture: test score and training loss per round, a line per group."""
 
 from __future__ import annotations
 
@@ -69,21 +69,23 @@ def draw(report: Report, look: Look) -> str:
         legend_lines = sum(label.count("\n") + 1 for label in labels) / columns
         size = (3.7, 5.4 + 0.2 * legend_lines) if look.narrow else (10.0, 3.9 + 0.2 * legend_lines)
         figure = drawing.new_figure(*size)
-        accuracy, loss = figure.subplots(2, 1) if look.narrow else figure.subplots(1, 2)
-        _accuracies(accuracy, report, look)
+        scores, loss = figure.subplots(2, 1) if look.narrow else figure.subplots(1, 2)
+        _scores(scores, report, look)
         _losses(loss, report, look)
-        figure.legend(accuracy.lines, labels, loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(scores.lines, labels, loc="outside lower center", ncols=columns, frameon=False)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return svg.getvalue()
 
 
-def _accuracies(axes: Axes, report: Report, look: Look) -> None:
-    curves = [group.curve("test_accuracy_mean") for group in report.groups]
+def _scores(axes: Axes, report: Report, look: Look) -> None:
+    score = report.score
+    limits = (0.0, score.scale) if score.fraction else (-math.inf, math.inf)
+    curves = [group.curve("test_score_mean") for group in report.groups]
     for index, curve in enumerate(curves):
-        _line(axes, _scaled(curve, 100), index, look, (0, 100))
+        _line(axes, _scaled(curve, score.scale), index, look, limits)
     _finish(axes, look)
-    axes.set(title="test accuracy (%)")
+    axes.set(title=f"test {score.label}")
 
 
 def _losses(axes: Axes, report: Report, look: Look) -> None:

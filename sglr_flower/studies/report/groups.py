@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sglr_flower import imports
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import Scalar
 from sglr_flower.split.methods import METHODS
+from sglr_flower.split.score import Score
 from sglr_flower.studies.report.runs import Run, read_all
 
 CONFIDENCE = 0.95
@@ -85,22 +87,20 @@ class Group:
         return compared(self.runs[0])
 
     @property
-    def accuracy(self) -> Estimate | None:
-        """Test accuracy in [0, 1], each client at its best validation round; None while unfinished."""
+    def score(self) -> Estimate | None:
+        """The test score, of accuracy in [0, 1], each client at its best validation round; None while unfinished."""
         results = [run.result for run in self.runs if run.result is not None]
         if not results:
             return None
-        return _estimate([r.test_accuracy_mean for r in results], [r.test_accuracy_std for r in results])
+        return _estimate([r.test_score_mean for r in results], [r.test_score_std for r in results])
 
     @property
-    def last_accuracy(self) -> Estimate | None:
-        """Test accuracy in [0, 1] in the last round with an evaluation; None before the first."""
+    def last_score(self) -> Estimate | None:
+        """The test score in the last round with an evaluation; None before the first."""
         rows = [row for run in self.runs if (row := run.last_evaluated) is not None]
         if not rows:
             return None
-        return _estimate(
-            [row.test_accuracy_mean or 0.0 for row in rows], [row.test_accuracy_std or 0.0 for row in rows]
-        )
+        return _estimate([row.test_score_mean or 0.0 for row in rows], [row.test_score_std or 0.0 for row in rows])
 
     @property
     def diverged(self) -> int:
@@ -109,7 +109,7 @@ class Group:
 
     @property
     def spread_meaning(self) -> str:
-        """What stands behind the ± of its accuracies."""
+        """What stands behind the ± of its scores."""
         if len(self.runs) > 1:
             return f"{100 * CONFIDENCE:.0f} % interval, {len(self.runs)} seeds"
         run = self.runs[0]
@@ -119,7 +119,7 @@ class Group:
             return "one network, one seed"
         return f"std over {run.config.num_clients} clients"
 
-    def curve(self, figure: Literal["train_loss", "test_accuracy_mean"]) -> Curve:
+    def curve(self, figure: Literal["train_loss", "test_score_mean"]) -> Curve:
         """A column of ``metrics.csv`` per round."""
         columns = [{row.round: row for row in run.rows if getattr(row, figure) is not None} for run in self.runs]
         rounds = sorted(set.intersection(*(set(column) for column in columns)))
@@ -128,8 +128,8 @@ class Group:
         spread: NDArray[np.float64] | None = None
         if len(self.runs) > 1:
             spread = half_width(values)
-        elif figure == "test_accuracy_mean":
-            spread = np.array([columns[0][r].test_accuracy_std for r in rounds], dtype=np.float64)
+        elif figure == "test_score_mean":
+            spread = np.array([columns[0][r].test_score_std for r in rounds], dtype=np.float64)
         return Curve(np.array(rounds, dtype=np.int64), values.mean(axis=0), spread)
 
 
@@ -140,7 +140,7 @@ class Report:
     Attributes
     ----------
     groups : tuple[Group, ...]
-        The highest test accuracy first, unfinished runs last.
+        The best test score first, unfinished runs last.
     differing : tuple[str, ...]
         The settings (kebab-case) that are not the same in all groups.
     """
@@ -152,6 +152,11 @@ class Report:
     def runs(self) -> tuple[Run, ...]:
         """All runs, in the groups' order."""
         return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def score(self) -> Score:
+        """What the scores of all runs are."""
+        return self.runs[0].score
 
     @property
     def common(self) -> dict[str, Scalar]:
@@ -175,11 +180,16 @@ def build(run_dirs: Sequence[Path]) -> Report:
     Raises
     ------
     UserError
-        If a folder holds no run, is given twice, or has a damaged file.
+        If a folder holds no run, is given twice, or has a damaged file, or if the runs have different scores.
     """
     if not run_dirs:
         raise UserError("a report needs at least one run directory, none is given")
     runs = read_all(run_dirs)
+    if other := [run for run in runs if run.score != runs[0].score]:
+        raise UserError(
+            f"{runs[0].path} is scored by {runs[0].score.words} and {other[0].path} by {other[0].score.words}: a "
+            "report compares runs of one score"
+        )
     differing = differing_keys(runs)
     sets = _alike(runs)
     telling = _telling([compared(alike[0]) for alike in sets], differing)
@@ -191,7 +201,7 @@ def build(run_dirs: Sequence[Path]) -> Report:
 def compared(run: Run) -> dict[str, Scalar]:
     """The settings by which runs are told apart."""
     settings = {key: value for key, value in run.config.values().items() if key not in NOT_COMPARED}
-    if run.config.dataset != "folder":
+    if run.config.dataset != "folder" and not imports.is_path(run.config.dataset):
         del settings["data-dir"]  # where a published data set lies makes no difference
     return settings
 
@@ -292,5 +302,6 @@ def _name(run: Run, differing: Sequence[str]) -> str:
 
 
 def _rank(group: Group) -> tuple[bool, float]:
-    estimate = group.accuracy or group.last_accuracy
-    return group.finished, estimate.mean if estimate else -1.0
+    estimate = group.score or group.last_score
+    higher = group.runs[0].score.higher_is_better
+    return group.finished, -math.inf if estimate is None else estimate.mean if higher else -estimate.mean

@@ -49,6 +49,7 @@ def to_html(report: Report) -> str:
     return environment.get_template("page.html").render(
         title=tables.title(report),
         sentence=tables.sentence(report),
+        score=report.score.words,
         curves=curves,
         narrow=NARROW,
         dark=DARK,

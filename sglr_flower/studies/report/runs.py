@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
+from sglr_flower.run.metrics import unnamed
 from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.split.score import ACCURACY, Score
 
 PARTITION_PICTURE = "partition.png"
 """The picture of the partition in a run directory; a run may have none."""
@@ -27,8 +30,8 @@ class Row(BaseModel):
     round: int = Field(ge=1)
     steps: int = Field(ge=0)
     train_loss: float  # nan or inf where training diverged
-    test_accuracy_mean: float | None = Field(ge=0, le=1)
-    test_accuracy_std: float | None = Field(ge=0, le=1)
+    test_score_mean: float | None
+    test_score_std: float | None = Field(ge=0)
     evaluated_images: int = Field(ge=0)
     seconds: float = Field(ge=0)
     step_seconds_median: float = Field(ge=0)
@@ -61,12 +64,12 @@ class Client(BaseModel):
 
 
 class Result(BaseModel):
-    """What only ``summary.json`` knows: accuracy with each client at its best validation round, and the nodes."""
+    """What only ``summary.json`` knows: the score with each client at its best validation round, and the nodes."""
 
     model_config = ConfigDict(frozen=True)
 
-    test_accuracy_mean: float = Field(ge=0, le=1)
-    test_accuracy_std: float = Field(ge=0, le=1)
+    test_score_mean: float
+    test_score_std: float = Field(ge=0)
     nodes: int = Field(ge=1)
     exchange: str
     clients: int = Field(default=1, ge=1)
@@ -93,6 +96,8 @@ class Run:
         Why it failed, if its status says so; else empty.
     partition : bytes
         The PNG of its partition; empty if it has none.
+    score : Score
+        What its scores are.
     """
 
     path: Path
@@ -101,11 +106,12 @@ class Run:
     result: Result | None
     error: str
     partition: bytes
+    score: Score = ACCURACY
 
     @property
     def last_evaluated(self) -> Row | None:
         """The last round with an evaluation, if there is one yet."""
-        return next((row for row in reversed(self.rows) if row.test_accuracy_mean is not None), None)
+        return next((row for row in reversed(self.rows) if row.test_score_mean is not None), None)
 
     @property
     def steps(self) -> int:
@@ -162,16 +168,17 @@ def read(run_dir: Path) -> Run:
         If it holds no run, or a file of it is damaged.
     """
     config = RunDirectory(run_dir).read_config()
-    rows = _read_rows(run_dir / "metrics.csv")
-    result = _read_result(run_dir / "summary.json")
+    status = read_json(run_dir / "status.json")
+    score = Score.from_json(status)
+    rows = _read_rows(run_dir / "metrics.csv", score)
+    result = _read_result(run_dir / "summary.json", score)
     if result is not None and len(rows) != config.num_server_rounds and not result.ended_by_privacy_budget:
         raise UserError(
             f"{run_dir / 'metrics.csv'} is damaged: it has {len(rows)} rounds of a finished run of "
             f"{config.num_server_rounds}"
         )
-    status = read_json(run_dir / "status.json")
     error = str(status.get("error", "")) if status.get("state") == "failed" else ""
-    return Run(run_dir, config, rows, result, error, _read_partition(run_dir / PARTITION_PICTURE))
+    return Run(run_dir, config, rows, result, error, _read_partition(run_dir / PARTITION_PICTURE), score)
 
 
 def _run_id(run_dir: Path) -> str | None:
@@ -181,7 +188,7 @@ def _run_id(run_dir: Path) -> str | None:
         return None
 
 
-def _read_rows(path: Path) -> tuple[Row, ...]:
+def _read_rows(path: Path, score: Score) -> tuple[Row, ...]:
     """All rounds; none if there is no file, as before the first round."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -190,37 +197,54 @@ def _read_rows(path: Path) -> tuple[Row, ...]:
         return ()
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    rows = tuple(_read_row(path, number, record) for number, record in enumerate(records, 1))
+    rows = tuple(_read_row(path, number, record, score) for number, record in enumerate(records, 1))
     for number, row in enumerate(rows, 1):
         if row.round != number:
             raise UserError(f"{path} is damaged: its row {number} is of round {row.round}, expected round {number}")
     return rows
 
 
-def _read_row(path: Path, number: int, record: dict[str | Any, str | Any]) -> Row:
+def _read_row(path: Path, number: int, record: dict[str | Any, str | Any], score: Score) -> Row:
     if None in record or None in record.values():  # csv's marks of a field too many, and of one too few
         raise UserError(f"{path} is damaged: its row {number} does not have as many fields as the header")
     try:
-        return Row.model_validate({column: value or None for column, value in record.items()})
+        row = Row.model_validate(unnamed({column: value or None for column, value in record.items()}, score))
     except ValidationError as error:
-        raise UserError(f"{path} is damaged: its row {number} has {_complaint(error)}") from None
+        raise UserError(f"{path} is damaged: its row {number} has {_complaint(error, score)}") from None
+    _check_fraction(f"{path} is damaged: its row {number} has", record, row, score)
+    return row
 
 
-def _read_result(path: Path) -> Result | None:
+def _check_fraction(wrong: str, values: Mapping[str, Any], found: Row | Result, score: Score) -> None:
+    """Refuse a fraction that is none."""
+    for name in ("mean", "std"):
+        value = getattr(found, f"test_score_{name}")
+        if score.fraction and value is not None and not 0 <= value <= 1:
+            column = f"test_{score.name}_{name}"
+            bound = "less than or equal to 1" if value > 1 else "greater than or equal to 0"
+            raise UserError(f"{wrong} {column} = {values[column]!r}, but it should be {bound}")
+
+
+def _read_result(path: Path, score: Score) -> Result | None:
     if not path.exists():
         return None
     try:
-        return Result.model_validate_json(path.read_bytes())
+        values = from_json(path.read_bytes())
+        result = Result.model_validate(unnamed(values, score) if isinstance(values, dict) else values)
     except ValidationError as error:
-        raise UserError(f"{path} is damaged: it has {_complaint(error)}") from None
+        raise UserError(f"{path} is damaged: it has {_complaint(error, score)}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    _check_fraction(f"{path} is damaged: it has", values, result, score)
+    return result
 
 
-def _complaint(error: ValidationError) -> str:
+def _complaint(error: ValidationError, score: Score) -> str:
     """Pydantic's first complaint as field, value and what it should be."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "content"
+    name = ".".join(str(part) for part in first["loc"]).replace("_score_", f"_{score.name}_") or "content"
     if first["type"] == "missing":
         return f"no {name}"
     return f"{name} = {first['input']!r}, but {str(first['msg']).replace('Input', 'it')}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from sglr_flower.run.units import flops
+from sglr_flower.split.score import ACCURACY, Score
 from sglr_flower.split.sent import KINDS
 from sglr_flower.studies.report.groups import SPEAKING, Estimate, Group, Report, printable, text
 from sglr_flower.studies.report.runs import Run
@@ -16,7 +17,7 @@ from sglr_flower.studies.report.runs import Run
 NOTHING = "—"
 """A cell without a figure."""
 
-ACCURACY_NOTE = "Test accuracy: each client at its best validation round, on {images} test images per client."
+SCORE_NOTE = "Test {score}: each client at its best validation round, on {count} test {things} per client."
 """A note under the results."""
 
 
@@ -59,20 +60,22 @@ def sentence(report: Report) -> str:
     if not done:
         return f"{count}, {'not' if len(report.runs) == 1 else 'none of them'} finished yet."
     best = done[0]
-    figure = f"{accuracy(best.accuracy)} ({best.spread_meaning})"
+    score = report.score
+    figure = f"{shown(score, best.score)} ({best.spread_meaning})"
     if len(report.groups) == 1:
-        return f"{count}: test accuracy {figure}."
-    # Only a finished run has a test accuracy, so with open runs the best is the best of those that are done.
+        return f"{count}: test {score.words} {figure}."
+    # Only a finished run has a test score, so with open runs the best is the best of those that are done.
     among = "" if len(done) == len(report.groups) else " of the finished"
     differ = f", which differ in {listing(report.differing)}" if report.differing else ""
-    return f"{count}{differ}; the highest test accuracy{among} is that of {best.name}: {figure}{unfinished}."
+    end = "highest" if score.higher_is_better else "lowest"
+    return f"{count}{differ}; the {end} test {score.words}{among} is that of {best.name}: {figure}{unfinished}."
 
 
 def results(report: Report) -> Table:
     """One row per group, best first."""
     header = (
         "runs",
-        "test accuracy",
+        f"test {report.score.words}",
         "± is",
         "last round",
         "training loss",
@@ -104,7 +107,11 @@ def notes(report: Report) -> list[str]:
     images = sorted({row.evaluated_images for run in report.runs if (row := run.last_evaluated) is not None})
     sentences = []
     if images:
-        sentences.append(ACCURACY_NOTE.format(images=" or ".join(f"{count:,}" for count in images)))
+        counts, things = (
+            " or ".join(f"{count:,}" for count in images),
+            "images" if report.score == ACCURACY else "samples",
+        )
+        sentences.append(SCORE_NOTE.format(score=report.score.words, count=counts, things=things))
     if any(len(group.runs) > 1 for group in report.groups):
         sentences.append(
             "With several seeds, figures are means over them, and ± is half the 95 % interval of that mean "
@@ -166,11 +173,19 @@ def runs(report: Report) -> Table:
         for run in group.runs:
             done, rounds = len(run.rows), run.config.num_server_rounds
             state = "finished" if run.result else f"failed: {run.error}" if run.error else "unfinished"
-            mean = Estimate(run.result.test_accuracy_mean, run.result.test_accuracy_std) if run.result else None
+            mean = Estimate(run.result.test_score_mean, run.result.test_score_std) if run.result else None
             nodes = f"{run.result.nodes}, {run.result.exchange}" if run.result else NOTHING
-            cells = (str(run.path), group.name, str(run.config.seed), f"{done} of {rounds}", state, accuracy(mean))
+            cells = (
+                str(run.path),
+                group.name,
+                str(run.config.seed),
+                f"{done} of {rounds}",
+                state,
+                shown(run.score, mean),
+            )
             rows.append(tuple(printable(cell) for cell in (*cells, nodes)))
-    header = ("run directory", "in", "seed", "rounds", "state", "test accuracy (± std over clients)", "nodes, exchange")
+    figure = f"test {report.score.words} (± std over clients)"
+    header = ("run directory", "in", "seed", "rounds", "state", figure, "nodes, exchange")
     return Table(header, tuple(rows))
 
 
@@ -183,9 +198,9 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def accuracy(estimate: Estimate | None) -> str:
-    """An accuracy in per cent with its spread; a dash if there is none yet."""
-    return NOTHING if estimate is None else f"{100 * estimate.mean:.2f} ± {100 * estimate.spread:.2f} %"
+def shown(score: Score, estimate: Estimate | None) -> str:
+    """A score with its spread, an accuracy in per cent; a dash if there is none yet."""
+    return NOTHING if estimate is None else score.text(estimate.mean, estimate.spread)
 
 
 def listing(words: Iterable[str]) -> str:
@@ -201,9 +216,9 @@ def _result(group: Group) -> tuple[str, ...]:
     step = statistics.fmean(run.step_seconds for run in runs)
     return (
         group.name,
-        accuracy(group.accuracy) if group.finished else "unfinished",
+        shown(runs[0].score, group.score) if group.finished else "unfinished",
         group.spread_meaning,
-        accuracy(group.last_accuracy),
+        shown(runs[0].score, group.last_score),
         _loss(group),
         f"{statistics.fmean(run.steps for run in runs):,.0f}",
         decimal(round(statistics.fmean(run.bytes_up for run in runs))),

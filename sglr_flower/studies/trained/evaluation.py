@@ -19,7 +19,8 @@ from rich.table import Table
 
 from sglr_flower.choices import SPLITS
 from sglr_flower.data import datasets, imagefiles
-from sglr_flower.data.datasets import ImageSet
+from sglr_flower.data.samples import Batch, Samples, in_memory
+from sglr_flower.data.source import Source, subset
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.run import assembly
@@ -39,7 +40,7 @@ class Target:
 
     Attributes
     ----------
-    images : ImageSet
+    images : Batch
         Of the run's image size, labelled with the model's class numbers.
     name : str
         For a folder; the same images have the same name. Empty: the run's own test images, all of them.
@@ -47,7 +48,7 @@ class Target:
         For people and ``evaluation.json``.
     """
 
-    images: ImageSet
+    images: Batch
     name: str
     description: dict[str, str]
 
@@ -111,7 +112,7 @@ def run_target(model: Trained, split: str = "test") -> Target:
     """
     whole = assembly.splits(model.config)
     name = "" if split == "test" else f"{model.config.dataset}-{split}"
-    return Target(_split(whole, split), name, {"data set": model.config.dataset, "split": split})
+    return Target(in_memory(_split(whole, split)), name, {"data set": model.config.dataset, "split": split})
 
 
 def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
@@ -126,15 +127,17 @@ def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
         return run_target(model, split)
     # Names first: what does not fit need not be downloaded. And a folder of images is no place for other data sets.
     data_dir = "" if model.config.dataset == "folder" else model.config.data_dir
-    if unknown := [name for name in datasets.classes(dataset, data_dir) if name not in model.classes]:
+    if unknown := [name for name in datasets.targets(dataset, data_dir).names if name not in model.classes]:
         raise UserError(
             f"--dataset {dataset}: its class {unknown[0]!r} is none of the model's: {', '.join(model.classes)}"
         )
     whole = datasets.load(dataset, data_dir, model.config.seed, model.image_size)
+    if not whole.are_images:
+        raise UserError(f"--dataset {dataset}: it has no images")
     numbers = torch.tensor([model.classes.index(name) for name in whole.classes])
-    chosen = _split(whole, split)
+    chosen = in_memory(_split(whole, split))
     images = imagefiles.grey(chosen.images) if chosen.images.shape[1] > model.channels else chosen.images
-    return Target(ImageSet(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split})
+    return Target(Batch(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split})
 
 
 def folder_target(model: Trained, folder: Path) -> Target:
@@ -156,7 +159,7 @@ def sample(target: Target, model: Trained, size: int) -> Target:
     if size >= len(target.images):
         return target
     name = f"{target.name or f'{model.config.dataset}-test'}-{size}"
-    return Target(datasets.subset(target.images, size, model.config.seed), name, target.description)
+    return Target(in_memory(subset(target.images, size, model.config.seed)), name, target.description)
 
 
 def only(target: Target, model: Trained, client: int) -> Target:
@@ -165,14 +168,14 @@ def only(target: Target, model: Trained, client: int) -> Target:
     return Target(target.images, name, target.description)
 
 
-def evaluate(model: Trained, images: ImageSet, clients: Iterable[int] | None = None) -> Evaluation:
+def evaluate(model: Trained, images: Batch, clients: Iterable[int] | None = None) -> Evaluation:
     """Score clients' networks on images.
 
     Parameters
     ----------
     model : Trained
         What a run has trained.
-    images : ImageSet
+    images : Batch
         Of the run's image size; labels are the model's class numbers. Not empty.
     clients : Iterable[int] | None
         Each one is scored on all images; None: all of the run's.
@@ -294,7 +297,7 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def _split(whole: datasets.Splits, split: str) -> ImageSet:
+def _split(whole: Source, split: str) -> Samples:
     if split not in SPLITS:
         raise UserError(f"--split {split}: it must be one of {', '.join(SPLITS)}")
     return whole.test if split == "test" else whole.validation

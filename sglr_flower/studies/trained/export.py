@@ -6,7 +6,6 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def export(model: Trained, client: int, out: Path | None = None) -> Path:
 def describe(model: Trained, client: int) -> dict[str, Any]:
     """What ``model.json`` holds: what the network is, reads and answers, and how good it was in the run."""
     config = model.config
-    last, best = model.history.last_evaluated(), model.history.best.get(client)
+    last = model.history.last_evaluated()
     return {
         "format": FORMAT,
         "classes": list(model.classes),
@@ -93,11 +92,11 @@ def describe(model: Trained, client: int) -> dict[str, Any]:
         "dataset": config.dataset,
         "client": client,
         "round": model.server_round,
-        # Fractions in [0, 1]; those of a client are of its best validation round, which may not be this one.
-        "accuracy": {
-            "client_at_its_best_validation_round": asdict(best) if best else None,
+        # Accuracies are fractions in [0, 1]; a client's are of its best validation round, which may not be this one.
+        model.history.score.name: {
+            "client_at_its_best_validation_round": model.history.named_best(client),
             "last_evaluated_round": last.round if last else None,
-            "last_test_accuracy_mean_over_clients": last.test_accuracy_mean if last else None,
+            f"last_test_{model.history.score.name}_mean_over_clients": last.test_score_mean if last else None,
         },
         "sglr-flower": version("sglr-flower"),
         "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sglr_flower import models
-from sglr_flower.data import datasets
+from sglr_flower import imports, models
+from sglr_flower.data import datasets, tables
 from sglr_flower.data.download import DATA_DIR_VARIABLE
+from sglr_flower.data.inputs import to_input
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.config import RunConfig
@@ -83,7 +86,7 @@ class Trained:
         nn.Sequential
             The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Where
             clients clip smashed data, or these travel by a codec, there are stages at the cut that do the same to them.
-            Its input is that of `datasets.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+            Its input is that of `inputs.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
 
         Raises
         ------
@@ -142,7 +145,7 @@ class Trained:
         """
         device, dtype = assembly.device(), assembly.dtype(self.config)
         network = self.network(client).to(device)
-        chunks = [network(datasets.to_input(chunk.to(device), dtype)).cpu() for chunk in images.split(_BATCH)]
+        chunks = [network(to_input(chunk.to(device), dtype)).cpu() for chunk in images.split(_BATCH)]
         return torch.cat(chunks)
 
     def check_client(self, client: int) -> None:
@@ -159,9 +162,10 @@ class Trained:
             raise UserError(f"--client {client}: the run in {self.run_dir} has no such client, it has {known}")
 
     def best_client(self) -> int:
-        """The client with the best validation accuracy in the run's history, the first on a tie; else the first."""
-        scored = {client: best.validation_accuracy for client, best in self.history.best.items()}
-        return max(self.clients, key=lambda client: (scored.get(client, -1.0), -client))
+        """The client with the best validation score in the run's history, the first on a tie; else the first."""
+        sign = 1 if self.history.score.higher_is_better else -1
+        scored = {client: sign * best.validation_score for client, best in self.history.best.items()}
+        return max(self.clients, key=lambda client: (scored.get(client, -math.inf), -client))
 
 
 def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
@@ -188,6 +192,12 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
     shared = newest.shared_weights()
     states = client_states(directory.path, newest, config) if shared is None else {}
     classes = _classes(directory.path, config)
+    channels, size = datasets.channels(*_data(config)), datasets.inputs(*_data(config)).image_size
+    if not classes or not channels or not size:
+        raise UserError(
+            f"{directory.path}: what is done with a trained network here is for square images of classes, and dataset "
+            f"{config.dataset!r} has others"
+        )
     model = assembly.model(config, len(classes))
     server_segment = model.server_segment()
     _load_weights(server_segment, segment_weights(newest.server_state()), newest.folder, config.model)
@@ -199,8 +209,8 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         clients=clients,
         same=shared is not None,
         classes=classes,
-        channels=datasets.channels(config.dataset),
-        image_size=datasets.input_size(config.dataset, config.image_size),
+        channels=channels,
+        image_size=size,
         _folder=newest.folder,
         _states=states,
         _shared=shared,
@@ -220,8 +230,15 @@ def with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
 
 def _classes(run_dir: Path, config: RunConfig) -> tuple[str, ...]:
     """The class names as they were when the run began; a folder of images may have changed, or not be here."""
-    names = read_json(run_dir / "partition.json").get("classes")
-    return tuple(names) if names else datasets.classes(config.dataset, config.data_dir)
+    names = read_json(run_dir / "partition.json").get("classes") or ()
+    if names and not imports.is_path(config.dataset) and config.dataset not in tables.NAMES:
+        return tuple(names)
+    kind = datasets.targets(*_data(config))
+    return tuple(names or kind.names) if isinstance(kind, Classes) else ()
+
+
+def _data(config: RunConfig) -> tuple[str, str, int, int]:
+    return config.dataset, config.data_dir, config.seed, config.image_size
 
 
 def client_states(run_dir: Path, newest: checkpoint.Checkpoint, config: RunConfig) -> Mapping[int, dict[str, Tensor]]:

@@ -10,12 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglr_flower.run import track
 from sglr_flower.run.config import RunConfig
-from sglr_flower.run.metrics import COLUMNS, RoundMetrics
+from sglr_flower.run.metrics import RoundMetrics, columns
 from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.split.score import ACCURACY
 
 
 def row(number: int, loss: float) -> RoundMetrics:
-    values = dict.fromkeys(COLUMNS, 1)
+    values = dict.fromkeys(columns(ACCURACY), 1)
     return RoundMetrics(**{**values, "round": number, "train_loss": loss, "test_loss_mean": None})
 
 
@@ -38,7 +39,7 @@ def test_a_round_is_a_step_and_lost_rounds_are_gone(tmp_path: Path) -> None:
 
     events = EventAccumulator(str(directory.path / "tensorboard"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"round", "test_loss_mean"}
+    assert set(events.Tags()["scalars"]) == set(columns(ACCURACY)) - {"round", "test_loss_mean"}
     assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(1, 1.0), (2, 7.0)]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sglr_flower.cli.app import app
-from sglr_flower.data.datasets import to_input
+from sglr_flower.data.inputs import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.split import optimizers

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sglr_flower.data.inputs import rgb
 from sglr_flower.errors import UserError
 from sglr_flower.models.footprint import training_bytes, weight_bytes
 from sglr_flower.run.config import RunConfig
@@ -52,11 +53,11 @@ def test_the_memory_of_a_linear_layer_is_what_one_can_count() -> None:
     weights = 4 * (12 * 3 + 3)
     assert weight_bytes(layer) == weights
     images, output = 4 * 5 * 12, 4 * 5 * 3
-    assert training_bytes(layer, ADAM.nbytes(layer), batch_size=5, image_size=2) == 4 * weights + images + output
-    assert training_bytes(layer, SGD.nbytes(layer), batch_size=5, image_size=2) == 2 * weights + images + output
+    assert training_bytes(layer, ADAM.nbytes(layer), batch_size=5, inputs=rgb(2)) == 4 * weights + images + output
+    assert training_bytes(layer, SGD.nbytes(layer), batch_size=5, inputs=rgb(2)) == 2 * weights + images + output
     random = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout())
     before = torch.random.get_rng_state()
-    training_bytes(random, SGD.nbytes(random), batch_size=5, image_size=2)
+    training_bytes(random, SGD.nbytes(random), batch_size=5, inputs=rgb(2))
     assert torch.equal(before, torch.random.get_rng_state())
 
 

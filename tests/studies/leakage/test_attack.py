@@ -8,7 +8,7 @@ import pytest
 import torch
 import trained_runs
 
-from sglr_flower.data import datasets
+from sglr_flower.data.inputs import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.studies.leakage import attack as attack_module
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_smashed_data_are_what_the_clients_segment_makes_of_the_images(model: Trained) -> None:
     pictures = assembly.splits(model.config).test.images  # more than one chunk
     with torch.no_grad():
-        expected = model.network(2)[:3](datasets.to_input(pictures, torch.float32))
+        expected = model.network(2)[:3](to_input(pictures, torch.float32))
     found = smashed(model, 2, pictures, "a test")
     assert found.shape == (297, 32, 8, 8)
     assert torch.allclose(found, expected, atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower.data import datasets
+from sglr_flower.data.inputs import rgb, to_input
 from sglr_flower.models import SplitModel
 from sglr_flower.studies.leakage import inversion
 from sglr_flower.studies.leakage.reconstruction import fidelity
@@ -16,9 +17,9 @@ from sglr_flower.studies.leakage.reconstruction import fidelity
 def digits() -> tuple[Tensor, Tensor]:
     """32 digits, uint8 (32, 1, 16, 16), and smashed data of a segment that has not been trained."""
     images = datasets.load("digits", "", 0).train.images[:32]
-    segment = SplitModel("resnet16", "", 10, image_size=16, seed=0).client_segment(0).eval()
+    segment = SplitModel("resnet16", "", 10, inputs=rgb(16), seed=0).client_segment(0).eval()
     with torch.no_grad():
-        return images, segment(datasets.to_input(images, torch.float32))
+        return images, segment(to_input(images, torch.float32))
 
 
 def test_a_decoder_learns_a_few_digits(digits: tuple[Tensor, Tensor]) -> None:

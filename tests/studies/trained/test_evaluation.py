@@ -17,8 +17,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower.cli.trained import evaluate
-from sglr_flower.data.datasets import ImageSet, Splits
 from sglr_flower.data.imagefiles import class_folder, grey
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import Source
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.studies.trained import evaluation
@@ -76,7 +78,7 @@ def test_everything_follows_from_the_confusion_as_counted_by_hand() -> None:
             1: [[0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.1, 0.7, 0.2], [0.5, 0.4, 0.1], [0.2, 0.1, 0.7]],
         }
     )
-    images = ImageSet(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1]))
+    images = Batch(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1]))
     scored = evaluation.evaluate(answers, images)  # type: ignore[arg-type]
 
     assert scored.confusion[0].tolist() == [[1, 1, 1], [0, 2, 0], [0, 0, 0]]
@@ -105,7 +107,7 @@ def test_validation_agrees_with_the_run_too(model: Trained) -> None:
     row = model.history.rows[-1]
 
     assert target.name == "digits-validation"
-    assert evaluation.evaluate(model, target.images).spread()["mean"] == pytest.approx(row.validation_accuracy_mean)
+    assert evaluation.evaluate(model, target.images).spread()["mean"] == pytest.approx(row.validation_score_mean)
 
 
 def test_clients_that_share_one_network_are_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +196,12 @@ def test_another_data_set_is_matched_by_its_classes_names(model: Trained, monkey
     threes, sevens = test.take(test.labels == 3), test.take(test.labels == 7)
     images = torch.cat([sevens.images, threes.images]).expand(-1, 3, -1, -1)
     labels = torch.tensor([0] * len(sevens) + [1] * len(threes))
-    other = ImageSet(images, labels)
+    other = Batch(images, labels)
     asked: list[tuple[object, ...]] = []
 
-    def load(*arguments: object) -> Splits:
+    def load(*arguments: object) -> Source:
         asked.append(arguments)
-        return Splits(other, other, other, ("7", "3"))
+        return Source(other, other, other, Classes(("7", "3")))
 
     monkeypatch.setattr(evaluation.datasets, "load", load)
     target = evaluation.dataset_target(model, "mnist")

@@ -18,8 +18,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower.cli import trained as trained_command
-from sglr_flower.data import datasets
 from sglr_flower.data.images import read_image
+from sglr_flower.data.inputs import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
 from sglr_flower.run.metrics import Best
@@ -65,7 +65,7 @@ def alone(cwd: Path, code: str, *arguments: object) -> str:
 def test_without_this_package_it_gives_the_same_logits_for_one_image_and_for_seven(
     model: Trained, exported: Path, tmp_path: Path
 ) -> None:
-    images = datasets.to_input(assembly.splits(model.config).test.images[:8], torch.float32)
+    images = to_input(assembly.splits(model.config).test.images[:8], torch.float32)
     save_file({"one": images[:1].clone(), "seven": images[1:].clone()}, tmp_path / "inputs")
     alone(tmp_path, LOAD, exported, tmp_path / "inputs", tmp_path / "outputs")
     outputs = load_file(tmp_path / "outputs")
@@ -82,7 +82,7 @@ def test_clipping_and_a_codec_at_the_cut_are_exported_with_the_network(tmp_path:
     trained_runs.run(tmp_path / "run", wire_up=codec, smashed_clip=15.0)
     model = trained.load(tmp_path / "run")
     exported = export.export(model, 1)
-    images = datasets.to_input(assembly.splits(model.config).test.images[:8], torch.float32)
+    images = to_input(assembly.splits(model.config).test.images[:8], torch.float32)
     save_file({"all": images}, tmp_path / "inputs")
     alone(tmp_path, LOAD, exported, tmp_path / "inputs", tmp_path / "outputs")
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_the_files_say_what_they_are(model: Trained, exported: Path) -> None:
     assert (described["method"], described["model"], described["cut"]) == ("sglr", "resnet16", "stage2")
     assert (described["client"], described["round"]) == (1, 3)
     best = model.history.best[1]
-    assert described["accuracy"]["client_at_its_best_validation_round"]["test_accuracy"] == best.test_accuracy
-    assert described["accuracy"]["last_test_accuracy_mean_over_clients"] == model.history.rows[-1].test_accuracy_mean
+    assert described["accuracy"]["client_at_its_best_validation_round"]["test_accuracy"] == best.test_score
+    assert described["accuracy"]["last_test_accuracy_mean_over_clients"] == model.history.rows[-1].test_score_mean
 
 
 def test_an_export_is_replaced_and_what_was_put_beside_it_stays(model: Trained, exported: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import trained_runs
 from safetensors.torch import load_file
 from torch import nn
 
-from sglr_flower.data import datasets
+from sglr_flower.data.inputs import to_input
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.metrics import Best
@@ -73,7 +73,7 @@ def test_its_answer_is_that_of_the_two_segments_one_after_the_other(model: Train
     network = model.network(2)
     lower, upper = network[:3], network[3:]
     with torch.no_grad():
-        expected = upper(lower(datasets.to_input(images, torch.float32)))
+        expected = upper(lower(to_input(images, torch.float32)))
 
     assert torch.allclose(model.logits(2, images), expected, atol=1e-6)
 

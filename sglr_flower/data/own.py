@@ -1,0 +1,73 @@
+"""Data of one's own: ``dataset = "package.module:function"``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from sglr_flower import imports
+from sglr_flower.data.source import Source, make
+from sglr_flower.errors import UserError
+
+_PARTS = ("train", "test", "validation")
+_NAMES = (*_PARTS, "targets", "flips")
+
+
+# Remembered as `datasets.load` remembers: a node's process asks again for every message.
+@lru_cache(maxsize=2)
+def load(path: str, data_dir: str, seed: int) -> Source:
+    """Call a user's function and make a source of what it returns.
+
+    Parameters
+    ----------
+    path : str
+        ``package.module:function``. The function takes no parameter, or those of ``data_dir`` and ``seed`` that it
+        names. It returns a `Source`; or (train, test) or (train, validation, test); or a dict of these names, with
+        ``targets`` and ``flips`` if it likes; each as `sglr_flower.data.source.make` takes it.
+    data_dir : str
+        The run-config's ``data-dir`` as it is there.
+    seed : int
+        The run's seed.
+
+    Raises
+    ------
+    UserError
+        If there is no such function, or what it returns is no source.
+    """
+    function = imports.load(path, "dataset")
+    wrong = f"run-config key dataset = {path!r}: it"
+    if not callable(function) or inspect.isbuiltin(function):
+        raise UserError(f"{wrong} must be a function that returns the data, not a {type(function).__name__}")
+    known = {"data_dir": data_dir, "seed": seed}
+    try:
+        parameters = inspect.signature(function).parameters
+        given = {name: value for name, value in known.items() if name in parameters}
+        inspect.signature(function).bind(**given)
+    except (TypeError, ValueError) as error:  # ValueError: some functions written in C have no signature
+        raise UserError(f"{wrong} may take the parameters data_dir and seed and no others ({error})") from None
+    try:
+        found = function(**given)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own function does
+        raise UserError(f"{wrong} failed with {type(error).__name__}: {error}") from error
+    try:
+        return _made(found, seed)
+    except UserError as error:
+        raise UserError(f"{wrong} returned data that cannot be used: {error}") from error
+
+
+def _made(found: Any, seed: int) -> Source:
+    if isinstance(found, Source):
+        return found
+    if isinstance(found, tuple) and len(found) in (2, 3):
+        names = ("train", "test") if len(found) == 2 else ("train", "validation", "test")
+        found = dict(zip(names, found, strict=True))
+    if not isinstance(found, Mapping) or not {"train", "test"} <= found.keys() <= set(_NAMES):
+        raise UserError(
+            f"a {type(found).__name__} instead of a Source, (train, test), (train, validation, test), or a dict of "
+            "train, test and perhaps validation, targets and flips"
+        )
+    return make(**found, seed=seed)

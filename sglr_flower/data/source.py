@@ -1,0 +1,220 @@
+"""A source: a run's train, validation and test samples and what is to be predicted; made of whatever holds samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglr_flower.data.draw import balanced_order
+from sglr_flower.data.inputs import Inputs, describe, is_image
+from sglr_flower.data.samples import Batch, Indexed, Samples, Share, Tensors, all_targets, one
+from sglr_flower.data.targets import Classes, Kind, MultiLabel, Several, Values, complaint, to_targets
+from sglr_flower.errors import UserError
+from sglr_flower.seeds import numpy_generator as generator
+
+_VALIDATION_SHARE = 6  # one sixth of train: the paper's 10,000 of 60,000
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The data of a run.
+
+    Attributes
+    ----------
+    train, validation, test : Samples
+        Disjoint. The clients hold parts of `train`; the clients' networks are scored on the other two.
+    targets : Kind
+        The target type: `Classes`, `MultiLabel`, `Values`, or `Several` of them by name.
+    flips : bool
+        Whether augmentation may mirror its images: not where they are of digits, say.
+    """
+
+    train: Samples
+    validation: Samples
+    test: Samples
+    targets: Kind
+    flips: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each class, by class number; empty where the targets are no classes."""
+        return self.targets.names if isinstance(self.targets, Classes) else ()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What a model reads of a sample."""
+        return describe(self._first)
+
+    @property
+    def are_images(self) -> bool:
+        """Whether its inputs are stored images."""
+        return isinstance(self._first, Tensor) and is_image(self._first)
+
+    @cached_property
+    def _first(self) -> Tensors:
+        return self.train.take(torch.zeros(1, dtype=torch.int64)).inputs
+
+    def labels(self, samples: Samples) -> Tensor | None:
+        """The class numbers of some of its samples, int64 [n]; None where the targets are no classes."""
+        return one(all_targets(samples)) if isinstance(self.targets, Classes) else None
+
+
+def subset(samples: Samples, size: int, seed: int) -> Samples:
+    """Draw a sample of some samples, class-balanced where there are classes: to evaluate on fewer, say.
+
+    Parameters
+    ----------
+    samples : Samples
+        What to draw from, without replacement.
+    size : int
+        How many; 0, or as many as there are or more, for all of them.
+    seed : int
+        Decides the draw; at least 0.
+
+    Returns
+    -------
+    Samples
+        `size` samples in their original order, the same number of every class as far as size and classes
+        allow (a class that is too small is made up for by the others); `samples` itself when all are asked for.
+    """
+    if size == 0 or size >= len(samples):
+        return samples
+    like = samples.take(torch.zeros(1, dtype=torch.int64)).targets
+    by_class = isinstance(like, Tensor) and like.dtype == torch.int64
+    classes = one(all_targets(samples)).numpy() if by_class else np.zeros(len(samples), np.int64)
+    drawn = balanced_order(classes, generator(seed, "subset"))[:size]
+    return _part(samples, torch.from_numpy(np.sort(drawn)))
+
+
+def held_out(train: Samples, test: Samples, targets: Kind, seed: int, *, flips: bool = False) -> Source:
+    """A source whose validation samples are a sixth of train's, drawn with the run's seed."""
+    order = torch.from_numpy(generator(seed, "validation").permutation(len(train)))
+    size = len(train) // _VALIDATION_SHARE
+    validation, rest = order[:size].sort().values, order[size:].sort().values
+    return Source(_part(train, rest), _part(train, validation), test, targets, flips)
+
+
+def make(
+    train: Any,
+    test: Any,
+    validation: Any = None,
+    *,
+    targets: Kind | Mapping[str, Classes | MultiLabel | Values] | None = None,
+    seed: int = 0,
+    flips: bool = False,
+) -> Source:
+    """Make a source of data sets.
+
+    Parameters
+    ----------
+    train, test, validation : Any
+        Each a pair (inputs, targets) of tensors, arrays or dicts of them; or anything indexable of (inputs, target),
+        such as a torch data set or a list; or `Samples`. Without validation it is a sixth of train, drawn with `seed`.
+    targets : Kind, or a dict of them
+        The target type; None: whole numbers are `Classes` (named as the data set's ``classes`` says, else by their
+        number), floating point numbers are `Values`, rows of booleans `MultiLabel`.
+    seed : int
+        The run's seed.
+    flips : bool
+        As of `Source`.
+
+    Raises
+    ------
+    UserError
+        If a part is none of this, is empty, or has other targets than the type says.
+    """
+    given = {"train": train, "test": test, **({} if validation is None else {"validation": validation})}
+    parts = {name: _samples(name, part) for name, part in given.items()}
+    if targets is None:
+        kind = _guess([all_targets(part) for part in parts.values()], getattr(train, "classes", ()))
+    else:
+        kind = Several.of(targets) if isinstance(targets, Mapping) else targets
+    parts = {name: _read(part, kind) for name, part in parts.items()}
+    for name, part in parts.items():
+        _check(name, part, kind)
+    if validation is None:
+        if len(parts["train"]) < _VALIDATION_SHARE:
+            raise UserError(
+                f"its train part has {len(parts['train'])} samples, but at least {_VALIDATION_SHARE} are needed"
+            )
+        return held_out(parts["train"], parts["test"], kind, seed, flips=flips)
+    return Source(parts["train"], parts["validation"], parts["test"], kind, flips)
+
+
+def _part(samples: Samples, indices: Tensor) -> Samples:
+    """Some of the samples: in memory a copy, so that the others can be forgotten."""
+    return samples.take(indices) if isinstance(samples, Batch) else Share(samples, indices)
+
+
+def _samples(name: str, part: Any) -> Samples:
+    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Tensor | np.ndarray | Mapping):
+        inputs, targets = _tensors(name, part[0]), _tensors(name, part[1])
+        lengths = {len(own) for values in (inputs, targets) for own in _each_of(values)}
+        if len(lengths) != 1:
+            raise UserError(f"its {name} part has tensors of {' and '.join(map(str, sorted(lengths)))} samples")
+        found: Samples = Batch(inputs, targets)
+    elif isinstance(part, Batch | Share | Indexed) or (hasattr(part, "take") and not hasattr(part, "__getitem__")):
+        found = part
+    elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, str | Mapping):
+        found = Indexed(part)
+    else:
+        raise UserError(
+            f"its {name} part must be a pair (inputs, targets) of tensors or arrays, or anything indexable of "
+            f"(inputs, target), not a {type(part).__name__}"
+        )
+    if len(found) == 0:
+        raise UserError(f"its {name} part is empty")
+    return found
+
+
+def _each_of(values: Tensors) -> list[Tensor]:
+    return [values] if isinstance(values, Tensor) else list(values.values())
+
+
+def _tensors(name: str, values: Any) -> Tensors:
+    try:
+        if isinstance(values, Mapping):
+            return {key: torch.as_tensor(own) for key, own in values.items()}
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"its {name} part cannot be made into tensors: {error}") from None
+
+
+def _read(part: Samples, kind: Kind) -> Samples:
+    if isinstance(part, Batch):
+        return Batch(part.inputs, kind.read(part.targets))
+    return Indexed(part.data, kind.read) if isinstance(part, Indexed) else part
+
+
+def _check(name: str, part: Samples, kind: Kind) -> None:
+    """Look at the targets: at all of them where they are in memory or are classes, else at one."""
+    every = isinstance(part, Batch) or isinstance(kind, Classes)
+    found = all_targets(part) if every else part.take(torch.zeros(1, dtype=torch.int64)).targets
+    if wrong := complaint(kind, to_targets(found, torch.float64), len(part) if every else 1, torch.float64):
+        raise UserError(f"its {name} part has {wrong}")
+
+
+def _guess(parts: list[Tensors], classes: Any) -> Kind:
+    if not isinstance(parts[0], Tensor):
+        several = {name: _guess([own[name] for own in parts], ()) for name in parts[0]}  # type: ignore[index]
+        return Several.of(several)  # type: ignore[arg-type]
+    kinds = [own for own in parts if isinstance(own, Tensor)]
+    first = kinds[0]
+    if first.is_floating_point():
+        return Values(tuple(first.shape[1:]) or (1,))
+    if first.dtype == torch.bool and first.ndim == 2:
+        return MultiLabel(tuple(map(str, range(first.shape[1]))))
+    if first.ndim == 1:
+        count = 1 + max(int(own.max()) for own in kinds)
+        names = tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
+        return Classes(names if len(names) >= count else tuple(map(str, range(max(2, count)))))
+    raise UserError(
+        f"its targets are whole numbers of shape {tuple(first.shape[1:])} for each sample, of which nobody can tell "
+        "what they mean: say it with targets = MultiLabel(...) or Values(...)"
+    )
