@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -409,7 +409,7 @@ class SplitStrategy(Strategy):
         shared = restored.shared_weights() if self._method.whole else None
         result.arrays = ArrayRecord(shared or optimizers.segment_weights(restored.server_state()))
         for row in History.from_json(restored.history).rows:
-            figures = {name: value for name, value in asdict(row).items() if value is not None}
+            figures = {name: value for name, value in row.named().items() if value is not None}
             evaluated = {name: value for name, value in figures.items() if name.startswith(("validation", "test"))}
             trained = {name: value for name, value in figures.items() if name not in evaluated}
             own = self._metrics.get(row.round, MetricRecord())
