@@ -30,6 +30,7 @@ class Recurrent(nn.Module):
         self.gru = nn.GRU(2, 16, batch_first=True)
 
     def forward(self, readings: Tensor) -> Tensor:
+        """The GRU's last state."""
         return self.gru(readings)[1][-1]
 
 
@@ -49,7 +50,9 @@ def readings() -> dict[str, object]:
     return {"clients": [recorded(machine, 120) for machine in range(MACHINES)], "test": recorded(MACHINES, 200)}
 
 
-task = sglr.Task(lower=Recurrent, upper=lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), data=readings)
+task = sglr.Task(
+    lower=Recurrent, upper=lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)), data=readings
+)
 
 if __name__ == "__main__":
     data = readings()

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglr_flower.run.config import RunConfig
+    from sglr_flower.run.splitlearning import SplitLearning
+    from sglr_flower.run.task import Task
     from sglr_flower.split import methods, splitavg, splitlr
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "methods", "splitavg", "splitlr"]
+__all__ = ["RunConfig", "SplitLearning", "Task", "methods", "splitavg", "splitlr"]
 
-_HOMES = {"RunConfig": "sglr_flower.run.config"}
+_HOMES = {
+    "RunConfig": "sglr_flower.run.config",
+    "SplitLearning": "sglr_flower.run.splitlearning",
+    "Task": "sglr_flower.run.task",
+}
 """Where a public name that is no module is; the others are modules of `sglr_flower.split`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from sglr_flower.errors import UserError
 def is_path(name: str) -> bool:
     """Whether a name in the run-config is an import path rather than one of ours."""
     module, colon, attribute = name.partition(":")
-    return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
 
 def unknown(key: str, name: str, known: Iterable[str]) -> UserError:
@@ -57,7 +58,7 @@ def load(path: str, key: str) -> Any:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{wrong}: module {module_name!r} cannot be imported ({reason})") from error
     try:
-        return getattr(module, name)
+        return functools.reduce(getattr, name.split("."), module)
     except AttributeError:
         raise UserError(f"{wrong}: module {module_name!r} has no {name!r}") from None
 

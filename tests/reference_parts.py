@@ -13,7 +13,7 @@ from own_parts import Halves, Squashed
 from torch import Tensor
 from torch.nn import functional as F
 
-from sglr_flower.data.datasets import to_input
+from sglr_flower.data.inputs import to_input
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.seeds import generator

@@ -12,7 +12,7 @@ from sglr_flower.data.source import Source, make
 from sglr_flower.errors import UserError
 
 _PARTS = ("train", "test", "validation")
-_NAMES = (*_PARTS, "targets", "flips")
+_NAMES = (*_PARTS, "clients", "targets", "flips")
 
 
 # Remembered as `datasets.load` remembers: a node's process asks again for every message.
@@ -24,8 +24,9 @@ def load(path: str, data_dir: str, seed: int) -> Source:
     ----------
     path : str
         ``package.module:function``. The function takes no parameter, or those of ``data_dir`` and ``seed`` that it
-        names. It returns a `Source`; or (train, test) or (train, validation, test); or a dict of these names, with
-        ``targets`` and ``flips`` if it likes; each as `sglr_flower.data.source.make` takes it.
+        names. It returns a `Source`; or (train, test) or (train, validation, test); or a dict of these names, of
+        ``clients``, a list with one for each, in place of ``train``, and of ``targets`` and ``flips`` if it likes; each
+        as `sglr_flower.data.source.make` takes it.
     data_dir : str
         The run-config's ``data-dir`` as it is there.
     seed : int
@@ -65,9 +66,9 @@ def _made(found: Any, seed: int) -> Source:
     if isinstance(found, tuple) and len(found) in (2, 3):
         names = ("train", "test") if len(found) == 2 else ("train", "validation", "test")
         found = dict(zip(names, found, strict=True))
-    if not isinstance(found, Mapping) or not {"train", "test"} <= found.keys() <= set(_NAMES):
+    if not isinstance(found, Mapping) or not {"test"} <= found.keys() <= set(_NAMES):
         raise UserError(
             f"a {type(found).__name__} instead of a Source, (train, test), (train, validation, test), or a dict of "
-            "train, test and perhaps validation, targets and flips"
+            "train or clients, test and perhaps validation, targets and flips"
         )
     return make(**found, seed=seed)

@@ -119,6 +119,36 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
+class Joint:
+    """Several sets as one, one after the other.
+
+    Attributes
+    ----------
+    parts : tuple of Samples
+        Each of at least one sample, all of one kind.
+    """
+
+    parts: tuple[Samples, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def take(self, indices: Tensor) -> Batch:
+        """Copy the samples at `indices` (int64 [k]), in that order."""
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        which = torch.searchsorted(ends, indices, right=True)
+        order = which.argsort(stable=True)
+        taken = []
+        for number, (part, end) in enumerate(zip(self.parts, ends.tolist(), strict=True)):
+            own = indices[order][which[order] == number]
+            if len(own):
+                taken.append(part.take(own - (end - len(part))))
+        back = order.argsort()
+        inputs, targets = (join([getattr(one, name) for one in taken]) for name in ("inputs", "targets"))
+        return Batch(each(lambda own: own[back], inputs), each(lambda own: own[back], targets))
+
+
+@dataclass(frozen=True, eq=False)
 class Indexed:
     """Samples of anything indexable, such as a `torch.utils.data.Dataset`: item i is ``(inputs, target)``.
 
@@ -174,6 +204,8 @@ def all_targets(samples: Samples) -> Tensors:
         return each(lambda own: own[samples.indices], all_targets(samples.whole))
     if isinstance(samples, Indexed):
         return samples.targets()
+    if isinstance(samples, Joint):
+        return join([all_targets(part) for part in samples.parts])
     return samples.take(torch.arange(len(samples))).targets
 
 

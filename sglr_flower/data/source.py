@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sglr_flower.data.draw import balanced_order
 from sglr_flower.data.inputs import Inputs, describe, is_image
-from sglr_flower.data.samples import Batch, Indexed, Samples, Share, Tensors, all_targets, one
+from sglr_flower.data.samples import Batch, Indexed, Joint, Samples, Share, Tensors, all_targets, one
 from sglr_flower.data.targets import Classes, Kind, MultiLabel, Several, Values, complaint, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.seeds import numpy_generator as generator
@@ -33,6 +33,8 @@ class Source:
         The target type: `Classes`, `MultiLabel`, `Values`, or `Several` of them by name.
     flips : bool
         Whether augmentation may mirror its images: not where they are of digits, say.
+    owned : tuple of int
+        Where each client has samples of its own: how many of `train`, one client after the other. Else empty.
     """
 
     train: Samples
@@ -40,6 +42,7 @@ class Source:
     test: Samples
     targets: Kind
     flips: bool = False
+    owned: tuple[int, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,10 +104,11 @@ def held_out(train: Samples, test: Samples, targets: Kind, seed: int, *, flips: 
 
 
 def make(
-    train: Any,
-    test: Any,
+    train: Any = None,
+    test: Any = None,
     validation: Any = None,
     *,
+    clients: Sequence[Any] = (),
     targets: Kind | Mapping[str, Classes | MultiLabel | Values] | None = None,
     seed: int = 0,
     flips: bool = False,
@@ -116,6 +120,8 @@ def make(
     train, test, validation : Any
         Each a pair (inputs, targets) of tensors, arrays or dicts of them; or anything indexable of (inputs, target),
         such as a torch data set or a list; or `Samples`. Without validation it is a sixth of train, drawn with `seed`.
+    clients : Sequence[Any]
+        In place of train, each client's own samples. Without validation it is a sixth of each client's.
     targets : Kind, or a dict of them
         The target type; None: whole numbers are `Classes` (named as the data set's ``classes`` says, else by their
         number), floating point numbers are `Values`, rows of booleans `MultiLabel`.
@@ -129,15 +135,21 @@ def make(
     UserError
         If a part is none of this, is empty, or has other targets than the type says.
     """
-    given = {"train": train, "test": test, **({} if validation is None else {"validation": validation})}
-    parts = {name: _samples(name, part) for name, part in given.items()}
+    if (train is None) is (len(clients) == 0):
+        raise UserError("it must have either a train part or clients")
+    own = {f"clients[{number}]": part for number, part in enumerate(clients)} if len(clients) else {"train": train}
+    given = {**own, "test": test, **({} if validation is None else {"validation": validation})}
+    parts = {name: samples_of(name, part) for name, part in given.items()}
     if targets is None:
-        kind = _guess([all_targets(part) for part in parts.values()], getattr(train, "classes", ()))
+        named = getattr(next(iter(own.values())), "classes", ())
+        kind = _guess([all_targets(part) for part in parts.values()], named)
     else:
         kind = Several.of(targets) if isinstance(targets, Mapping) else targets
     parts = {name: _read(part, kind) for name, part in parts.items()}
     for name, part in parts.items():
         _check(name, part, kind)
+    if len(clients):
+        return _of_clients([parts[name] for name in own], parts.get("validation"), parts["test"], kind, seed, flips)
     if validation is None:
         if len(parts["train"]) < _VALIDATION_SHARE:
             raise UserError(
@@ -147,12 +159,38 @@ def make(
     return Source(parts["train"], parts["validation"], parts["test"], kind, flips)
 
 
+def _of_clients(
+    clients: Sequence[Samples], validation: Samples | None, test: Samples, kind: Kind, seed: int, flips: bool
+) -> Source:
+    """A source whose clients have samples of their own."""
+    if validation is None:
+        if min(map(len, clients)) < _VALIDATION_SHARE:
+            raise UserError(f"without a validation part each of its clients needs {_VALIDATION_SHARE} samples at least")
+        halves = [held_out(own, test, kind, seed) for own in clients]
+        clients, validation = [half.train for half in halves], Joint(tuple(half.validation for half in halves))
+    return Source(Joint(tuple(clients)), validation, test, kind, flips, tuple(map(len, clients)))
+
+
 def _part(samples: Samples, indices: Tensor) -> Samples:
     """Some of the samples: in memory a copy, so that the others can be forgotten."""
     return samples.take(indices) if isinstance(samples, Batch) else Share(samples, indices)
 
 
-def _samples(name: str, part: Any) -> Samples:
+def samples_of(name: str, part: Any) -> Samples:
+    """Samples of whatever holds some.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for the sentence.
+    part : Any
+        As of `make`.
+
+    Raises
+    ------
+    UserError
+        If it is none of this, or is empty.
+    """
     if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Tensor | np.ndarray | Mapping):
         inputs, targets = _tensors(name, part[0]), _tensors(name, part[1])
         lengths = {len(own) for values in (inputs, targets) for own in _each_of(values)}

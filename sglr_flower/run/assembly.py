@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sglr_flower import imports
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
@@ -21,13 +22,14 @@ from sglr_flower.models.uncut import UncutModel
 from sglr_flower.run import accounting, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
+from sglr_flower.run.task import Task
 from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, StandardDefence
 from sglr_flower.split.optimizers import OptimizerFactory
-from sglr_flower.split.plan import RoundPlan, draw_participants
+from sglr_flower.split.plan import RoundPlan, draw_participants, of_method
 from sglr_flower.split.privacy import GaussianDp, refusal
 from sglr_flower.split.server import PrivateServer, ServerSegment
 
@@ -37,7 +39,11 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
     method = methods.get(config.method)
     acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
     up, down = wire_codecs(config)
-    return RoundPlan(
+    phi = config.splitavg_phi if method.phi is None else method.phi
+    return of_method(
+        method,
+        alpha=config.splitlr_alpha,
+        phi=phi if acts else 0.0,
         seed=config.seed,
         server_round=server_round,
         clients=draw_participants(config.seed, server_round, len(clients(config)), config.fraction_train),
@@ -45,16 +51,9 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         batch_size=config.batch_size,
         reshuffle=config.sample_order == "every-epoch",
         client_lr=config.client_lr,
-        alpha=config.splitlr_alpha if method.server_lr else 0.0,
-        phi=config.splitavg_phi if method.cut_gradient and acts else 0.0,
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
         loss=losses.get(config.loss),
-        server=method.makes_server,
-        sequential=method.sequential,
-        shares_segment=method.shares_segment,
-        server_lr=method.server_lr or splitlr.server_lr,
-        cut_gradient=method.cut_gradient or splitavg.average,
         augment=functools.partial(augment, flip=datasets.flips(*_data(config))) if config.augment != "none" else None,
         client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
@@ -204,6 +203,9 @@ def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
     """
     source = splits(config)
     train = source.train
+    if config.partition == "own" and source.owned:
+        parts = torch.arange(len(train)).split(list(source.owned))
+        return {client: Share(train, parts[client]) for client in clients}
     if config.partition == "own":
         owned = partition.deal(_labels(source), len(clients), config.samples_per_client, config.seed)
         return {client: Share(train, share) for client, share in zip(clients, owned, strict=True)}
@@ -274,10 +276,17 @@ def refuse_own_partition(config: RunConfig) -> None:
     UserError
         If the run-config has it.
     """
-    if config.partition == "own":
+    if config.partition != "own":
+        return
+    if not (imports.is_path(config.dataset) and (owned := splits(config).owned)):
         raise UserError(
-            "run-config key partition = 'own': it needs nodes with data of their own (`sglr run --federation`), "
-            "which a simulation and --in-process do not have"
+            "run-config key partition = 'own': it needs nodes with data of their own (`sglr run --federation`), which "
+            "a simulation and --in-process do not have, or a dataset of one's own that gives clients"
+        )
+    if len(owned) != config.num_clients:
+        raise UserError(
+            f"run-config key num-clients = {config.num_clients}: with partition 'own' it must be {len(owned)}, as "
+            f"dataset {config.dataset!r} gives so many clients"
         )
 
 
@@ -289,6 +298,8 @@ def check_parts(config: RunConfig) -> None:
     UserError
         If something cannot be imported, is not what its key stands for, or cannot be computed with.
     """
+    if config.task and not isinstance(own := imports.load(config.task, "task"), Task):
+        raise UserError(f"run-config key task = {config.task!r}: it must be a sglr_flower.Task, not {own!r}")
     method = methods.get(config.method)
     config.refuse_with(method)
     losses.get(config.loss)

@@ -31,6 +31,10 @@ OWN = ("method", "model", "dataset", "loss", "optimizer", "server-optimizer", "w
 """Keys whose value may be the import path of one's own object."""
 
 
+_TASK_PARTS = {"model": "model", "dataset": "data", "loss": "loss", "score": "score"}
+"""Key -> the attribute of a `Task` that takes its place."""
+
+
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
@@ -50,6 +54,11 @@ class RunConfig(BaseModel):
         "sglr",
         description="who updates what and when: sglr, slr (SplitLr only), sgl (SplitAvg only), psl (neither), sfl, "
         "sfl-v1, sfl-v2, ssl, fedavg, centralized, or one's own as package.module:name",
+    )
+    task: str = Field(
+        "",
+        description="a sglr_flower.Task of one's own as package.module:name, in place of model, cut, dataset, loss and "
+        "score; empty: these keys",
     )
     model: str = Field(
         "resnet16",
@@ -301,6 +310,21 @@ class RunConfig(BaseModel):
     resume: bool = Field(
         False, description="continue the run in run-dir from its last checkpoint; set by `sglr resume`"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_of_the_task(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Put a task's parts in place of the keys that they answer; nothing is imported."""
+        task = values.get("task")
+        if not isinstance(task, str) or not task:
+            return values
+        if not imports.is_path(task):
+            raise UserError(f"run-config key task = {task!r}: it must be package.module:name")
+        parts = {key: f"{task}.{part}" for key, part in _TASK_PARTS.items()}
+        for key, path in parts.items():
+            if values.get(key, path) not in (path, cls.model_fields[key].default):
+                raise UserError(f"run-config key {key} = {values[key]!r}: it is the task's to say with task = {task!r}")
+        return {**values, **parts}
 
     @field_validator(
         *("client_lr", "splitlr_alpha", "splitavg_phi", "fraction_train", "step_timeout", "start_timeout"),

@@ -14,24 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sglr_flower.data import samples
-from sglr_flower.data.samples import Samples
+from sglr_flower.data.inputs import to_inputs
+from sglr_flower.data.samples import Samples, one
+from sglr_flower.data.source import samples_of
+from sglr_flower.data.targets import Classes, Values, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.run.attempts import train_until_done
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
 from sglr_flower.seeds import seed_torch
 from sglr_flower.split import loss as losses
-from sglr_flower.split import methods, optimizer_classes, plan, score
+from sglr_flower.split import methods, optimizer_classes, score
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.methods import Method
+from sglr_flower.split.plan import of_method
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, evaluate_round
 from sglr_flower.split.score import Scoring
 
 MakeModule = Callable[[], nn.Module]
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class SplitLearning:
         *,
         method: Method | None = None,
         loss: Loss = F.cross_entropy,
-        optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3),
+        optimizer: Callable[..., torch.optim.Optimizer] = _ADAM,
         server_optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
         batch_size: int = 8,
@@ -185,32 +189,45 @@ class SplitLearning:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.method = method or methods.sglr()
+        self.method = methods.sglr() if method is None else method
+        if not isinstance(self.method, Method):
+            kind = type(self.method).__name__
+            raise UserError(f"method: it must be a sglr_flower.methods.Method, not a {kind}")
         self._data = _clients(clients, self.method)
-        _whole_numbers(batch_size=batch_size, local_epochs=local_epochs)
+        _check_count(batch_size=batch_size, local_epochs=local_epochs)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype, self._seed = dtype, seed
         self._shared = shared or self.method.shares_segment
-        self._lower, self._upper = lower, upper
-        self._optimizer, rate = optimizer_classes.of(optimizer, "optimizer")
-        servers, _ = (self._optimizer, 0) if server_optimizer is None else optimizer_classes.of(server_optimizer)
-        up, down, private = wire_up, wire_down, defence
-        self._plan = plan.of_method(
+        self._lower, self._upper, self._score = lower, upper, score
+        self._optimizer, rate = optimizer_classes.of(optimizer)
+        of_server = self._optimizer
+        if server_optimizer is not None:
+            of_server, _ = optimizer_classes.of(server_optimizer, "server_optimizer")
+        self._plan = of_method(
             self.method,
+            alpha=0.5,
+            phi=0.5,
             seed=seed,
+            server_round=1,
             clients=tuple(self._data),
             local_epochs=local_epochs,
             batch_size=batch_size,
+            reshuffle=True,
             client_lr=rate,
+            average_over="clients",
+            gradient_scale="own",
             loss=loss,
-            up=up,
-            down=down,
-            defence=private,
+            up=wire_up,
+            down=wire_down,
+            defence=defence,
         )
-        self._score = score
         client, server = self._segments(0)
         self._check(client, server)
-        self._server = self.method.make_server(server, servers, self._device)
+        for name, factory, segment in (("optimizer", self._optimizer, client), ("server_optimizer", of_server, server)):
+            if wrong := optimizer_classes.refusal(factory, segment.parameters()):
+                raise UserError(f"{name}: {wrong}")
+        make = self.method.makes_server or methods.joint  # without a server segment it only scores
+        self._server = make(server, of_server, self._device)
         self._nodes = LocalNodes({0: self._cohort()})
         self._round = 0
         self._segment: Weights | None = None
@@ -228,7 +245,7 @@ class SplitLearning:
         count : int
             At least 1. Nothing is trained before the first one is asked for.
         """
-        _whole_numbers(count=count)
+        _check_count(count=count)
         for _ in range(count):
             yield self._train()
 
@@ -240,7 +257,7 @@ class SplitLearning:
         data : Any
             As one of ``clients``.
         """
-        test = _samples(data, "data")
+        test = samples_of("data", data)
         scoring = self._scoring(test)
         session = EvaluateSession(
             self._nodes.cohorts[0].segments,
@@ -250,13 +267,11 @@ class SplitLearning:
             defence=self._plan.defence,
             codec=self._plan.up,
         )
-        found = {
-            client: done.test for client, done in evaluate_round(self._server, LocalLink({0: session}), scoring).items()
-        }
+        found = evaluate_round(self._server, LocalLink({0: session}), self._plan.up, scoring)
         return Evaluation(
             scoring.score.name,
-            {client: tally.mean_score for client, tally in found.items()},
-            {client: tally.mean_loss for client, tally in found.items()},
+            {client: own.test.mean_score for client, own in found.items()},
+            {client: own.test.mean_loss for client, own in found.items()},
         )
 
     def network(self, client: int = 0) -> nn.Sequential:
@@ -264,8 +279,9 @@ class SplitLearning:
         if client not in self._data:
             raise UserError(f"client = {client}: it must be one of 0 to {len(self._data) - 1}")
         own = self._nodes.cohorts[0].segments[client]
-        stages = {"lower": own} if self.method.whole else {"lower": own, "upper": self._server.segment}
-        return nn.Sequential(OrderedDict(copy.deepcopy(stages))).eval()
+        whole = own if self.method.whole else nn.Sequential(OrderedDict(lower=own, upper=self._server.segment))
+        assert isinstance(whole, nn.Sequential)
+        return copy.deepcopy(whole).eval()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the training goes on from, as tensors by name: keep it with ``torch.save``."""
@@ -300,15 +316,15 @@ class SplitLearning:
         return Round(self._round, result.loss, result.steps, result.samples, trained.sent.up, trained.sent.down)
 
     def _segments(self, client: int) -> tuple[nn.Module, nn.Module]:
-        """A client's initial segment, and the server's if ``client`` is 0."""
+        """A client's initial segment, and the server's as it is together with client 0's."""
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch.device("cpu"), self._seed, "model", 0 if self._shared else client)
-            lower = _module(self._lower(), "lower", self._dtype)
-            if isinstance(self._upper, nn.Module):
-                upper = copy.deepcopy(self._upper)
-            else:
-                upper = self._upper()
-        upper = _module(upper, "upper", self._dtype)
+            lower = _made(self._lower, "lower", "a client segment")
+            upper = self._upper
+            upper = (
+                copy.deepcopy(upper) if isinstance(upper, nn.Module) else _made(upper, "upper", "the server segment")
+            )
+        lower, upper = lower.to(self._dtype), upper.to(self._dtype)
         if not self.method.whole:
             return lower, upper
         return nn.Sequential(OrderedDict(lower=lower, upper=upper)), nn.Sequential()
@@ -325,23 +341,48 @@ class SplitLearning:
         )
 
     def _scoring(self, data: Samples) -> Scoring:
-        whole_numbers = not samples.one(data.take(torch.zeros(1, dtype=torch.int64)).targets).is_floating_point()
-        loss = score.cross_entropy if whole_numbers and self._score is None else self._plan.loss
+        """One's own score, or the one of targets such as these."""
         if self._score is not None:
-            return score.from_function(self._score, loss)
-        return score.CLASSES(loss) if whole_numbers else score.VALUES(loss)
+            return score.from_function(self._score, self._plan.loss)
+        targets = one(data.take(torch.zeros(1, dtype=torch.int64)).targets)
+        kind = Values() if targets.is_floating_point() else Classes(())
+        return score.of(kind, self._plan.loss)
 
     def _check(self, lower: nn.Module, upper: nn.Module) -> None:
         """Try the network and the loss on a batch, so that what does not fit is said before anything is trained."""
-        batch = next(iter(self._data.values())).take(torch.arange(min(2, len(next(iter(self._data.values()))))))
-        inputs, targets = samples.computed(batch, self._dtype)
+        data = self._data[0]
+        batch = data.take(torch.arange(min(2, len(data))))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                smashed = copy.deepcopy(lower).eval()(inputs)
+                smashed = copy.deepcopy(lower).eval()(to_inputs(batch.inputs, self._dtype))
                 outputs = copy.deepcopy(upper).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
-                raise UserError(f"lower and upper: a batch of client 0 fails with: {error}") from error
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"lower and upper: a batch of client 0 fails with: {reason}") from error
         if not isinstance(smashed, Tensor):
             raise UserError(f"lower: it must give one tensor, not a {type(smashed).__name__}")
-        if wrong := losses.refusal(self._plan.loss, outputs, targets):
+        if wrong := losses.refusal(self._plan.loss, outputs, to_targets(batch.targets, self._dtype)):
             raise UserError(f"loss: {wrong}")
+
+
+def _clients(clients: Sequence[Any], method: Method) -> dict[int, Samples]:
+    if len(clients) == 0:
+        raise UserError("clients: there must be at least one")
+    if method.pooled and len(clients) > 1:
+        raise UserError("method: with one that pools all data there must be one client, which has them all")
+    return {number: samples_of(f"clients[{number}]", own) for number, own in enumerate(clients)}
+
+
+def _made(make: MakeModule, name: str, what: str) -> nn.Module:
+    if isinstance(make, nn.Module) or not callable(make):
+        raise UserError(f"{name}: it must be a function that makes {what}, not a {type(make).__name__}")
+    module = make()
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{name}: it must give a torch.nn.Module, not an {type(module).__name__}")
+    return module
+
+
+def _check_count(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(f"{name} = {count!r}: it must be a whole number from 1 up")

@@ -17,7 +17,7 @@ FedAvg                    McMahan et al., "Communication-Efficient Learning of D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sglr_flower import imports
@@ -89,6 +89,10 @@ class Method:
         numbers of samples (eq. 10).
     pooled : bool
         One client, 0, holds the data of all.
+    alpha : float | None
+        SplitLr's exponent, in place of ``splitlr-alpha``; None: the run's.
+    phi : float | None
+        SplitAvg's fraction of active clients, in place of ``splitavg-phi``; None: the run's.
     """
 
     server_lr: ServerLr | None = None
@@ -97,6 +101,8 @@ class Method:
     sequential: bool = False
     average: bool = False
     pooled: bool = False
+    alpha: float | None = None
+    phi: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.server, str):
@@ -140,6 +146,41 @@ METHODS = {
     "fedavg": Method(server=None, average=True),
     "centralized": Method(server=None, pooled=True),
 }
+
+
+def sglr(alpha: float = 0.5, phi: float = 0.5) -> Method:
+    """SGLR: SplitLr and SplitAvg together.
+
+    Parameters
+    ----------
+    alpha : float
+        The server's learning rate is ``eta_0 * C**alpha``, in [0, 2].
+    phi : float
+        Fraction of a step's clients whose cut gradients are averaged, in [0, 1].
+
+    Examples
+    --------
+    >>> sglr(alpha=1.0).alpha
+    1.0
+    """
+    return _with(METHODS["sglr"], alpha, phi)
+
+
+def slr(alpha: float = 0.5) -> Method:
+    """SplitLr only; ``alpha`` as of `sglr`."""
+    return _with(METHODS["slr"], alpha, None)
+
+
+def sgl(phi: float = 0.5) -> Method:
+    """SplitAvg only; ``phi`` as of `sglr`."""
+    return _with(METHODS["sgl"], None, phi)
+
+
+def _with(method: Method, alpha: float | None, phi: float | None) -> Method:
+    for name, value, most in (("alpha", alpha, 2), ("phi", phi, 1)):
+        if value is not None and not 0 <= value <= most:
+            raise UserError(f"{name} = {value!r}: it must be a number from 0 to {most}")
+    return replace(method, alpha=alpha, phi=phi)
 
 
 def get(name: str) -> Method:

@@ -158,6 +158,53 @@ def get(name: str, key: str = "optimizer", momentum: float = 0.0, weight_decay: 
     return ClassFactory(name, make)
 
 
+def of(own: Callable[..., TorchOptimizer], what: str = "optimizer") -> tuple[OptimizerFactory, float]:
+    """A factory and the learning rate of an optimizer given as Python has it, not by a name.
+
+    Parameters
+    ----------
+    own : Callable[..., TorchOptimizer]
+        Called with parameters: a class of `torch.optim`, a ``functools.partial`` of one with its arguments, or a
+        function. Of Adam, AdamW and SGD with arguments that ours have it is ours, which is faster and stacks.
+    what : str
+        What it is, for the sentence.
+
+    Raises
+    ------
+    UserError
+        If it makes no optimizer that a step can be made with.
+    """
+    if not callable(own):
+        raise UserError(f"{what}: it must be called with parameters, which a {type(own).__name__} cannot be")
+
+    def make(parameters: list[Tensor]) -> TorchOptimizer:
+        try:
+            made = own(parameters)
+        except Exception as error:  # whatever torch or the user's own class has against these parameters
+            raise UserError(f"{what}: it cannot be made for the segment's weights: {_first_line(error)}") from error
+        if not isinstance(made, TorchOptimizer):
+            raise UserError(f"{what}: it must give a torch.optim.Optimizer, not a {type(made).__name__}")
+        return made
+
+    rate = make([torch.zeros(1, requires_grad=True)]).param_groups[0].get("lr")
+    if not isinstance(rate, int | float) or not rate > 0:
+        raise UserError(f"{what}: its lr = {rate!r} must be a number above 0, as it is eta_0")
+    name, arguments = getattr(own, "func", own), getattr(own, "keywords", {})
+    if name in _OURS and not getattr(own, "args", ()) and arguments.keys() <= {"lr", *_OURS[name][1]}:
+        given = {key: float(value) for key, value in arguments.items() if key != "lr"}
+        given.setdefault("weight_decay", WEIGHT_DECAY[_OURS[name][0]])
+        return StandardOptimizer(_OURS[name][0], **given), float(rate)
+    return ClassFactory(f"{what} {getattr(name, '__name__', name)}", make), float(rate)
+
+
+_OURS: dict[Any, tuple[str, tuple[str, ...]]] = {
+    torch.optim.Adam: ("adam", ("weight_decay",)),
+    torch.optim.AdamW: ("adamw", ("weight_decay",)),
+    torch.optim.SGD: ("sgd", ("momentum", "weight_decay")),
+}
+"""Class of torch's -> ours, and the arguments beside lr that it has."""
+
+
 @torch.enable_grad()
 def refusal(factory: OptimizerFactory, parameters: Iterable[Tensor]) -> str:
     """Why an optimizer cannot train these parameters, which stay as they are; empty if it can.

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -180,6 +180,30 @@ class RoundPlan:
             draw = generator(self.seed, "order", client, epoch if self.reshuffle else "once")
             batches.extend(torch.randperm(num_samples, generator=draw).split(self.batch_size))
         return tuple(batches)
+
+
+def of_method(method: methods.Method, *, alpha: float, phi: float, **settings: Any) -> RoundPlan:
+    """A round of a method.
+
+    Parameters
+    ----------
+    method : Method
+        Says who learns how.
+    alpha, phi : float
+        SplitLr's exponent and SplitAvg's fraction, where the method has these remedies and does not say them itself.
+    settings : Any
+        All else, as `RoundPlan` has it.
+    """
+    return RoundPlan(
+        alpha=(alpha if method.alpha is None else method.alpha) if method.server_lr else 0.0,
+        phi=phi if method.cut_gradient else 0.0,
+        server=method.makes_server,
+        sequential=method.sequential,
+        shares_segment=method.shares_segment,
+        server_lr=method.server_lr or splitlr.server_lr,
+        cut_gradient=method.cut_gradient or splitavg.average,
+        **settings,
+    )
 
 
 def draw_participants(seed: int, server_round: int, num_clients: int, fraction: float) -> tuple[int, ...]:

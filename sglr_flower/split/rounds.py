@@ -104,6 +104,7 @@ class EvaluateSession:
         self._chunks = [
             (split, indices)
             for split in ("validation", "test")
+            if split in samples
             for indices in torch.arange(len(samples[split])).split(size)
         ]
         self._samples = samples

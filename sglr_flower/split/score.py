@@ -146,8 +146,8 @@ def of(kind: Kind, loss: Callable[[Any, Any], Tensor], own: str = "") -> Scoring
     from sglr_flower.data.targets import Classes, MultiLabel, Values
 
     evaluated = cross_entropy if isinstance(kind, Classes) else loss
-    if own:
-        return from_function(imports.load(own, "score"), evaluated, own)
+    if own and (function := imports.load(own, "score")) is not None:  # a task may leave it open
+        return from_function(function, evaluated, own)
     if isinstance(kind, Classes):
         return Scoring(ACCURACY, right, evaluated)
     if isinstance(kind, MultiLabel):

@@ -11,8 +11,8 @@ from integration.runs import final_weights, largest_difference
 from integration.simulation import simulate
 from own_cases import CASES, SETTINGS
 from reference_parts import plain_loop
-from sglr_flower.flower.strategy import serve
 
+from sglr_flower.flower.server import serve
 from sglr_flower.run.config import RunConfig
 
 pytestmark = pytest.mark.flower

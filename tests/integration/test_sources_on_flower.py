@@ -11,7 +11,7 @@ import pytest
 from integration.runs import final_weights, largest_difference
 from integration.simulation import simulate
 
-from sglr_flower.flower.strategy import serve
+from sglr_flower.flower.server import serve
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 

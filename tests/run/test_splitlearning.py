@@ -128,9 +128,12 @@ def test_the_weights_are_those_of_a_run_of_the_same_task(name: str, tmp_path: Pa
 
     method = methods.sglr(alpha=0.5, phi=0.5) if name == "sglr" else replace(methods.get(name), alpha=0.5, phi=0.5)
     run = trained(2, method=method, optimizer=partial(torch.optim.Adam, lr=1e-2))
-    for client, state in saved.client_states(range(CLIENTS)).items():
+    states = {client: optimizers.segment_weights(own) for client, own in saved.client_states(range(CLIENTS)).items()}
+    if shared := saved.shared_weights():
+        states = dict.fromkeys(range(CLIENTS), shared)
+    assert len(states) == CLIENTS
+    for client, theirs in states.items():
         ours = run.network(client).state_dict()
-        theirs = optimizers.segment_weights(state)
         near({name: tensor for name, tensor in ours.items() if name in theirs}, theirs)
     for key, tensor in optimizers.segment_weights(saved.server_state()).items():
         torch.testing.assert_close(run.network().state_dict()[key], tensor, rtol=0, atol=1e-9)
@@ -199,8 +202,8 @@ def test_an_own_score_is_the_mean_of_its_numbers() -> None:
     ("changes", "sentence"),
     [
         ({"clients": []}, "clients: there must be at least one"),
-        ({"clients": [tables()[0], (torch.zeros(0, 5), torch.zeros(0))]}, "clients[1]: it is empty"),
-        ({"clients": ["mine"]}, "clients[0]: it must be"),
+        ({"clients": [tables()[0], (torch.zeros(0, 5), torch.zeros(0))]}, "its clients[1] part is empty"),
+        ({"clients": ["mine"]}, "its clients[0] part must be"),
         ({"batch_size": 0}, "batch_size = 0: it must be a whole number from 1 up"),
         ({"lower": nn.Linear(5, 12)}, "lower: it must be a function that makes a client segment"),
         ({"lower": lambda: 3}, "lower: it must give a torch.nn.Module, not an int"),

@@ -7,10 +7,13 @@ import hashlib
 import json
 from pathlib import Path
 
-from sglr_flower.run.metrics import COLUMNS
+from sglr_flower.run.metrics import columns
+from sglr_flower.split.score import ACCURACY
 from sglr_flower.studies.paper.cells import Cell
 from sglr_flower.studies.paper.results import SUMMARY_COLUMNS
 from sglr_flower.studies.paper.sweep import run_dir
+
+COLUMNS = columns(ACCURACY)
 
 
 def finish(folder: Path, cell: Cell, percent: float, curve: tuple[float, ...] = ()) -> None:
