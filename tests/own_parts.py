@@ -145,9 +145,9 @@ class Cautious(ServerSegment):
         losses = {i: plan.loss(self.segment(cuts[i]), labels[i]) for i in cuts}
         total = sum(loss.detach() for loss in losses.values())
         sum(loss * loss.detach() / total for loss in losses.values()).backward()
-        self._optimizer.lr = plan.server_rate(len(cuts), step)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.lr = plan.server_rate(len(cuts), step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return {i: cut.grad for i, cut in cuts.items()}, float(total / len(cuts))
 
 
