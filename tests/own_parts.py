@@ -99,6 +99,19 @@ class Halves(Codec):
         return "" if bool((coded.aside["width"] > 0).all()) else "with a width that is none"
 
 
+class Many(Halves):
+    """The same with as many tensors, and as long names, as a codec may have."""
+
+    def parts(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Part]:
+        more: dict[str, Part] = {letter * 20: ((1, 1, 1), dtype) for letter in "ab"}
+        return {**super().parts(shape, dtype), **more}
+
+    def encode(self, tensor: Tensor, draws: object = ()) -> Coded:
+        coded = super().encode(tensor)
+        more = {letter * 20: tensor.new_ones(len(tensor), 1, 1, 1) for letter in "ab"}
+        return Coded(coded.values, {**coded.aside, **more})
+
+
 class Undeclared(Halves):
     """No codec: what it makes is not what it declares."""
 
@@ -145,9 +158,9 @@ class Cautious(ServerSegment):
         losses = {i: plan.loss(self.segment(cuts[i]), labels[i]) for i in cuts}
         total = sum(loss.detach() for loss in losses.values())
         sum(loss * loss.detach() / total for loss in losses.values()).backward()
-        self._optimizer.lr = plan.server_rate(len(cuts), step)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.lr = plan.server_rate(len(cuts), step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return {i: cut.grad for i, cut in cuts.items()}, float(total / len(cuts))
 
 

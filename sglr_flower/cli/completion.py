@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from click import shell_completion
 
-from sglr_flower.choices import DATASETS, MODELS
+from sglr_flower.choices import DATASETS, LOSSES, MODELS, OPTIMIZERS
 
 
 def of(names: Sequence[str]) -> Callable[[str], list[str]]:
@@ -42,6 +42,7 @@ def values(key: str) -> Sequence[str]:
     from sglr_flower.split.methods import METHODS
 
     named: dict[str, Sequence[str]] = {"method": tuple(METHODS), "model": MODELS, "dataset": DATASETS}
+    named |= {"loss": LOSSES, "optimizer": OPTIMIZERS, "server-optimizer": OPTIMIZERS}
     field = RunConfig.model_fields.get(key.replace("-", "_"))
     if key in named or field is None:
         return named.get(key, ())

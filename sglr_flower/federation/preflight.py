@@ -75,7 +75,7 @@ def look(config: RunConfig, *, own_data: bool) -> Findings:
 
 
 def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = None) -> Findings:
-    """As `look`, without torch in this process; where it is loaded already, as by one's own method, here after all.
+    """As `look`, without torch in this process; where it is loaded already, here after all.
 
     Parameters
     ----------

@@ -41,6 +41,10 @@ class ServerSegment:
 
     Attributes
     ----------
+    segment : nn.Module
+        On the device.
+    optimizer : Optimizer
+        Of its weights; whoever makes a step sets its ``lr`` (`RoundPlan.server_rate`).
     together : bool
         Whether an update is of all clients' batches: what the rate of a round is told for.
     """
@@ -56,12 +60,12 @@ class ServerSegment:
     ) -> None:
         self.device, self.memory_format = device or torch.device("cpu"), memory_format
         self.segment = segment.to(self.device)
-        self._optimizer = optimizer(self.segment.parameters())
+        self.optimizer = optimizer(self.segment.parameters())
 
     @property
     def recordable(self) -> bool:
         """Whether its step can be recorded (`split.recording`)."""
-        return self._optimizer.recordable
+        return self.optimizer.recordable
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,13 +150,13 @@ class ServerSegment:
         Tensor, Tensor
             The cut gradient of the joint batch's mean loss, (n, *cut shape), and that loss, ().
         """
-        self._optimizer.zero_grad()  # a step that could not be recorded may have ended in its middle
+        self.optimizer.zero_grad()  # a step that could not be recorded may have ended in its middle
         joint = laid_out(smashed, self.memory_format).detach().requires_grad_()
         mean = loss(self.segment.train()(joint), labels)
         mean.backward()
-        self._optimizer.lr = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.lr = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         assert joint.grad is not None
         return joint.grad, mean.detach()
 
@@ -182,11 +186,11 @@ class ServerSegment:
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and optimizer state as flat named tensors."""
-        return optimizers.flat_state(self.segment, self._optimizer)
+        return optimizers.flat_state(self.segment, self.optimizer)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take a state back."""
-        optimizers.load_flat_state(self.segment, self._optimizer, state)
+        optimizers.load_flat_state(self.segment, self.optimizer, state)
 
 
 class ServerInTurn(ServerSegment):
@@ -308,9 +312,9 @@ class PrivateServer(ServerSegment):
         mean = dp.noisy(mean, sensitivity, "dp-server", plan.server_round, step)
         for weight, part in zip(weights, mean.split([weight.numel() for weight in weights]), strict=True):
             weight.grad = torch.empty_like(weight).copy_(part.view(weight.shape))
-        self._optimizer.lr = plan.server_rate(len(smashed), step)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.lr = plan.server_rate(len(smashed), step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return gradients, total
 
 

@@ -25,17 +25,23 @@ from sglr_flower.exchange import frames
 from sglr_flower.exchange.checks import check_answer, frame_bytes
 from sglr_flower.exchange.frames import FrameError
 from sglr_flower.exchange.shared import Inbox, Outbox
-from sglr_flower.split import coding
-from sglr_flower.split.codecs import parse
+from sglr_flower.split import codecs, coding
+from sglr_flower.split.codecs import Codec
 from sglr_flower.split.messages import Upload
 
-CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2")
+OWN = "own_parts:Many"
+"""With as many tensors, and as long names of them, as a codec may have."""
+CODECS = ("bfloat16", "float16", "int8", "int8-channel", "topk:0.4", "randtopk:0.4:0.2", "own_parts:Halves", OWN)
+
+
+def get(name: str) -> Codec:
+    return codecs.get(name, "wire-up")
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("name", CODECS)
 def test_a_coded_round_passes_as_it_was_sent(name: str, in_memory: bool) -> None:
-    plan = replace(PLAN, up=parse(name), down=parse(name))
+    plan = replace(PLAN, up=get(name), down=get(name))
     inbox, outbox = (Inbox(), Outbox()) if in_memory else (None, None)
     check = train_check(plan)
     for upload in uploads(train_session(plan), plan):
@@ -60,8 +66,8 @@ def test_a_coded_round_passes_as_it_was_sent(name: str, in_memory: bool) -> None
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_coded_evaluation_passes(name: str) -> None:
-    check = evaluate_check(codec=parse(name))
-    for upload in uploads(evaluate_session(600, parse(name))):
+    check = evaluate_check(codec=get(name))
+    for upload in uploads(evaluate_session(600, get(name))):
         check(frames.decode_upload(frames.encode_upload(upload)))
 
 
@@ -103,6 +109,14 @@ WRONG: list[tuple[str, str, Callable[[Upload], Upload], str]] = [
     ("topk:0.4", "twice", lambda u: aside(u, positions=u.aside["smashed.positions"] * 0), "ascending from 0 to 7"),
     ("topk:0.4", "long", lambda u: aside(u, positions=u.aside["smashed.positions"].long()), "torch.int64, instead of"),
     ("topk:0.4", "shape", lambda u: aside(u, shape=torch.tensor([2, 4, 1])), r"samples of shape \(2, 4, 1\)"),
+    (OWN, "nan", lambda u: aside(u, low=one(u.aside["smashed.low"], torch.nan)), "not finite.*smaller client-lr"),
+    (OWN, "its own", lambda u: aside(u, width=-u.aside["smashed.width"]), "smashed data with a width that is none"),
+    (OWN, "no width", lambda u: aside(u, width=None), "with no width, instead of a width of shape"),
+    (OWN, "wide", lambda u: aside(u, low=u.aside["smashed.low"].double()), "torch.float64, instead of"),
+    (OWN, "a scale", lambda u: aside(u, scale=torch.ones(8)), "a scale of shape .* instead of no scale"),
+    (OWN, "no shape", lambda u: aside(u, shape=None), "with no shape, instead of"),
+    (OWN, "shape", lambda u: aside(u, shape=torch.tensor([8, 1, 1])), r"samples of shape \(8, 1, 1\)"),
+    (OWN, "not coded", lambda u: changed(u, smashed=u.smashed.float()), "torch.float32, not .* and torch.int16"),
     ("topk:0.4", "fewer", lambda u: changed(u, smashed=u.smashed[:, 1:]), r"of shape \(2,\)"),
 ]
 
@@ -110,7 +124,7 @@ WRONG: list[tuple[str, str, Callable[[Upload], Upload], str]] = [
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong[0]}, {wrong[1]}")
 def test_a_coded_frame_is_refused_for(wrong: tuple[str, str, Callable[[Upload], Upload], str]) -> None:
     codec, _, change, says = wrong
-    plan = replace(PLAN, up=parse(codec))
+    plan = replace(PLAN, up=get(codec))
     first = uploads(train_session(plan), plan)[0]
     check = train_check(plan)
     with pytest.raises(FrameError, match=says):
@@ -119,7 +133,7 @@ def test_a_coded_frame_is_refused_for(wrong: tuple[str, str, Callable[[Upload], 
 
 
 def test_a_wrong_coded_answer_is_refused() -> None:
-    plan = replace(PLAN, down=parse("int8"))
+    plan = replace(PLAN, down=get("int8"))
     upload = uploads(train_session(plan), plan)[0]
     right = answer_to(upload, (2,), plan)
     check_answer(upload, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -198,3 +199,21 @@ def test_a_finished_run_is_read_without_its_code(tmp_path: Path) -> None:
 
     assert read.returncode == 0, read.stderr
     assert RunDirectory(tmp_path / "run").read_config().imports_code
+
+
+def test_the_parts_in_the_documents_are_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text.partition("## Adding a method")[2], re.DOTALL)
+    (tmp_path / "documented_parts.py").write_text("\n".join(blocks))
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {
+        "method": "documented_parts:cautious",
+        "wire-up": "documented_parts:Signs",
+        "wire-down": "documented_parts:Signs",
+        "defence": "documented_parts:Squashed",
+    }
+    done = inprocess.run(RunConfig.parse({**SETTINGS, **values, "run-dir": str(tmp_path / "run")}))
+
+    assert done["steps"] == 4
+    sample = 32 * 8 * 8 + 8  # int8 values of ResNet16's cut of the 16-pixel digits, and a scale
+    assert done["bytes_smashed"] == 2 * 3 * 16 * sample
