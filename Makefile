@@ -27,7 +27,7 @@ faults: $(STAMP)
 	SGLR_FAULT_SEEDS=$(or $(SEEDS),20) $(BIN)/python -m pytest tests/faults
 
 fuzz: $(STAMP)
-	SGLR_FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/exchange/test_fuzz.py tests/exchange/test_fuzz_port.py
+	SGLR_FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/exchange/test_fuzz.py tests/exchange/test_fuzz_port.py tests/flower/test_fuzz_protocol.py
 
 # The Flower app as Flower Hub takes it, and its bundle.
 fab: $(STAMP)

@@ -74,6 +74,7 @@ Counts = Annotated[tuple[Count, ...], _MANY]
 SampleCounts = Annotated[tuple[Samples, ...], _MANY]
 Clients = Annotated[tuple[Client, ...], _MANY]
 
+_VERSIONS = " (are server and node of the same version of sglr-flower?)"
 STRICT = ConfigDict(strict=True)
 
 
@@ -87,10 +88,13 @@ class Value:
         The name of its record in a message.
     WHAT : str
         What a sentence calls it.
+    HINT : str
+        How such a sentence ends.
     """
 
     NAME: ClassVar[str] = ANSWER
     WHAT: ClassVar[str] = "the answer"
+    HINT: ClassVar[str] = ""
 
     def to_record(self) -> ConfigRecord:
         """As the record that travels."""
@@ -130,7 +134,7 @@ class Value:
     @classmethod
     def wrong(cls, what: str) -> ProtocolError:
         """The error that says what is wrong with such a record."""
-        return ProtocolError(f"{cls.WHAT}: {what}")
+        return ProtocolError(f"{cls.WHAT}: {what}{cls.HINT}")
 
     def _entries(self) -> dict[str, Any]:
         values = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)}
@@ -152,6 +156,7 @@ class Order(Value):
     """
 
     NAME: ClassVar[str] = ORDER
+    HINT: ClassVar[str] = _VERSIONS
 
     threads: Annotated[int, Field(ge=0, le=10_000)]
 
@@ -293,6 +298,7 @@ class Access(Value):
     """
 
     NAME: ClassVar[str] = STREAM
+    HINT: ClassVar[str] = _VERSIONS
     WHAT: ClassVar[str] = "the server's access to its stream"
 
     address: Text

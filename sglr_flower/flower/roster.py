@@ -243,7 +243,7 @@ class Roster:
         online = set(self._grid.get_node_ids())
         for member in away:
             if member.question is not None:
-                self._hear(member)
+                self._hear(member, member.question)
             elif member.node in online and time.monotonic() - member.asked_at > 1.0:
                 self._ask(member)
         if any(member.away for member in away):
@@ -253,11 +253,10 @@ class Roster:
         member.question, member.asked_at = Pending(self._grid, self._read_assigned), time.monotonic()
         member.question.push([self._assignment(member)])
 
-    def _hear(self, member: Member) -> None:
+    def _hear(self, member: Member, question: Pending[AssignAnswer]) -> None:
         """Take a node back if it has answered; a question without an answer is asked again."""
-        assert member.question is not None
-        member.question.poll()
-        if answer := member.question.replies.get(member.node):
+        question.poll()
+        if answer := question.replies.get(member.node):
             member.question, member.away = None, ""
             try:
                 self._seated(member, answer)
@@ -266,7 +265,7 @@ class Roster:
                 log.warning("%s is not taken back: %s", member, error)
             else:
                 log.info("%s is back with its client(s) as after round %d", member, member.base)
-        elif failure := member.question.failures.get(member.node):
+        elif failure := question.failures.get(member.node):
             member.question = None
             if failure.gone:
                 return

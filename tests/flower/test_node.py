@@ -87,6 +87,35 @@ def test_an_assignment_of_an_earlier_session_is_refused_also_by_another_process(
         ask(context(tmp_path), order(session=4))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"versions": [5]}, "the server's order query.assign: versions = (5,): it should have 2 item(s), one for each"),
+        ({"clients": [0, -1]}, "the server's order query.assign: clients[1] = -1: it should be greater than or equal"),
+        ({"session": "5"}, "the server's order query.assign: session = '5': it should be a valid integer"),
+        ({"colour": "red"}, "the server's order query.assign: unknown key 'colour'; its keys are threads, clients, "),
+    ],
+)
+def test_an_order_of_another_version_is_refused_in_a_sentence(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    error = str(ask(context(tmp_path), order(**changes))["error"])
+    assert error.startswith(sentence)
+    assert error.endswith("(are server and node of the same version of sglr-flower?)")
+
+
+def test_orders_without_what_belongs_to_them_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    own = context(tmp_path)
+    for handler, kind, content, sentence in (
+        (node.hello, "query.hello", RecordDict(), "the server's order query.hello: it has no record 'order'"),
+        (node.assign, "query.assign", RecordDict({ORDER: ConfigRecord(order())}), "it has no record 'config'"),
+        (node.train_stream, "train.stream", RecordDict({ORDER: ConfigRecord({"round": 0})}), "order train: "),
+    ):
+        message = Message(content, 7, kind)
+        message.metadata.__dict__["_message_id"] = "1"
+        assert sentence in str(handler(message, own).content.config_records[ANSWER]["error"])
+
+
 def test_a_run_id_cannot_lead_out_of_the_state_folder(tmp_path: Path) -> None:
     answer = ask(context(tmp_path), order(**{"run-id": "../../etc"}))
     assert "as the run's id" in str(answer["error"])
