@@ -38,7 +38,7 @@ def recorded(machine: int, count: int) -> tuple[Tensor, Tensor]:
     """Made-up vibrations of a machine: two sensors, healthy (0) or with a bearing that is worn (1)."""
     draw = torch.Generator().manual_seed(machine)
     worn = torch.arange(count) % 2
-    speed = 2 + 0.2 * machine + 1.5 * worn + 0.1 * torch.randn(count, generator=draw)
+    speed = 2 + 0.1 * machine + 2 * worn + 0.1 * torch.randn(count, generator=draw)
     time = torch.linspace(0, 2 * math.pi, STEPS)
     angle = speed[:, None] * time + 0.5 * torch.randn(count, 1, generator=draw)
     noise = 0.2 * torch.randn(count, STEPS, 2, generator=draw)

@@ -39,11 +39,11 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
     method = methods.get(config.method)
     acts = splitavg.in_phase(config.splitavg_phase, server_round, config.num_server_rounds)
     up, down = wire_codecs(config)
-    phi = config.splitavg_phi if method.phi is None else method.phi
     return of_method(
         method,
         alpha=config.splitlr_alpha,
-        phi=phi if acts else 0.0,
+        phi=config.splitavg_phi,
+        averages=acts,
         seed=config.seed,
         server_round=server_round,
         clients=draw_participants(config.seed, server_round, len(clients(config)), config.fraction_train),

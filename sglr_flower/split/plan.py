@@ -182,7 +182,7 @@ class RoundPlan:
         return tuple(batches)
 
 
-def of_method(method: methods.Method, *, alpha: float, phi: float, **settings: Any) -> RoundPlan:
+def of_method(method: methods.Method, *, alpha: float, phi: float, averages: bool = True, **settings: Any) -> RoundPlan:
     """A round of a method.
 
     Parameters
@@ -191,12 +191,14 @@ def of_method(method: methods.Method, *, alpha: float, phi: float, **settings: A
         Says who learns how.
     alpha, phi : float
         SplitLr's exponent and SplitAvg's fraction, where the method has these remedies and does not say them itself.
+    averages : bool
+        Whether SplitAvg acts in this round (`splitavg.in_phase`).
     settings : Any
         All else, as `RoundPlan` has it.
     """
     return RoundPlan(
         alpha=(alpha if method.alpha is None else method.alpha) if method.server_lr else 0.0,
-        phi=phi if method.cut_gradient else 0.0,
+        phi=(phi if method.phi is None else method.phi) if method.cut_gradient and averages else 0.0,
         server=method.makes_server,
         sequential=method.sequential,
         shares_segment=method.shares_segment,

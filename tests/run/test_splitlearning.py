@@ -84,8 +84,9 @@ def received(own: dict[int, Tensor], phi: float, number: int, step: int) -> dict
     length = max(len(own[client]) for client in active)
     average = []
     for position in range(length):
-        rows = [own[client][position] for client in active if position < len(own[client])]
-        average.append(torch.stack(rows).mean(0))
+        having = [client for client in active if position < len(own[client])]
+        total = sum(len(own[client]) * own[client][position] for client in having)
+        average.append(total / sum(len(own[client]) for client in having))
     return {client: torch.stack(average)[: len(g)] if client in active else g for client, g in own.items()}
 
 
