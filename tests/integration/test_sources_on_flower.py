@@ -50,7 +50,7 @@ def test_weights_scores_and_losses_are_those_of_one_process(tmp_path: Path, monk
 
     simulate(body, nodes=2, workers=2)
     for name in RUNS:
-        expected = inprocess.run(RunConfig.parse({**settings(name), "run-dir": str(tmp_path / f"{name}-here")}), 1)
+        expected = inprocess.run(RunConfig.parse({**settings(name), "run-dir": str(tmp_path / f"{name}-here")}), 2)
         found = json.loads((tmp_path / name / "summary.json").read_text())
         assert found["exchange"] == RUNS[name]["exchange"]
         assert largest_difference(final_weights(tmp_path / name), final_weights(tmp_path / f"{name}-here")) < 1e-9

@@ -41,7 +41,7 @@ def test_activations_of_a_batch_are_those_that_its_forward_saves(name: str, batc
     model = models.get(name)
     network = model.build(10, 16)
     segment = network[: models.cut_index(network, model.cut)].train()
-    assert footprint(segment, ADAM.nbytes(segment), batch, rgb(16)).activations == _saved(segment, batch, 16)
+    assert footprint(segment, ADAM.nbytes(segment), batch, rgb(16)).activations == _saved(segment, batch, rgb(16))
 
 
 def test_a_clients_samples_are_counted_as_often_as_they_are_used() -> None:
