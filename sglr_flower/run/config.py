@@ -27,7 +27,10 @@ TRACKERS = ("mlflow", "wandb", "trackio")
 """What the key ``track`` can name: each is a module of `sglr_flower.run.track` and an extra of the package."""
 
 
-OWN = ("method", "model", "dataset", "loss", "optimizer", "server-optimizer", "wire-up", "wire-down", "defence")
+OWN = (
+    *("task", "method", "model", "dataset", "loss", "score", "optimizer", "server-optimizer"),
+    *("wire-up", "wire-down", "defence"),
+)
 """Keys whose value may be the import path of one's own object."""
 
 
