@@ -13,6 +13,7 @@ And on devices: each has a `readings` of its own (docs/api.md).
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ task = sglr.Task(
 
 if __name__ == "__main__":
     data = readings()
-    run = sglr.SplitLearning(task.lower, task.upper, data["clients"], loss=task.loss)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    run = sglr.SplitLearning(task.lower, task.upper, data["clients"], loss=task.loss, optimizer=adam)
     for done in run.rounds(6):
         print(f"round {done.number}: loss {done.loss:.4f}, accuracy {run.evaluate(data['test']).score:.3f}")

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-MODELS = ("resnet16", "alexnet", "resnet18", "vit")
+MODELS = ("resnet16", "alexnet", "resnet18", "vit", "mlp")
 """The networks of `sglr_flower.models`."""
-DATASETS = ("digits", "fashion-mnist", "mnist", "cifar-10", "cifar-100", "svhn", "stl-10", "folder")
+DATASETS = (
+    "digits",
+    "fashion-mnist",
+    "mnist",
+    "cifar-10",
+    "cifar-100",
+    "svhn",
+    "stl-10",
+    "folder",
+    "breast-cancer",
+    "wine",
+    "diabetes",
+)
 """What `data.datasets` can load."""
 LOSSES = ("cross-entropy", "binary-cross-entropy", "mse", "l1", "bce-with-logits")
 """What `split.loss` has."""

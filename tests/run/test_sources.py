@@ -225,7 +225,7 @@ REFUSED = {
     "a table's network for images": ({"model": "mlp"}, "model = 'mlp': it is made for tables.* images of 16 x 16"),
     "classes' loss for values": (
         {"dataset": "diabetes", "model": "mlp"},
-        "loss = 'cross-entropy': it is for classes.*mse_loss",
+        "loss = 'cross-entropy': it is for classes.*mse or l1 is for values",
     ),
     "classes by a table of values": ({**TASKS["regression"], "partition": "shards:2"}, "shards:2'.* has none: take"),
     "augmented numbers": ({"dataset": "wine", "model": "mlp", "augment": "standard"}, "augment = 'standard': it is"),
@@ -235,7 +235,7 @@ REFUSED = {
         {**TASKS["regression"], "loss": "torch.nn.functional:cosine_embedding_loss"},
         "loss = 'torch.nn.functional:cosine_embedding_loss'.*fail",
     ),
-    "a wrong loss": ({"loss": "hinge"}, "loss = 'hinge': it must be cross-entropy"),
+    "a wrong loss": ({"loss": "hinge"}, "loss = 'hinge': it must be one of cross-entropy"),
     "no function": ({"dataset": "own_sources:nothing"}, "dataset = 'own_sources:nothing'.*has no 'nothing'"),
     "no data": ({"dataset": "own_sources:off_by"}, "may take the parameters data_dir and seed and no others"),
     "an unknown one": ({"dataset": "wines"}, "dataset is 'wines', which is not one of .*diabetes, hf:NAME or package"),
