@@ -29,7 +29,7 @@ TRACKERS = ("mlflow", "wandb", "trackio")
 
 OWN = (
     *("task", "method", "model", "dataset", "loss", "score", "optimizer", "server-optimizer"),
-    *("wire-up", "wire-down", "defence"),
+    *("wire-up", "wire-down", "defence", "track"),
 )
 """Keys whose value may be the import path of one's own object."""
 
@@ -276,8 +276,8 @@ class RunConfig(BaseModel):
     )
     track: str = Field(
         "",
-        description="trackers that are told of every round, beside TensorBoard: mlflow, wandb, trackio, or several of "
-        "them with commas; empty: none",
+        description="who is told of every round, beside TensorBoard: mlflow, wandb, trackio, an observer of one's own "
+        "as package.module:name, or several of them with commas; empty: nobody",
     )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="of weights and activations; float64 to check numbers"
@@ -420,8 +420,11 @@ class RunConfig(BaseModel):
     @classmethod
     def _known_trackers(cls, value: str) -> str:
         names = _listed(value)
-        if value and not (set(names) <= set(TRACKERS) and len(set(names)) == len(names)):
-            raise ValueError(f"it must be {', '.join(TRACKERS)}, several of them with commas, or empty")
+        known = all(name in TRACKERS or imports.is_path(name) for name in names)
+        if value and not (known and len(set(names)) == len(names)):
+            raise ValueError(
+                f"it must be {', '.join(TRACKERS)}, package.module:name, several of them with commas, or empty"
+            )
         return value
 
     @field_validator("lr_schedule", "server_lr_schedule")
@@ -490,7 +493,7 @@ class RunConfig(BaseModel):
     @property
     def imports_code(self) -> bool:
         """Whether a part of it is one's own, by its import path."""
-        return any(imports.is_path(str(value)) for key, value in self.values().items() if key in OWN)
+        return any(imports.is_path(part) for key in OWN for part in _listed(str(self.values()[key])))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:

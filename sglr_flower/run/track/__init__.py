@@ -1,7 +1,8 @@
 """What watches a run: observers of its rounds, none of which can end it.
 
 TensorBoard's events are always written, in the run's own process. Each tracker of the run-config key ``track`` is in a
-process of its own (`apart`), so that neither a network that is gone nor whatever its library does reaches the training.
+process of its own (`apart`), so that neither a network that is gone nor whatever its library does reaches the training;
+an observer of one's own, by its import path, is in the run's process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from sglr_flower import imports
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import RoundMetrics
@@ -20,6 +22,8 @@ from sglr_flower.run.track.apart import Apart
 from sglr_flower.run.track.tensorboard import TensorBoard
 
 log = logging.getLogger("flwr.sglr")
+_HOOKS = ("begin", "round", "end", "close")
+"""The methods of an `Observer`."""
 
 
 class Observer(Protocol):
@@ -90,7 +94,7 @@ class Observers:
 
 
 def check(config: RunConfig) -> None:
-    """Find out whether the libraries of a run's trackers are installed.
+    """Find out whether the libraries of a run's trackers are installed, and one's own observers are some.
 
     Raises
     ------
@@ -98,11 +102,24 @@ def check(config: RunConfig) -> None:
         If one is not.
     """
     for name in config.trackers:
+        if imports.is_path(name):
+            _own(name)
+            continue
         found = find_spec(name)
         if found is None or found.origin is None:  # without an origin it is a folder of that name, as wandb leaves one
             raise UserError(
                 f"run-config key track = {config.track!r}: {name} is not installed: pip install 'sglr-flower[{name}]'"
             )
+
+
+def _own(path: str) -> Observer:
+    """An observer of one's own by its import path: an object, or a class that is made without arguments."""
+    found: Observer = imports.instance(path, "track")
+    if missing := [hook for hook in _HOOKS if not callable(getattr(found, hook, None))]:
+        raise UserError(
+            f"run-config key track = {path!r}: it must have the methods {', '.join(_HOOKS)}, and it has no {missing[0]}"
+        )
+    return found
 
 
 @contextmanager
@@ -117,7 +134,7 @@ def observers(config: RunConfig, directory: RunDirectory) -> Iterator[Observers]
     check(config)
     several = Observers({"TensorBoard": TensorBoard(directory.path)}, directory)
     for name in config.trackers:
-        several.add(name, Apart(name, config, directory, several.say))
+        several.add(name, _own(name) if imports.is_path(name) else Apart(name, config, directory, several.say))
     try:
         yield several
     finally:
