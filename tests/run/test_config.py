@@ -83,7 +83,7 @@ def test_a_whole_number_is_a_rate() -> None:
             {"dtype": "float64", "autocast": "bfloat16"},
             ["autocast", "'bfloat16'", "it must be none with dtype = 'float64'"],
         ),
-        ({"track": "tensorboard"}, ["track", "'tensorboard'", "mlflow, wandb, trackio, several of them with commas"]),
+        ({"track": "tensorboard"}, ["track", "'tensorboard'", "mlflow, wandb, trackio, package.module:name, several"]),
         ({"track": "wandb,wandb"}, ["track", "'wandb,wandb'", "several of them with commas, or empty"]),
         ({"track": "mlflow,"}, ["track", "'mlflow,'", "or empty"]),
         ({"autocast": "float16"}, ["autocast", "'float16'", "'none' or 'bfloat16'"]),

@@ -116,9 +116,8 @@ def _own(path: str) -> Observer:
     """An observer of one's own by its import path: an object, or a class that is made without arguments."""
     found: Observer = imports.instance(path, "track")
     if missing := [hook for hook in _HOOKS if not callable(getattr(found, hook, None))]:
-        raise UserError(
-            f"run-config key track = {path!r}: it must have the methods {', '.join(_HOOKS)}, and it has no {missing[0]}"
-        )
+        wrong = f"run-config key track = {path!r}: it must have the methods {', '.join(_HOOKS)}"
+        raise UserError(f"{wrong}, and it has no {missing[0]}")
     return found
 
 

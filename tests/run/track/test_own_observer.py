@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,7 +26,7 @@ SMALL = {
 class Told:
     """Keeps what it is told."""
 
-    said: list[Any] = []
+    said: ClassVar[list[Any]] = []
 
     def begin(self, rows: Sequence[RoundMetrics]) -> None:
         self.said.append(len(rows))
@@ -75,5 +75,5 @@ def test_one_that_fails_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_is_no_observer_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="must have the methods begin, round, end, close, and it has no begin$"):
+    with pytest.raises(UserError, match=r"must have the methods begin, round, end, close, and it has no begin$"):
         track.check(RunConfig.parse({"track": f"{__name__}:nobody"}))
