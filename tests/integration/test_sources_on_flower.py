@@ -29,18 +29,20 @@ RUNS = {
     "own-grid": {**OWN, "exchange": "grid", "evaluate": "server"},
     "table-stream": {**TABLE, "exchange": "stream", "evaluate": "server"},
     "table-grid": {**TABLE, "exchange": "grid", "evaluate": "client"},
+    "task-stream": {"task": "somebodys_task:task", "partition": "own", "exchange": "stream", "evaluate": "server"},
 }
 
 
 def settings(name: str) -> dict[str, object]:
     common = {"num-clients": 3, "samples-per-client": 0, "num-server-rounds": 2, "dtype": "float64"}
-    return {**common, "batch-size": 4 if "own" in name else 64, **RUNS[name]}
+    return {**common, "batch-size": 64 if "table" in name else 4, **RUNS[name]}
 
 
 def test_weights_scores_and_losses_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    shutil.copy(Path(__file__).parents[1] / "own_sources.py", outside / "somebodys_data.py")
+    for own, name in (("own_sources.py", "somebodys_data.py"), ("own_task.py", "somebodys_task.py")):
+        shutil.copy(Path(__file__).parents[1] / own, outside / name)
     monkeypatch.syspath_prepend(str(outside))
     monkeypatch.setenv("PYTHONPATH", f"{outside}:{':'.join(sys.path)}")
 
@@ -54,8 +56,8 @@ def test_weights_scores_and_losses_are_those_of_one_process(tmp_path: Path, monk
         found = json.loads((tmp_path / name / "summary.json").read_text())
         assert found["exchange"] == RUNS[name]["exchange"]
         assert largest_difference(final_weights(tmp_path / name), final_weights(tmp_path / f"{name}-here")) < 1e-9
-        score = expected["score"]["name"]
-        assert score == ("mse" if "table" in name else "off_by")
+        score = expected.get("score", {"name": "accuracy"})["name"]
+        assert score == {"own": "off_by", "table": "mse", "task": "accuracy"}[name.partition("-")[0]]
         for figure in (f"test_{score}_mean", f"last_round_test_{score}_std", "train_loss"):
             assert found[figure] == pytest.approx(expected[figure], abs=1e-9)
         for part in ("bytes_smashed", "bytes_labels", "bytes_unicast", "bytes_broadcast"):
