@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower.run.metrics import COLUMNS, History, RoundMetrics
+from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import (
     LONGEST_TEXT,
     NODE_COLUMNS,
@@ -20,6 +20,7 @@ from sglr_flower.run.nodetable import (
     to_csv,
 )
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.split.score import ACCURACY
 
 FINISHED = NodeRow(1, 1, 7, "attic", (0, 1, 2), "finished", 40, 0.0125, 1000, 900)
 DROPPED = NodeRow(1, 1, 2**63 + 1, "cellar", (3,), "dropped", 12, None, 300, 200, 'no frame within 3 s, "it said"')
@@ -124,5 +125,5 @@ def test_a_round_says_how_many_nodes_and_attempts_it_took(tmp_path: Path) -> Non
     RunDirectory(tmp_path).begin(History([replace(metrics(1), nodes=3, dropped_clients=2, attempts=2)]))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         (recorded,) = csv.DictReader(file)
-    assert tuple(recorded) == COLUMNS
+    assert tuple(recorded) == columns(ACCURACY)
     assert [recorded[column] for column in ("nodes", "dropped_clients", "attempts")] == ["3", "2", "2"]

@@ -6,9 +6,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from studies.paper.finished import finish
+from studies.paper.finished import COLUMNS, finish
 
-from sglr_flower.run.metrics import COLUMNS
 from sglr_flower.studies.paper import pace, progress
 from sglr_flower.studies.paper.cells import select
 from sglr_flower.studies.paper.experiments import EXPERIMENTS
