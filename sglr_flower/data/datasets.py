@@ -110,7 +110,7 @@ def flips(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0) 
 
 def _is_read_first(dataset: str) -> bool:
     """Whether nothing is known of a data set before it is read."""
-    return imports.is_path(dataset)  # of the hub's too
+    return hub.is_name(dataset) or imports.is_path(dataset)
 
 
 def load(dataset: str, data_dir: str, seed: int, image_size: int = 0) -> Source:
