@@ -142,10 +142,10 @@ def make(
     parts = {name: samples_of(name, part) for name, part in given.items()}
     if targets is None:
         named = getattr(next(iter(own.values())), "classes", ())
-        kind = _guess([all_targets(part) for part in parts.values()], named)
+        kind = guess([all_targets(part) for part in parts.values()], named)
     else:
         kind = Several.of(targets) if isinstance(targets, Mapping) else targets
-    parts = {name: _read(part, kind) for name, part in parts.items()}
+    parts = {name: read_as(part, kind) for name, part in parts.items()}
     for name, part in parts.items():
         _check(name, part, kind)
     if len(clients):
@@ -224,7 +224,8 @@ def _tensors(name: str, values: Any) -> Tensors:
         raise UserError(f"its {name} part cannot be made into tensors: {error}") from None
 
 
-def _read(part: Samples, kind: Kind) -> Samples:
+def read_as(part: Samples, kind: Kind) -> Samples:
+    """Samples whose targets lie in tensors as the target type has them."""
     if isinstance(part, Batch):
         return Batch(part.inputs, kind.read(part.targets))
     return Indexed(part.data, kind.read) if isinstance(part, Indexed) else part
@@ -238,9 +239,10 @@ def _check(name: str, part: Samples, kind: Kind) -> None:
         raise UserError(f"its {name} part has {wrong}")
 
 
-def _guess(parts: list[Tensors], classes: Any) -> Kind:
+def guess(parts: Sequence[Tensors], classes: Any = ()) -> Kind:
+    """The target type of targets [n, ...] of several parts, as of `make`; ``classes``: their names, if it is said."""
     if not isinstance(parts[0], Tensor):
-        several = {name: _guess([own[name] for own in parts], ()) for name in parts[0]}  # type: ignore[index]
+        several = {name: guess([own[name] for own in parts], ()) for name in parts[0]}  # type: ignore[index]
         return Several.of(several)  # type: ignore[arg-type]
     kinds = [own for own in parts if isinstance(own, Tensor)]
     first = kinds[0]

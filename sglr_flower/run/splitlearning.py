@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower.data.inputs import to_inputs
-from sglr_flower.data.samples import Samples, one
-from sglr_flower.data.source import samples_of
-from sglr_flower.data.targets import Classes, Values, to_targets
+from sglr_flower.data.samples import Samples
+from sglr_flower.data.source import guess, read_as, samples_of
+from sglr_flower.data.targets import Kind, Several, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.run.attempts import train_until_done
 from sglr_flower.run.inprocess import LocalNodes
@@ -116,8 +116,11 @@ class SplitLearning:
     server_optimizer : Callable[..., torch.optim.Optimizer] | None
         The server segment's; None: as the clients'. Its rate is not used.
     score : Callable[[Tensor, Tensor], Tensor] | None
-        (outputs, targets) -> a number for each sample, (n,); None: whether the largest output is the class (targets
-        that are whole numbers), or the squared error.
+        (outputs, targets) -> a number for each sample, (n,); None: the target type's, which is whether the largest
+        output is the class, the share of labels that are right, or the squared error.
+    targets : Kind | None
+        The target type (`sglr_flower.data.targets`); None: whole numbers are classes, other numbers values (of one
+        value a sample, (n,), the loss gets (n, 1)), rows of booleans several labels.
     batch_size : int
         Samples of one client in one step.
     local_epochs : int
@@ -179,6 +182,7 @@ class SplitLearning:
         optimizer: Callable[..., torch.optim.Optimizer] = _ADAM,
         server_optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         score: Callable[[Tensor, Tensor], Tensor] | None = None,
+        targets: Kind | None = None,
         batch_size: int = 8,
         local_epochs: int = 1,
         seed: int = 0,
@@ -193,7 +197,7 @@ class SplitLearning:
         if not isinstance(self.method, Method):
             kind = type(self.method).__name__
             raise UserError(f"method: it must be a sglr_flower.methods.Method, not a {kind}")
-        self._data = _clients(clients, self.method)
+        self._data, self._kind = _clients(clients, self.method, targets)
         _check_count(batch_size=batch_size, local_epochs=local_epochs)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype, self._seed = dtype, seed
@@ -257,8 +261,7 @@ class SplitLearning:
         data : Any
             As one of ``clients``.
         """
-        test = samples_of("data", data)
-        scoring = self._scoring(test)
+        test, scoring = read_as(samples_of("data", data), self._kind), self._scoring()
         session = EvaluateSession(
             self._nodes.cohorts[0].segments,
             self._dtype,
@@ -340,13 +343,13 @@ class SplitLearning:
             stacked=self._device.type == "cuda",
         )
 
-    def _scoring(self, data: Samples) -> Scoring:
-        """One's own score, or the one of targets such as these."""
+    def _scoring(self) -> Scoring:
+        """One's own score, or the target type's."""
         if self._score is not None:
             return score.from_function(self._score, self._plan.loss)
-        targets = one(data.take(torch.zeros(1, dtype=torch.int64)).targets)
-        kind = Values() if targets.is_floating_point() else Classes(())
-        return score.of(kind, self._plan.loss)
+        if isinstance(self._kind, Several):
+            raise UserError("score: with several targets one of your own says what is good")
+        return score.of(self._kind, self._plan.loss)
 
     def _check(self, lower: nn.Module, upper: nn.Module) -> None:
         """Try the network and the loss on a batch, so that what does not fit is said before anything is trained."""
@@ -365,12 +368,14 @@ class SplitLearning:
             raise UserError(f"loss: {wrong}")
 
 
-def _clients(clients: Sequence[Any], method: Method) -> dict[int, Samples]:
+def _clients(clients: Sequence[Any], method: Method, targets: Kind | None) -> tuple[dict[int, Samples], Kind]:
     if len(clients) == 0:
         raise UserError("clients: there must be at least one")
     if method.pooled and len(clients) > 1:
         raise UserError("method: with one that pools all data there must be one client, which has them all")
-    return {number: samples_of(f"clients[{number}]", own) for number, own in enumerate(clients)}
+    found = {number: samples_of(f"clients[{number}]", own) for number, own in enumerate(clients)}
+    kind = guess([found[0].take(torch.zeros(1, dtype=torch.int64)).targets]) if targets is None else targets
+    return {number: read_as(own, kind) for number, own in found.items()}, kind
 
 
 def _made(make: MakeModule, name: str, what: str) -> nn.Module:

@@ -188,6 +188,16 @@ def test_scores_are_of_whole_numbers_accuracies_and_of_others_squared_errors() -
     assert found.score == pytest.approx(sum(found.scores.values()) / CLIENTS)
 
 
+def test_one_value_a_sample_is_not_spread_over_all_outputs() -> None:
+    """Of outputs (n, 1) and targets (n,) torch's loss would make (n, n)."""
+    flat = [(x, x.sum(1)) for x, _ in tables()]
+    rows = [(x, x.sum(1, keepdim=True)) for x, _ in tables()]
+    one = trained(2, upper=lambda: nn.Linear(12, 1), clients=flat, loss=F.mse_loss)
+    other = trained(2, upper=lambda: nn.Linear(12, 1), clients=rows, loss=F.mse_loss)
+    near(one.network(1).state_dict(), other.network(1).state_dict())
+    assert one.evaluate(flat[0]).score == other.evaluate(rows[0]).score
+
+
 def test_an_own_score_is_the_mean_of_its_numbers() -> None:
     def within_one(outputs: Tensor, targets: Tensor) -> Tensor:
         return ((outputs.argmax(1) - targets).abs() <= 1).double()
