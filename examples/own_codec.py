@@ -25,12 +25,13 @@ class Signs(Codec):
         """Pack (n, *shape)."""
         bits = (tensor.flatten(1) > 0).to(torch.uint8)
         bits = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
-        packed = (bits * (2 ** torch.arange(8)).to(bits)).sum(2, dtype=torch.uint8)
+        packed = (bits * (2 ** torch.arange(8, device=bits.device)).to(bits)).sum(2, dtype=torch.uint8)
         return Coded(packed.view(torch.int8), {"size": tensor.flatten(1).abs().mean(1, keepdim=True)})
 
     def decode(self, coded: Coded, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Unpack to (n, *shape)."""
-        bits = coded.values.view(torch.uint8).unsqueeze(2) >> torch.arange(8).to(torch.uint8) & 1
+        packed = coded.values.view(torch.uint8).unsqueeze(2)
+        bits = packed >> torch.arange(8, device=packed.device).to(packed) & 1
         values = bits.flatten(1)[:, : math.prod(shape)].to(dtype) * 2 - 1
         return (values * coded.aside["size"].to(dtype)).unflatten(1, shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,8 @@ from sglr_flower import imports
 from sglr_flower.data.inputs import Inputs, rgb
 from sglr_flower.errors import UserError
 
+_GIVEN: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
+"""Weights of networks that there are: of each client they must be others."""
 _SIGNATURE = "(num_classes: int, image_size: int) -> torch.nn.Sequential"
 
 
@@ -58,13 +61,30 @@ def load(path: str) -> tuple[Callable[..., nn.Sequential], str]:
             raise UserError(f"{wrong} return two stages or more, one on each side of the cut, not {len(network)}")
         return network
 
+    def made(*given: object) -> nn.Sequential:
+        try:
+            network = function(*given)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own function does
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{wrong} return a network, and it fails with {reason}") from error
+        checked(network)
+        for weight in network.parameters():
+            if _GIVEN.get(id(weight)) is weight:
+                raise UserError(
+                    f"{wrong} return a new network each time it is called, and it gave the same weights twice"
+                )
+            _GIVEN[id(weight)] = weight
+        return network  # type: ignore[no-any-return]  # what has been looked at
+
     def for_inputs(inputs: Inputs) -> nn.Sequential:
-        network = checked(function(inputs))
+        network = made(inputs)
         _output(network, inputs, f"{wrong} take {inputs.words()}")
         return network
 
     def for_images(num_classes: int, image_size: int) -> nn.Sequential:
-        network = checked(function(num_classes, image_size))
+        network = made(num_classes, image_size)
         _check_logits(network, num_classes, image_size, wrong)
         return network
 

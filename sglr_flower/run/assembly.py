@@ -203,6 +203,11 @@ def client_data(config: RunConfig, clients: Sequence[int]) -> dict[int, Share]:
     """
     source = splits(config)
     train = source.train
+    if source.owned and config.partition != "own":
+        raise UserError(
+            f"run-config key partition = {config.partition!r}: dataset {config.dataset!r} gives each of its "
+            f"{len(source.owned)} clients data of its own, so it must be own"
+        )
     if config.partition == "own" and source.owned:
         parts = torch.arange(len(train)).split(list(source.owned))
         return {client: Share(train, parts[client]) for client in clients}
@@ -413,7 +418,7 @@ def _check_task(config: RunConfig, network: SplitModel) -> None:
     example = torch.zeros(2, *kind.shape, dtype=kind.dtype(network.dtype))
     try:
         measured.values(outputs, example, (1, 1))
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever the user's own functions do
         given = f"run-config keys loss = {config.loss!r}, score = {config.score!r}"
         raise UserError(f"{given}: they fail on outputs and targets: {error}") from error
 

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower.data.inputs import to_inputs
-from sglr_flower.data.samples import Samples
+from sglr_flower.data.samples import Batch, Samples, each, one
 from sglr_flower.data.source import guess, read_as, samples_of
-from sglr_flower.data.targets import Kind, Several, to_targets
+from sglr_flower.data.targets import Classes, Kind, Several, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.run.attempts import train_until_done
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
 from sglr_flower.seeds import seed_torch
+from sglr_flower.split import codecs, coding, defences, methods, optimizer_classes, optimizers, score
 from sglr_flower.split import loss as losses
-from sglr_flower.split import methods, optimizer_classes, score
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.methods import Method
+from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import of_method
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, evaluate_round
 from sglr_flower.split.score import Scoring
@@ -72,7 +73,7 @@ class Evaluation:
     name : str
         Of the score: ``accuracy`` (a fraction in [0, 1]), ``mse``, or one's own function's.
     scores, losses : dict[int, float]
-        Client -> the mean over the samples.
+        Client -> the mean over the samples, of the score and of the loss that is trained with.
     """
 
     name: str
@@ -194,19 +195,22 @@ class SplitLearning:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.method = methods.sglr() if method is None else method
-        if not isinstance(self.method, Method):
-            kind = type(self.method).__name__
-            raise UserError(f"method: it must be a sglr_flower.methods.Method, not a {kind}")
+        _check_kind("method", self.method, Method)
+        for name, codec in (("wire_up", wire_up), ("wire_down", wire_down)):
+            _check_kind(name, codec, Codec)
+        if defence is not None:
+            _check_kind("defence", defence, Defence)
+        _check_counts(batch_size=(batch_size, 1), local_epochs=(local_epochs, 1), seed=(seed, 0))
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UserError(f"dtype = {dtype!r}: it must be a floating point torch.dtype")
+        self._device, self._dtype, self._seed = _device(device), dtype, seed
         self._data, self._kind = _clients(clients, self.method, targets)
-        _check_count(batch_size=batch_size, local_epochs=local_epochs)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._dtype, self._seed = dtype, seed
         self._shared = shared or self.method.shares_segment
-        self._lower, self._upper, self._score = lower, upper, score
+        self._lower, self._upper = lower, upper
         self._optimizer, rate = optimizer_classes.of(optimizer)
-        of_server = self._optimizer
+        self._server_optimizer = self._optimizer
         if server_optimizer is not None:
-            of_server, _ = optimizer_classes.of(server_optimizer, "server_optimizer")
+            self._server_optimizer, _ = optimizer_classes.of(server_optimizer, "server_optimizer")
         self._plan = of_method(
             self.method,
             alpha=0.5,
@@ -220,18 +224,20 @@ class SplitLearning:
             client_lr=rate,
             average_over="clients",
             gradient_scale="own",
-            loss=loss,
+            loss=losses.of(loss),
             up=wire_up,
             down=wire_down,
             defence=defence,
         )
+        self._scoring = self._made_scoring(score)
         client, server = self._segments(0)
         self._check(client, server)
-        for name, factory, segment in (("optimizer", self._optimizer, client), ("server_optimizer", of_server, server)):
+        factories = (("optimizer", self._optimizer, client), ("server_optimizer", self._server_optimizer, server))
+        for name, factory, segment in factories:
             if wrong := optimizer_classes.refusal(factory, segment.parameters()):
                 raise UserError(f"{name}: {wrong}")
         make = self.method.makes_server or methods.joint  # without a server segment it only scores
-        self._server = make(server, of_server, self._device)
+        self._server = make(server, self._server_optimizer, self._device)
         self._nodes = LocalNodes({0: self._cohort()})
         self._round = 0
         self._segment: Weights | None = None
@@ -249,7 +255,7 @@ class SplitLearning:
         count : int
             At least 1. Nothing is trained before the first one is asked for.
         """
-        _check_count(count=count)
+        _check_counts(count=(count, 1))
         for _ in range(count):
             yield self._train()
 
@@ -261,7 +267,8 @@ class SplitLearning:
         data : Any
             As one of ``clients``.
         """
-        test, scoring = read_as(samples_of("data", data), self._kind), self._scoring()
+        test = read_as(samples_of("data", data), self._kind)
+        self._check_batch("data", test, *self._segments(0))
         session = EvaluateSession(
             self._nodes.cohorts[0].segments,
             self._dtype,
@@ -270,9 +277,9 @@ class SplitLearning:
             defence=self._plan.defence,
             codec=self._plan.up,
         )
-        found = evaluate_round(self._server, LocalLink({0: session}), self._plan.up, scoring)
+        found = evaluate_round(self._server, LocalLink({0: session}), self._plan.up, self._scoring)
         return Evaluation(
-            scoring.score.name,
+            self._scoring.score.name,
             {client: own.test.mean_score for client, own in found.items()},
             {client: own.test.mean_loss for client, own in found.items()},
         )
@@ -282,9 +289,16 @@ class SplitLearning:
         if client not in self._data:
             raise UserError(f"client = {client}: it must be one of 0 to {len(self._data) - 1}")
         own = self._nodes.cohorts[0].segments[client]
-        whole = own if self.method.whole else nn.Sequential(OrderedDict(lower=own, upper=self._server.segment))
-        assert isinstance(whole, nn.Sequential)
-        return copy.deepcopy(whole).eval()
+        if self.method.whole:
+            assert isinstance(own, nn.Sequential)
+            return copy.deepcopy(own).cpu().eval()
+        stages: OrderedDict[str, nn.Module] = OrderedDict(lower=own)
+        if self._plan.defence is not None and (stage := self._plan.defence.stage()):
+            stages[stage[0]] = stage[1]
+        if not self._plan.up.off:
+            stages["wire"] = coding.Wire(self._plan.up)
+        stages["upper"] = self._server.segment
+        return nn.Sequential(copy.deepcopy(stages)).cpu().eval()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the training goes on from, as tensors by name: keep it with ``torch.save``."""
@@ -295,22 +309,38 @@ class SplitLearning:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave, of a `SplitLearning` made alike."""
+        """Go on from what `state_dict` gave, of a `SplitLearning` made alike.
+
+        Raises
+        ------
+        UserError
+            If it is of another one; nothing is changed then.
+        """
         owners: dict[str, dict[str, Tensor]] = {}
         for key, tensor in state.items():
             owner, slash, name = key.partition("/")
             if slash:
                 owners.setdefault(owner, {})[name] = tensor
-        if "round" not in state or "server" not in owners:
-            raise UserError("state: it must be what state_dict gave, with round and server")
-        self._server.load_state(owners.pop("server"))
-        states = {int(owner.removeprefix("client-")): own for owner, own in owners.items()}
-        self._round = int(state["round"])
+        done = int(state["round"]) if "round" in state else -1
+        clients = [f"client-{client}" for client in self._data] if done else []
+        servers = [] if self.method.whole else ["server"]
+        if done < 0 or owners.keys() - {"server"} != set(clients) or not owners.keys() >= set(servers):
+            raise UserError(f"state: it must be what state_dict gave, with round, and {len(self._data)} clients")
+        segments = dict(zip(("lower", "upper"), self._segments(0), strict=True))
+        for owner, own in owners.items():
+            part = "upper" if owner == "server" else "lower"
+            _check_state(owner, own, segments[part], self._server_optimizer if part == "upper" else self._optimizer)
+        if servers:
+            self._server.load_state(owners["server"])
+        states = {client: owners[f"client-{client}"] for client in self._data} if done else {}
+        self._round, self._segment = done, None  # a shared segment is every client's
         self._nodes = LocalNodes({0: self._cohort(states)})
 
     def _train(self) -> Round:
         taking_part = replace(self._plan, server_round=self._round + 1)
-        trained = train_until_done(self._server, taking_part, self._nodes, self._segment)
+        # Its random numbers are its own: the caller's go on as if nothing had been trained.
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            trained = train_until_done(self._server, taking_part, self._nodes, self._segment)
         self._segment = trained.shared
         if trained.shared is not None:  # so that what is looked at between rounds is what they share
             self._nodes.cohorts[0].load_shared(trained.shared, self._data.keys())
@@ -343,39 +373,111 @@ class SplitLearning:
             stacked=self._device.type == "cuda",
         )
 
-    def _scoring(self) -> Scoring:
-        """One's own score, or the target type's."""
-        if self._score is not None:
-            return score.from_function(self._score, self._plan.loss)
+    def _made_scoring(self, own: Callable[[Tensor, Tensor], Tensor] | None) -> Scoring:
+        """One's own score, or the target type's; the loss beside it is the one that is trained with."""
+        if own is not None:
+            return score.from_function(own, self._plan.loss)
         if isinstance(self._kind, Several):
             raise UserError("score: with several targets one of your own says what is good")
-        return score.of(self._kind, self._plan.loss)
+        return replace(score.of(self._kind, self._plan.loss), loss=self._plan.loss)
 
     def _check(self, lower: nn.Module, upper: nn.Module) -> None:
-        """Try the network and the loss on a batch, so that what does not fit is said before anything is trained."""
-        data = self._data[0]
+        """Try all on a batch of each client, so that what does not fit is said before anything is trained."""
+        if not any(weight.requires_grad for weight in lower.parameters()):
+            raise UserError("lower: it must have a weight that is trained")
+        if len(self._data) > 1 and not self._shared:
+            given = {id(weight) for weight in lower.parameters()}
+            if any(id(weight) in given for weight in self._segments(1)[0].parameters()):
+                raise UserError(
+                    "lower: it must make a new module each time it is called, and it gave the same one twice"
+                )
+        for client, data in self._data.items():
+            self._check_batch(f"client {client}", data, lower, upper)
+
+    def _check_batch(self, whose: str, data: Samples, lower: nn.Module, upper: nn.Module) -> None:
         batch = data.take(torch.arange(min(2, len(data))))
+        inputs, targets = (each(lambda own: own.to(self._device), part) for part in (batch.inputs, batch.targets))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                smashed = copy.deepcopy(lower).eval()(to_inputs(batch.inputs, self._dtype))
-                outputs = copy.deepcopy(upper).eval()(smashed)
+                read = to_inputs(inputs, self._dtype)
+                smashed = copy.deepcopy(lower).to(self._device).eval()(read)
+                outputs = copy.deepcopy(upper).to(self._device).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
-                reason = str(error).strip().partition("\n")[0]
-                raise UserError(f"lower and upper: a batch of client 0 fails with: {reason}") from error
-        if not isinstance(smashed, Tensor):
-            raise UserError(f"lower: it must give one tensor, not a {type(smashed).__name__}")
-        if wrong := losses.refusal(self._plan.loss, outputs, to_targets(batch.targets, self._dtype)):
-            raise UserError(f"loss: {wrong}")
+                raise UserError(f"lower and upper: a batch of {whose} fails with: {_first_line(error)}") from error
+        if not isinstance(smashed, Tensor) or not isinstance(outputs, Tensor):
+            raise UserError(f"lower and upper: each must give one tensor, and one gives a {type(outputs).__name__}")
+        wanted = to_targets(targets, self._dtype)
+        several = outputs.ndim == 2 and outputs.shape[1] > 1
+        if isinstance(self._kind, Classes) and isinstance(data, Batch) and several:
+            wrong = Classes(("",) * outputs.shape[1]).wrong(one(data.targets))
+            if wrong:
+                raise UserError(f"targets of {whose}: {wrong}")
+        if wrong := losses.refusal(self._plan.loss, outputs, wanted):
+            raise UserError(f"loss: on a batch of {whose} {wrong}")
+        try:
+            self._scoring.values(outputs, wanted, [len(outputs)])
+        except Exception as error:  # whatever the user's own score does
+            raise UserError(f"score: a batch of {whose} fails with: {_first_line(error)}") from error
+        if isinstance(self._kind, Classes) and self._scoring.score == score.ACCURACY and outputs.shape[-1] < 2:
+            raise UserError(
+                "score: classes are told apart by two outputs or more; say by a score of your own what is good"
+            )
+        for name, codec in (("wire_up", self._plan.up), ("wire_down", self._plan.down)):
+            if wrong := codecs.refusal(codec, tuple(smashed.shape[1:]), self._dtype):
+                raise UserError(f"{name}: {wrong}")
+        if self._plan.defence is not None and (wrong := defences.refusal(self._plan.defence, one(read), smashed)):
+            raise UserError(f"defence: {wrong}")
+
+
+def _check_state(owner: str, state: Mapping[str, Tensor], segment: nn.Module, factory: OptimizerFactory) -> None:
+    """Refuse a state of another segment, or of another optimizer."""
+    wanted = {name: tensor.shape for name, tensor in segment.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in optimizers.segment_weights(state).items()}
+    if found != wanted:
+        raise UserError(f"state: the weights of {owner} are not those of this network")
+    weight = torch.zeros(2, 2, requires_grad=True)
+    weight.grad = torch.zeros_like(weight)
+    trial = factory([weight])
+    trial.lr = 1e-3
+    trial.step()
+    known = set(trial.state().get(0, {}))
+    slots = {name.split(".", 2)[2] for name in state if name.startswith("optimizer.")}
+    if slots and slots != known:
+        raise UserError(f"state: the optimizer of {owner} keeps {sorted(slots)}, and this one {sorted(known)}")
 
 
 def _clients(clients: Sequence[Any], method: Method, targets: Kind | None) -> tuple[dict[int, Samples], Kind]:
-    if len(clients) == 0:
-        raise UserError("clients: there must be at least one")
+    if not isinstance(clients, Sequence) or len(clients) == 0:
+        raise UserError("clients: it must be a list of at least one client's data")
     if method.pooled and len(clients) > 1:
         raise UserError("method: with one that pools all data there must be one client, which has them all")
     found = {number: samples_of(f"clients[{number}]", own) for number, own in enumerate(clients)}
-    kind = guess([found[0].take(torch.zeros(1, dtype=torch.int64)).targets]) if targets is None else targets
+    first = torch.zeros(1, dtype=torch.int64)
+    kinds = {number: guess([own.take(first).targets]) for number, own in found.items()} if targets is None else {}
+    for number, own in kinds.items():
+        if type(own) is not type(kinds[0]):
+            names = [type(each).__name__ for each in (own, kinds[0])]
+            raise UserError(f"clients[{number}]: its targets are {names[0]}, and those of clients[0] {names[1]}")
+    kind = kinds[0] if targets is None else targets
     return {number: read_as(own, kind) for number, own in found.items()}, kind
+
+
+def _device(chosen: torch.device | str | None) -> torch.device:
+    try:
+        device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device = {chosen!r}: torch cannot compute there: {_first_line(error)}") from None
+    return device
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{name}: it must be a {kind.__module__}.{kind.__name__}, not a {type(value).__name__}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _made(make: MakeModule, name: str, what: str) -> nn.Module:
@@ -387,7 +489,7 @@ def _made(make: MakeModule, name: str, what: str) -> nn.Module:
     return module
 
 
-def _check_count(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise UserError(f"{name} = {count!r}: it must be a whole number from 1 up")
+def _check_counts(**counts: tuple[int, int]) -> None:
+    for name, (count, least) in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise UserError(f"{name} = {count!r}: it must be a whole number from {least} up")

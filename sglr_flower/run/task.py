@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglr_flower.errors import UserError
 from sglr_flower.split.loss import Loss
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class Task:
     data: Callable[..., Any]
     loss: Loss = F.cross_entropy
     score: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lower", "upper", "data"):
+            part = getattr(self, name)
+            if isinstance(part, nn.Module) or not callable(part):
+                raise UserError(f"Task: its {name} must be a function, not a {type(part).__name__}")
 
     def model(self, inputs: Inputs) -> nn.Sequential:
         """The whole network, cut between its two stages ``lower`` and ``upper``."""

@@ -53,6 +53,7 @@ class Defence:
     def sent(self, smashed: Tensor, *name: str | int, first: int = 0) -> Tensor:
         """What leaves the client in place of `changed` smashed data, (n, *cut shape), without a graph.
 
+        Its random numbers must not be torch's global ones, which would be others with other clients beside it.
         Its derivative is taken as 1. It is made once; a forward that is made again may draw other noise.
 
         Parameters

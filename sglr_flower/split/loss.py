@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,30 @@ def get(name: str) -> Loss:
         return LOSSES[name]
     if not imports.is_path(name):
         raise imports.unknown("loss", name, LOSSES)
-    own, wrong = imports.instance(name, "loss"), f"run-config key loss = {name!r}: it must be"
+    return of(imports.instance(name, "loss"), f"run-config key loss = {name!r}")
+
+
+def of(own: Any, what: str = "loss") -> Loss:
+    """A loss given as Python has it: a function, a module, or a class of such that is made without arguments.
+
+    Parameters
+    ----------
+    own : Any
+        The loss.
+    what : str
+        What it is, for the sentence.
+
+    Raises
+    ------
+    UserError
+        As of `get`.
+    """
+    wrong = f"{what}: it must be"
+    if inspect.isclass(own):
+        try:
+            own = own()
+        except Exception as error:  # whatever the user's own class does
+            raise UserError(f"{wrong} made without arguments, and that fails with: {error}") from error
     if not callable(own):
         raise UserError(f"{wrong} a callable (outputs, targets) -> scalar, not a {type(own).__name__}")
     if not isinstance(own, nn.Module):

@@ -147,7 +147,7 @@ def of(kind: Kind, loss: Callable[[Any, Any], Tensor], own: str = "") -> Scoring
 
     evaluated = cross_entropy if isinstance(kind, Classes) else loss
     if own and (function := imports.load(own, "score")) is not None:  # a task may leave it open
-        return from_function(function, evaluated, own)
+        return from_function(function, evaluated, f"run-config key score = {own!r}")
     if isinstance(kind, Classes):
         return Scoring(ACCURACY, right, evaluated)
     if isinstance(kind, MultiLabel):
@@ -160,7 +160,7 @@ def of(kind: Kind, loss: Callable[[Any, Any], Tensor], own: str = "") -> Scoring
     )
 
 
-def from_function(function: Any, loss: Callable[[Any, Any], Tensor], path: str = "") -> Scoring:
+def from_function(function: Any, loss: Callable[[Any, Any], Tensor], what: str = "score") -> Scoring:
     """A score of one's own.
 
     Parameters
@@ -169,20 +169,21 @@ def from_function(function: Any, loss: Callable[[Any, Any], Tensor], path: str =
         ``(outputs, targets) -> (n,)``; see above for its attributes.
     loss : Callable[[Any, Any], Tensor]
         As of `Scoring`.
-    path : str
-        Where it comes from, for the sentence.
+    what : str
+        What it is, for the sentence.
 
     Raises
     ------
     UserError
         If it cannot be called so, or its name cannot be a column's.
     """
-    wrong = f"run-config key score = {path!r}: it must"
+    wrong = f"{what}: it must"
     try:
         inspect.signature(function).bind(None, None)
     except (TypeError, ValueError) as error:
         raise UserError(f"{wrong} be a function (outputs, targets) to a number for each sample ({error})") from None
     name = str(getattr(function, "__name__", type(function).__name__)).strip("_").lower()
+    name = "score" if name == "<lambda>" else name
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "loss":
         raise UserError(f"{wrong} have a name of letters, digits and underscores that is not loss, not {name!r}")
     score = Score(name, bool(getattr(function, "higher_is_better", True)), bool(getattr(function, "fraction", False)))

@@ -19,11 +19,13 @@ from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import methods, optimizers
+from sglr_flower.split import codecs, methods, optimizers
+from sglr_flower.split.defences import StandardDefence
 from tests.own_task import lower, tables, upper
 
 CLIENTS = 3
 NAMES = [*methods.METHODS]
+SAME = lower()
 
 
 def trained(rounds: int = 3, **changes: Any) -> sglr.SplitLearning:
@@ -140,19 +142,52 @@ def test_the_weights_are_those_of_a_run_of_the_same_task(name: str, tmp_path: Pa
         torch.testing.assert_close(run.network().state_dict()[key], tensor, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["sglr", "sfl-v1", "ssl"])
+@pytest.mark.parametrize("name", ["sglr", "sfl", "sfl-v1", "ssl", "fedavg"])
 def test_it_goes_on_from_a_state_as_if_nothing_had_been_in_between(name: str) -> None:
     method = methods.get(name)
     whole = trained(4, method=method)
     first = trained(2, method=method)
-    resumed = trained(0, method=method)
-    resumed.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    resumed = trained(3, method=method)  # what it has trained itself is forgotten
+    resumed.load_state_dict(state)
     assert resumed.round == 2
     numbers = [done.number for done in resumed.rounds(2)]
 
     assert numbers == [3, 4]
     for client in range(CLIENTS):
         near(resumed.network(client).state_dict(), whole.network(client).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"clients": tables()[:2]}, "state: it must be what state_dict gave, with round, and 2 clients"),
+        ({"upper": lambda: nn.Linear(12, 3)}, "state: the weights of server are not those of this network"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9)}, "state: the optimizer of "),
+    ],
+)
+def test_the_state_of_another_one_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    state = trained(1).state_dict()
+    other = trained(0, **changes)
+    with pytest.raises(UserError) as caught:
+        other.load_state_dict(state)
+    assert str(caught.value).startswith(sentence)
+    assert other.round == 0
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_trained() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    trained(2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_network_is_what_is_evaluated() -> None:
+    x, y = tables()[0]
+    run = trained(1, defence=StandardDefence(clip=0.1), wire_up=codecs.parse("int8"))
+    outputs = run.network(1)(x.double())
+    assert run.evaluate((x, y)).losses[1] == pytest.approx(float(F.cross_entropy(outputs, y)))
 
 
 def test_data_sets_pairs_and_arrays_are_the_same_data() -> None:
@@ -212,15 +247,30 @@ def test_an_own_score_is_the_mean_of_its_numbers() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"clients": []}, "clients: there must be at least one"),
+        ({"clients": []}, "clients: it must be a list of at least one"),
         ({"clients": [tables()[0], (torch.zeros(0, 5), torch.zeros(0))]}, "its clients[1] part is empty"),
         ({"clients": ["mine"]}, "its clients[0] part must be"),
         ({"batch_size": 0}, "batch_size = 0: it must be a whole number from 1 up"),
         ({"lower": nn.Linear(5, 12)}, "lower: it must be a function that makes a client segment"),
         ({"lower": lambda: 3}, "lower: it must give a torch.nn.Module, not an int"),
         ({"upper": lambda: nn.Linear(7, 3)}, "lower and upper: a batch of client 0 fails with"),
-        ({"loss": F.mse_loss}, "loss: it fails with outputs and targets"),
-        ({"method": "sglr"}, "method: it must be a sglr_flower.methods.Method, not a str"),
+        ({"loss": F.mse_loss}, "loss: on a batch of client 0 it fails"),
+        ({"loss": "mse"}, "loss: it must be a callable"),
+        ({"lower": lambda: SAME}, "lower: it must make a new module each time"),
+        (
+            {"upper": lambda: nn.Linear(12, 1), "loss": lambda o, t: o.mean()},
+            "score: classes are told apart by two outputs",
+        ),
+        ({"clients": [tables()[0], (tables()[1][0][:, :3], tables()[1][1])]}, "lower and upper: a batch of client 1"),
+        ({"clients": [tables()[0], (tables()[1][0], tables()[1][1] + 5)]}, "targets of client 1: labels from 5"),
+        ({"clients": [tables()[0], (tables()[1][0], tables()[1][0])]}, "clients[1]: its targets are Values"),
+        ({"wire_up": "int8"}, "wire_up: it must be a sglr_flower.split.codecs.Codec, not a str"),
+        ({"defence": "noise"}, "defence: it must be a"),
+        ({"dtype": "float64"}, "dtype = 'float64': it must be"),
+        ({"device": "gpu"}, "device = 'gpu': torch cannot compute there"),
+        ({"seed": None}, "seed = None: it must be a whole number from 0 up"),
+        ({"score": 3}, "score: it must be a function (outputs, targets)"),
+        ({"method": "sglr"}, "method: it must be a sglr_flower.split.methods.Method, not a str"),
         ({"method": methods.get("centralized")}, "method: with one that pools all data there must be one client"),
         ({"optimizer": partial(torch.optim.LBFGS, lr=1.0)}, "optimizer: "),
     ],
