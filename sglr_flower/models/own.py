@@ -62,13 +62,7 @@ def load(path: str) -> tuple[Callable[..., nn.Sequential], str]:
         return network
 
     def made(*given: object) -> nn.Sequential:
-        try:
-            network = function(*given)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's own function does
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{wrong} return a network, and it fails with {reason}") from error
+        network = function(*given)
         checked(network)
         for weight in network.parameters():
             if _GIVEN.get(id(weight)) is weight:
