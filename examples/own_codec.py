@@ -1,7 +1,7 @@
 """A codec of one's own: smashed data travel as their signs and one size for each sample, an eighth of int8's bytes.
 
 python examples/own_codec.py
-sglr run --in-process -s wire-up=own_codec:signs        (in this folder; `flwr run` takes the same key)
+sglr run --in-process -s wire-up=own_codec:signs        (in this folder)
 """
 
 import math

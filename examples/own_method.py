@@ -1,7 +1,7 @@
 """A method of one's own: the active clients receive the median of the cut gradients instead of their average.
 
 python examples/own_method.py
-sglr run --in-process -s method=own_method:median        (in this folder; `flwr run` takes the same key)
+sglr run --in-process -s method=own_method:median        (in this folder)
 """
 
 from collections.abc import Mapping, Sequence
