@@ -146,7 +146,10 @@ def make(
     else:
         kind = Several.of(targets) if isinstance(targets, Mapping) else targets
     parts = {name: read_as(part, kind) for name, part in parts.items()}
+    first, inputs = next((name, _inputs(part)) for name, part in parts.items())
     for name, part in parts.items():
+        if (found := _inputs(part)) != inputs:
+            raise UserError(f"its {name} part has {found.words()}, and its {first} part {inputs.words()}")
         _check(name, part, kind)
     if len(clients):
         return _of_clients([parts[name] for name in own], parts.get("validation"), parts["test"], kind, seed, flips)
@@ -229,6 +232,10 @@ def read_as(part: Samples, kind: Kind) -> Samples:
     if isinstance(part, Batch):
         return Batch(part.inputs, kind.read(part.targets))
     return Indexed(part.data, kind.read) if isinstance(part, Indexed) else part
+
+
+def _inputs(part: Samples) -> Inputs:
+    return describe(part.take(torch.zeros(1, dtype=torch.int64)).inputs)
 
 
 def _check(name: str, part: Samples, kind: Kind) -> None:

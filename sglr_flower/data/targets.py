@@ -13,7 +13,24 @@ from sglr_flower.data.samples import Tensors, each
 
 
 @dataclass(frozen=True)
-class Classes:
+class _Named:
+    """What classes and labels have alike: a logit for each."""
+
+    names: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a network answers with for a sample: a logit for each name."""
+        return len(self.names)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Their shape, without the batch's dimension."""
+        return (self.outputs,)
+
+
+@dataclass(frozen=True)
+class Classes(_Named):
     """One class of several: int64 [n], class numbers from 0 up.
 
     Attributes
@@ -21,18 +38,6 @@ class Classes:
     names : tuple of str
         The name of each class, by class number.
     """
-
-    names: tuple[str, ...]
-
-    @property
-    def outputs(self) -> int:
-        """Numbers that a network answers with for a sample: a logit for each class."""
-        return len(self.names)
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Their shape, without the batch's dimension."""
-        return (self.outputs,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +63,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(_Named):
     """Any number of several labels: floating point [n, labels], 1 where a sample has the label and 0 where not.
 
     Attributes
@@ -66,18 +71,6 @@ class MultiLabel:
     names : tuple of str
         The name of each label.
     """
-
-    names: tuple[str, ...]
-
-    @property
-    def outputs(self) -> int:
-        """As of `Classes`: a logit for each label."""
-        return len(self.names)
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """As of `Classes`."""
-        return (self.outputs,)
 
     @property
     def shape(self) -> tuple[int, ...]:

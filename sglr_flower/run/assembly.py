@@ -383,7 +383,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
-    if config.partition != "own":
+    if config.partition != "own" or not own_data:
         client_data(config, [])
         _check_loss(config)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower.data.inputs import to_inputs
-from sglr_flower.data.samples import Batch, Samples, each, one
+from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
 from sglr_flower.data.source import guess, read_as, samples_of
 from sglr_flower.data.targets import Classes, Kind, Several, to_targets
 from sglr_flower.errors import UserError
@@ -268,7 +268,7 @@ class SplitLearning:
             As one of ``clients``.
         """
         test = read_as(samples_of("data", data), self._kind)
-        self._check_batch("data", test, *self._segments(0))
+        self._try("data", test, *self._segments(0))
         session = EvaluateSession(
             self._nodes.cohorts[0].segments,
             self._dtype,
@@ -288,7 +288,7 @@ class SplitLearning:
         """A copy of a client's whole network, its segment ``lower`` and the server's ``upper``, in evaluation mode."""
         if client not in self._data:
             raise UserError(f"client = {client}: it must be one of 0 to {len(self._data) - 1}")
-        own = self._nodes.cohorts[0].segments[client]
+        own = self._nodes.cohorts[0].segment(client)
         if self.method.whole:
             assert isinstance(own, nn.Sequential)
             return copy.deepcopy(own).cpu().eval()
@@ -349,14 +349,12 @@ class SplitLearning:
         return Round(self._round, result.loss, result.steps, result.samples, trained.sent.up, trained.sent.down)
 
     def _segments(self, client: int) -> tuple[nn.Module, nn.Module]:
-        """A client's initial segment, and the server's as it is together with client 0's."""
+        """A client's initial segment, and the server's as it is together with this one."""
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch.device("cpu"), self._seed, "model", 0 if self._shared else client)
-            lower = _made(self._lower, "lower", "a client segment")
-            upper = self._upper
-            upper = (
-                copy.deepcopy(upper) if isinstance(upper, nn.Module) else _made(upper, "upper", "the server segment")
-            )
+            lower, given = _made(self._lower, "lower", "a client segment"), self._upper
+            known = copy.deepcopy(given) if isinstance(given, nn.Module) else None
+            upper = known or _made(given, "upper", "the server segment")
         lower, upper = lower.to(self._dtype), upper.to(self._dtype)
         if not self.method.whole:
             return lower, upper
@@ -385,30 +383,33 @@ class SplitLearning:
         """Try all on a batch of each client, so that what does not fit is said before anything is trained."""
         if not any(weight.requires_grad for weight in lower.parameters()):
             raise UserError("lower: it must have a weight that is trained")
-        if len(self._data) > 1 and not self._shared:
-            given = {id(weight) for weight in lower.parameters()}
-            if any(id(weight) in given for weight in self._segments(1)[0].parameters()):
-                raise UserError(
-                    "lower: it must make a new module each time it is called, and it gave the same one twice"
-                )
-        for client, data in self._data.items():
-            self._check_batch(f"client {client}", data, lower, upper)
+        given = {id(weight) for weight in lower.parameters()}
+        if len(self._data) > 1 and any(id(weight) in given for weight in self._segments(1)[0].parameters()):
+            raise UserError("lower: it must make a new module each time it is called, and it gave the same one twice")
+        lower, upper = copy.deepcopy(lower), copy.deepcopy(upper)
+        tried = [self._try(f"client {client}", data, lower, upper) for client, data in self._data.items()]
+        read, smashed = tried[0]
+        for name, codec in (("wire_up", self._plan.up), ("wire_down", self._plan.down)):
+            if wrong := codecs.refusal(codec, tuple(smashed.shape[1:]), self._dtype):
+                raise UserError(f"{name}: {wrong}")
+        if self._plan.defence is not None and (wrong := defences.refusal(self._plan.defence, one(read), smashed)):
+            raise UserError(f"defence: {wrong}")
 
-    def _check_batch(self, whose: str, data: Samples, lower: nn.Module, upper: nn.Module) -> None:
+    def _try(self, whose: str, data: Samples, lower: nn.Module, upper: nn.Module) -> tuple[Tensors, Tensor]:
+        """Two samples through the network, the loss and the score; what the model read, and the smashed data."""
         batch = data.take(torch.arange(min(2, len(data))))
         inputs, targets = (each(lambda own: own.to(self._device), part) for part in (batch.inputs, batch.targets))
+        read, wanted = to_inputs(inputs, self._dtype), to_targets(targets, self._dtype)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                read = to_inputs(inputs, self._dtype)
-                smashed = copy.deepcopy(lower).to(self._device).eval()(read)
-                outputs = copy.deepcopy(upper).to(self._device).eval()(smashed)
+                smashed = lower.to(self._device).eval()(read)
+                outputs = upper.to(self._device).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
                 raise UserError(f"lower and upper: a batch of {whose} fails with: {_first_line(error)}") from error
-        if not isinstance(smashed, Tensor) or not isinstance(outputs, Tensor):
-            raise UserError(f"lower and upper: each must give one tensor, and one gives a {type(outputs).__name__}")
-        wanted = to_targets(targets, self._dtype)
-        several = outputs.ndim == 2 and outputs.shape[1] > 1
-        if isinstance(self._kind, Classes) and isinstance(data, Batch) and several:
+        for name, made in (("lower", smashed), ("upper", outputs)):
+            if not isinstance(made, Tensor):
+                raise UserError(f"{name}: it must give one tensor, not a {type(made).__name__}")
+        if isinstance(self._kind, Classes) and isinstance(data, Batch) and outputs.ndim == 2 and outputs.shape[1] > 1:
             wrong = Classes(("",) * outputs.shape[1]).wrong(one(data.targets))
             if wrong:
                 raise UserError(f"targets of {whose}: {wrong}")
@@ -419,14 +420,8 @@ class SplitLearning:
         except Exception as error:  # whatever the user's own score does
             raise UserError(f"score: a batch of {whose} fails with: {_first_line(error)}") from error
         if isinstance(self._kind, Classes) and self._scoring.score == score.ACCURACY and outputs.shape[-1] < 2:
-            raise UserError(
-                "score: classes are told apart by two outputs or more; say by a score of your own what is good"
-            )
-        for name, codec in (("wire_up", self._plan.up), ("wire_down", self._plan.down)):
-            if wrong := codecs.refusal(codec, tuple(smashed.shape[1:]), self._dtype):
-                raise UserError(f"{name}: {wrong}")
-        if self._plan.defence is not None and (wrong := defences.refusal(self._plan.defence, one(read), smashed)):
-            raise UserError(f"defence: {wrong}")
+            raise UserError("score: classes are told apart by two outputs or more; give a score of your own")
+        return read, smashed
 
 
 def _check_state(owner: str, state: Mapping[str, Tensor], segment: nn.Module, factory: OptimizerFactory) -> None:

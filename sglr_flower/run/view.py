@@ -17,7 +17,7 @@ from rich.text import Text
 from sglr_flower.run.nodetable import GONE, NodeEntry, printable
 from sglr_flower.run.rundir import read_json
 from sglr_flower.run.units import flops
-from sglr_flower.split.score import ACCURACY, Score
+from sglr_flower.split.score import Score
 from sglr_flower.split.sent import KINDS
 
 MOST_NODES = 12
@@ -183,10 +183,9 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     one = summary.get("one_network", False)
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
     score = Score.from_json(summary)
-    things = "images" if score == ACCURACY else "samples"
     tested = _score(summary, f"test_{score.name}", one)
     rows = {
-        f"test {score.words}": f"{tested} on {summary['evaluated_images']:,} {things} ({of} best validation round)",
+        f"test {score.words}": f"{tested} on {summary['evaluated_images']:,} samples ({of} best validation round)",
         "last round": f"{_score(summary, f'last_round_test_{score.name}', one)}, training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
@@ -212,7 +211,7 @@ def _client(summary: Mapping[str, Any]) -> dict[str, str]:
     if "forward_flops" in client:
         forward, backward = client["forward_flops"], client["backward_flops"]
         whole = flops((forward + backward) * client["samples"])
-        rows["a client computed"] = f"{flops(forward)} forward, {flops(backward)} backward per image; {whole} in all"
+        rows["a client computed"] = f"{flops(forward)} forward, {flops(backward)} backward per sample; {whole} in all"
         parts = {name: client[f"{name}_bytes"] for name in ("activation", "optimizer", "weight", "gradient")}
         listed = ", ".join(f"{name}s {_bytes(size)}".replace("optimizers", "optimizer") for name, size in parts.items())
         rows["it held"] = f"{_bytes(sum(parts.values()))}: {listed}"

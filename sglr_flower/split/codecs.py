@@ -140,8 +140,10 @@ class Codec(ABC):
         return self
 
     def sent(self, coded: Coded, shape: tuple[int, ...]) -> Tensor:
-        """If it is ``sparse``: where values travel, 1 or 0 in (n, *shape)."""
-        raise NotImplementedError(f"{type(self).__name__} is sparse and does not say what it sends")
+        """Where values travel, 1 or 0 in (n, *shape): everywhere, unless it is ``sparse``, which has to say it."""
+        import torch
+
+        return torch.ones(len(coded.values), *shape, device=coded.values.device)
 
     def wrong(self, coded: Coded, shape: tuple[int, ...]) -> str:
         """What makes something of the right form, from a node that is not trusted, none of its; empty if nothing.
@@ -334,6 +336,8 @@ def _unfit(codec: Codec, shape: tuple[int, ...], dtype: torch.dtype) -> str:
         return f"it must declare values and up to {_MOST_PARTS} other tensors, none of them shape, not {list(parts)}"
     if not all(name.isascii() and name.isidentifier() and len(name) <= _LONGEST_NAME for name in beside):
         return f"the names of its tensors must be identifiers of up to {_LONGEST_NAME} letters, not {list(parts)}"
+    if codec.sparse and type(codec).sent is Codec.sent:
+        return "it leaves values out (sparse) and has no method sent that says which travel"
     if not kinds <= set(_DTYPES):
         return f"its tensors must be of {', '.join(_DTYPES)}, not of {', '.join(sorted(kinds))}"
     return ""

@@ -123,11 +123,12 @@ class Cohort:
     @property
     def segments(self) -> dict[int, nn.Module]:
         """Client -> its segment, of all clients; a client that has never trained keeps none."""
-        touched = self._idle.keys() | self._members.keys()
-        return {
-            client: self._member(client).segment if client in touched else self._build(client).to(self.device)
-            for client in self.clients
-        }
+        return {client: self.segment(client) for client in self.clients}
+
+    def segment(self, client: int) -> nn.Module:
+        """A client's segment; of one that has never trained its initial one, which is not kept."""
+        touched = client in self._idle or client in self._members
+        return self._member(client).segment if touched else self._build(client).to(self.device)
 
     @property
     def stack(self) -> Stack | None:

@@ -166,3 +166,9 @@ def test_columns_are_named_where_there_are_several(saved: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"could not be had from the Hugging Face hub .*: save it where there is"):
         datasets.load("hf:nobody/nothing-of-this-name", "", 0)
+
+
+def test_parts_read_otherwise_are_one_sentence() -> None:
+    x, y = torch.randn(8, 4), torch.arange(8) % 2
+    with pytest.raises(UserError, match=r"its clients\[1\] part has inputs of shape \(3,\), and its clients\[0\] part"):
+        make(clients=[(x, y), (x[:, :3], y)], test=(x, y))

@@ -129,3 +129,11 @@ def test_a_type_error_within_ones_own_function_keeps_its_traceback(install: Inst
 
     with pytest.raises(TypeError, match="NoneType"):
         SplitModel(install(build), "1", 10, seed=0).whole()
+
+
+def test_the_same_network_twice_would_be_all_clients_own(install: Install) -> None:
+    given = small(10, 16)
+    network = SplitModel(install(lambda num_classes, image_size: given), "1", 10, inputs=rgb(16), seed=0)
+    network.client_segment(0)
+    with pytest.raises(UserError, match="return a new network each time"):
+        network.client_segment(1)

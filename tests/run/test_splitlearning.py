@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import sglr_flower as sglr
 from sglr_flower.errors import UserError
-from sglr_flower.run import inprocess
+from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.seeds import generator, seed_torch
@@ -259,7 +259,7 @@ def test_an_own_score_is_the_mean_of_its_numbers() -> None:
         ({"lower": lambda: SAME}, "lower: it must make a new module each time"),
         (
             {"upper": lambda: nn.Linear(12, 1), "loss": lambda o, t: o.mean()},
-            "score: classes are told apart by two outputs",
+            "score: classes are told apart by two outputs or more",
         ),
         ({"clients": [tables()[0], (tables()[1][0][:, :3], tables()[1][1])]}, "lower and upper: a batch of client 1"),
         ({"clients": [tables()[0], (tables()[1][0], tables()[1][1] + 5)]}, "targets of client 1: labels from 5"),
@@ -292,3 +292,17 @@ def test_rounds_are_trained_when_they_are_asked_for() -> None:
 def test_a_task_that_is_no_task_is_one_sentence() -> None:
     with pytest.raises(UserError, match="task"):
         inprocess.run(RunConfig.parse({"task": "tests.own_task:lower"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num-clients": 3}, "partition = 'balanced': dataset 'tests.own_task:task.data' gives each of its 3 clients"),
+        ({"num-clients": 4, "partition": "own"}, "num-clients = 4: with partition 'own' it must be 3"),
+        ({"num-clients": 3, "partition": "own", "model": "vit"}, "model = 'vit': it is the task's to say"),
+    ],
+)
+def test_a_task_with_clients_own_data_says_what_does_not_fit(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        assembly.check(RunConfig.parse({"task": "tests.own_task:task", "samples-per-client": 0, **changes}))
+    assert str(caught.value).startswith(f"run-config key {sentence}")

@@ -178,7 +178,7 @@ def test_the_closing_table_says_what_a_client_bore() -> None:
     client = {f"{name}_bytes": size for name, size in sizes.items()}
     client |= {"forward_flops": 9_134_080, "backward_flops": 18_046_976, "samples": 3600.0, "step_seconds": 0.0071}
     text = shown(closing_table({**SUMMARY, "bytes_up": 8_000_000, "client": client}, Path("/run")), width=140)
-    assert "9.13 MFLOP forward, 18 MFLOP backward per image; 97.9 GFLOP in all" in text
+    assert "9.13 MFLOP forward, 18 MFLOP backward per sample; 97.9 GFLOP in all" in text
     assert "2.188 MB: activations 1.5 MB, optimizer 343.2 kB, weights 173.6 kB, gradients 171.6 kB" in text
     assert "2 MB up, 1 B down; a step took it 7.1 ms" in text
 

@@ -217,3 +217,30 @@ def test_a_score_is_taken_without_chance() -> None:
 def test_what_is_not_finite_is_not_hidden(codec: str) -> None:
     tensor = torch.tensor([[float("inf"), float("nan"), -float("inf"), 1.0]])
     assert torch.equal(decode(encode(parse(codec), tensor), torch.float32).isfinite(), tensor.isfinite())
+
+
+class Halves(codecs.Codec):
+    """Sends the first half of a sample's values."""
+
+    sparse = True
+
+    def parts(self, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"values": ((shape[0] // 2,), dtype)}
+
+    def encode(self, tensor: Tensor, draws: object = ()) -> codecs.Coded:
+        return codecs.Coded(tensor[:, : tensor.shape[1] // 2].contiguous())
+
+    def decode(self, coded: codecs.Coded, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.nn.functional.pad(coded.values, (0, shape[0] - coded.values.shape[1]))
+
+
+class SaidHalves(Halves):
+    """Says so too."""
+
+    def sent(self, coded: codecs.Coded, shape: tuple[int, ...]) -> Tensor:
+        return self.decode(codecs.Coded(torch.ones_like(coded.values)), shape, coded.values.dtype)
+
+
+def test_one_that_leaves_values_out_has_to_say_which() -> None:
+    assert "has no method sent" in codecs.refusal(Halves(), (6,), torch.float32)
+    assert codecs.refusal(SaidHalves(), (6,), torch.float32) == ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from sglr_flower.run.units import flops
-from sglr_flower.split.score import ACCURACY, Score
+from sglr_flower.split.score import Score
 from sglr_flower.split.sent import KINDS
 from sglr_flower.studies.report.groups import SPEAKING, Estimate, Group, Report, printable, text
 from sglr_flower.studies.report.runs import Run
@@ -17,7 +17,7 @@ from sglr_flower.studies.report.runs import Run
 NOTHING = "—"
 """A cell without a figure."""
 
-SCORE_NOTE = "Test {score}: each client at its best validation round, on {count} test {things} per client."
+SCORE_NOTE = "Test {score}: each client at its best validation round, on {count} test samples per client."
 """A note under the results."""
 
 
@@ -104,14 +104,11 @@ def sent(report: Report) -> Table:
 
 def notes(report: Report) -> list[str]:
     """What a reader of the results has to know, a sentence each."""
-    images = sorted({row.evaluated_images for run in report.runs if (row := run.last_evaluated) is not None})
+    counted = sorted({row.evaluated_images for run in report.runs if (row := run.last_evaluated) is not None})
     sentences = []
-    if images:
-        counts, things = (
-            " or ".join(f"{count:,}" for count in images),
-            "images" if report.score == ACCURACY else "samples",
-        )
-        sentences.append(SCORE_NOTE.format(score=report.score.words, count=counts, things=things))
+    if counted:
+        counts = " or ".join(f"{count:,}" for count in counted)
+        sentences.append(SCORE_NOTE.format(score=report.score.words, count=counts))
     if any(len(group.runs) > 1 for group in report.groups):
         sentences.append(
             "With several seeds, figures are means over them, and ± is half the 95 % interval of that mean "
@@ -129,8 +126,8 @@ def clients(report: Report) -> Table | None:
     rows = tuple(row for group in report.groups if (row := _client(group)) is not None)
     header = (
         "one client of",
-        "forward per image",
-        "backward per image",
+        "forward per sample",
+        "backward per sample",
         "computed in all",
         "held in a step",
         "of it activations",
