@@ -33,9 +33,10 @@ from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.simulation import Resources, Simulation, check_fits, ray_was_late
 from sglr_flower.federation.submit import submit
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_cpus, slow_autocast
 from sglr_flower.run.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
+from sglr_flower.run.settings import parse_assignment, read_toml
 from sglr_flower.run.view import ProgressView, closing_table
 
 STOP_SECONDS = 60.0

@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import NodeRow, from_csv, to_csv
+from sglr_flower.run.settings import read_toml
 
 if TYPE_CHECKING:
     from sglr_flower.run.checkpoint import Checkpoint
