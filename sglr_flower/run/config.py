@@ -91,12 +91,12 @@ class RunConfig(BaseModel):
     )
     partition: str = Field(
         "balanced",
-        description="how train images are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
+        description="how train samples are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
         "pathological:K, shards:K, linear, square, or own: each device has images of its own",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
-    samples_per_client: int = Field(120, ge=0, description="train images of one client; 0: all there are, divided")
-    batch_size: int = Field(8, ge=1, le=65_536, description="images of one client in one step")
+    samples_per_client: int = Field(120, ge=0, description="train samples of one client; 0: all there are, divided")
+    batch_size: int = Field(8, ge=1, le=65_536, description="samples of one client in one step")
     num_server_rounds: int = Field(40, ge=1, description="rounds to train")
     local_epochs: int = Field(1, ge=1, description="passes over a client's data in one round")
     fraction_train: float = Field(
