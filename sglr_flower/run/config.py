@@ -7,8 +7,11 @@ The same object is built from a TOML file and ``-s key=value`` pairs (`sglr_flow
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import tomli_w
@@ -16,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from sglr_flower import imports
 from sglr_flower.choices import LOSSES, MODELS, OPTIMIZERS
+from sglr_flower.data import levels
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
 from sglr_flower.split.methods import Method
@@ -43,6 +47,18 @@ def _kebab(name: str) -> str:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    rows = list(csv.reader([text], skipinitialspace=True))
+    return tuple(unicodedata.normalize("NFC", name.strip()) for name in rows[0]) if text and rows else ()
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """Class names as the key ``classes`` has them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 class RunConfig(BaseModel):
@@ -81,6 +97,24 @@ class RunConfig(BaseModel):
         "",
         description="absolute folder with the data set in torchvision's layout; empty: "
         "SGLR_DATA_DIR, else a cache in the user's data folder, downloaded",
+    )
+    classes: str = Field(
+        "",
+        description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
+        "its folder may then have any part of them; empty: those of the folders in data-dir/train",
+    )
+    levels: str = Field(
+        "auto",
+        description="of image files with more than 8 bits: the range of values from black to white, as a number of "
+        "bits or LOW:HIGH; auto: what the train images use",
+    )
+    ground: str = Field(
+        "white",
+        description="the colour that is seen where an image file is transparent, by name or as #rrggbb; none: whatever "
+        "colour the file has there",
+    )
+    unreadable: Literal["refuse", "skip"] = Field(
+        "refuse", description="image files that cannot be read: refuse, before training, or skip them"
     )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
@@ -352,6 +386,34 @@ class RunConfig(BaseModel):
             return value
         return imports.known(_kebab(str(info.field_name)), value, OPTIMIZERS)
 
+    @field_validator("classes")
+    @classmethod
+    def _known_classes(cls, value: str, info: ValidationInfo) -> str:
+        names = _class_names(value)
+        if value and info.data.get("dataset", "folder") != "folder":
+            raise ValueError("it must be empty where dataset is not folder")
+        if value and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
+            raise ValueError("it must be two or more different names with commas, or empty")
+        return value
+
+    @field_validator("levels")
+    @classmethod
+    def _known_levels(cls, value: str) -> str:
+        levels.parse(value)
+        return value
+
+    @field_validator("ground")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        if value not in ("white", "black", "none"):
+            from PIL import ImageColor
+
+            try:
+                ImageColor.getrgb(value)
+            except ValueError:
+                raise ValueError("it must be a colour such as white or #80ff00, or none") from None
+        return value
+
     @field_validator("momentum")
     @classmethod
     def _only_of_sgd(cls, value: float, info: ValidationInfo) -> float:
@@ -512,6 +574,11 @@ class RunConfig(BaseModel):
     def tolerant(self) -> bool:
         """Whether the run may go on without a node that fails."""
         return self.min_clients > 0 or self.round_retries > 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names in ``classes``."""
+        return _class_names(self.classes)
 
     @property
     def trackers(self) -> tuple[str, ...]:
