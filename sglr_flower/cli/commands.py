@@ -162,10 +162,9 @@ def resume(run_dir: Path) -> None:
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
     launch = _read_launch(directory)
-    summary = read_json(directory.path / "summary.json")
-    if "rounds" in summary:
+    if directory.is_finished():
         Console().print("this run is finished already")
-        Console().print(closing_table(summary, directory.path))
+        Console().print(closing_table(directory.summary(), directory.path))
         return
     _wait_until_free(directory, launch)
     if directory.latest_checkpoint() is None:
@@ -261,7 +260,7 @@ def _train(checked: _Checked) -> None:
         _draw(directory.path)
     except Exception as error:  # the training is done and saved; a picture must not make it a failure
         console.print(f"the pictures could not be drawn: {error}", style="yellow", markup=False)
-    console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
+    console.print(closing_table(directory.summary(), directory.path))
 
 
 def _draw(run_dir: Path) -> None:
