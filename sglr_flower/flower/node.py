@@ -165,7 +165,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
     if simulated():
         assembly.refuse_own_partition(config)
         _refuse_other_folder(config, order.run_id)
-    hosting.take(order, config, context)
+    config = hosting.take(order, config, context)
     kept = hosting.states(context)
     if not simulated():  # its server is this run's only one
         kept.enter(order.session)
