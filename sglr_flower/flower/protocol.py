@@ -312,11 +312,20 @@ class Access(Value):
 
 @dataclass(frozen=True, config=STRICT)
 class Refusal(Value):
-    """The answer to any order: why the node does not do it, in one sentence."""
+    """The answer to any order: why the node does not do it, in one sentence.
+
+    Attributes
+    ----------
+    error : str
+        The sentence.
+    name : str | None
+        As of `HelloAnswer`, as it may refuse to give that.
+    """
 
     WHAT: ClassVar[str] = "its refusal"
 
-    error: Annotated[str, Field(max_length=MAX_TEXT)]
+    error: Text
+    name: Text | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,12 +16,14 @@ from flwr.serverapp import Grid
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
+from sglr_flower.federation.folder import node_names
 from sglr_flower.flower.delivery import Failure, Pending
 from sglr_flower.flower.greeting import ASK_SECONDS, Greeter
 from sglr_flower.flower.protocol import CONFIG, ORDER, AssignAnswer, AssignOrder, CollectOrder, HelloOrder
 from sglr_flower.flower.replies import assigned
 from sglr_flower.flower.seating import Answers, Member, Seating, clients_of, numbered, simulated
 from sglr_flower.flower.staterecords import STATES, pack_states
+from sglr_flower.flower.waiting import Wait, listed
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.checkpoint import Checkpoint, LazyStates
 from sglr_flower.run.config import RunConfig
@@ -33,7 +35,8 @@ from sglr_flower.split.plan import RoundPlan
 
 log = logging.getLogger("flwr.sglr")
 SETUP_SECONDS = 300.0
-"""How long nodes may take to appear, to load their data, and to hand over their clients' states."""
+"""How long nodes that are connected may take to load their data, or to hand over their clients' states: this, or
+``start-timeout`` if that is longer."""
 NOT_YET = "it has not come yet"
 
 
@@ -138,43 +141,72 @@ class Roster:
         orders = [self._assignment(member) for member in self.present()]
         pending = Pending(self._grid, self._read_assigned)
         pending.push(orders)
-        pending.wait(SETUP_SECONDS)
-        for node, failure in pending.failures.items():
-            self.lose(node, failure)
-        for node, answer in pending.replies.items():
-            try:
-                self._seated(self.of_node(node), answer)
-            except UserError as error:
-                self.lose(node, Failure(str(error), mistake=True))
+        wait = Wait(self._directory, self._setup_seconds, "")
+        seated: set[int] = set()
+
+        def look() -> None:
+            # At once: where a node cannot take part, a strict run does not wait for the others' answers.
+            for node in pending.replies.keys() - seated:
+                seated.add(node)
+                try:
+                    self._seated(self.of_node(node), pending.replies[node])
+                except UserError as error:
+                    pending.failures[node] = Failure(str(error), mistake=True)
+            for node, failure in pending.fresh().items():
+                self.lose(node, failure)
+            if pending.open:
+                late = sorted(str(self.of_node(node)) for node in pending.open)
+                wait.tell(f"{len(late)} node(s) that make their data ready: {listed(late)}")
+
+        pending.wait(wait.seconds, look)
+        look()  # where Flower took no message there was nothing to wait for
+        wait.end()
         if not self.present():
             raise ExchangeError("no node could take its clients: " + self.reasons())
 
     def _greet(self) -> Answers:
         """Ask every node what it is; node -> its answer, in the order of their partitions."""
         log.info("waiting for the nodes")
-        began, pause = time.monotonic(), 0.1
+        wait, pause = Wait(self._directory, self._config.start_timeout), 0.1
         greeter, answers = self._greeter, self._greeter.answers
         while True:
             for node, failure in greeter.ask(list(self._grid.get_node_ids())).items():
                 if (failure.mistake or failure.nonsense) and not self._config.tolerant:
-                    raise failure.error(f"node {node}")
+                    raise failure.error(failure.called(node))
             # A node that knows of its siblings tells how many to wait for.
             wanted = self._places(answers)
-            waited = time.monotonic() - began
-            enough = len(answers) >= wanted and (wanted > 1 or not greeter.open)
-            patient = not self._config.tolerant or greeter.open or waited < self._config.start_timeout
-            if enough or (answers and not patient):
+            # Who is connected and has been asked is starting Python and importing torch.
+            wait.seconds = self._setup_seconds if greeter.open else self._config.start_timeout
+            if len(answers) >= wanted and (wanted > 1 or not greeter.open):
                 break
-            if waited > SETUP_SECONDS:
-                why = f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s"
-                raise ExchangeError(f"{why}: {self._unheard()}" if greeter.failures else why)
+            if wait.over and answers and self._config.tolerant:
+                break
+            if wait.over:
+                why = f"still missing after {wait.seconds:g} s (start-timeout): {self._missing(wanted)}"
+                raise ExchangeError(f"{why}; {self._unheard()}" if greeter.failures else why)
+            wait.tell(self._missing(wanted))
             time.sleep(pause)
             pause = min(0.25, 1.2 * pause)
+        wait.end()
         return dict(sorted(answers.items(), key=lambda item: (item[1].partition_id, item[0])))
+
+    @property
+    def _setup_seconds(self) -> float:
+        return max(SETUP_SECONDS, self._config.start_timeout)
+
+    def _missing(self, wanted: int) -> str:
+        """How many of so many nodes have not said what they are, and which, as far as the federation's folder tells."""
+        answers = self._greeter.answers.values()
+        there, count = {answer.name for answer in answers}, max(1, wanted - len(answers))
+        names = [name for name in node_names() if name not in there]
+        which = f": {'one of ' if len(names) > count else ''}{listed(names)}" if names else ""
+        asked = len(self._greeter.open)
+        return f"{count} of {wanted} node(s){which}" + (f" ({asked} connected, not heard so far)" if asked else "")
 
     def _unheard(self) -> str:
         """Why nodes have not said what they are."""
-        return "; ".join(f"node {node}: {failure.reason}" for node, failure in self._greeter.failures.items())
+        failures = self._greeter.failures
+        return "; ".join(f"{failure.called(node)}: {failure.reason}" for node, failure in failures.items())
 
     def _places(self, answers: Answers) -> int:
         """How many nodes to wait for: what they know of their siblings; on devices, when resumed, as many as before.
@@ -209,12 +241,14 @@ class Roster:
         TooFewClients
             If none is within ``start-timeout``.
         """
-        deadline = time.monotonic() + self._config.start_timeout
+        wait = Wait(self._directory, self._config.start_timeout)
         while not self.present():
             self.take_back()
-            if time.monotonic() > deadline:
+            if wait.over:
                 raise TooFewClients(f"all nodes have left: {self.reasons()}")
+            wait.tell(self.reasons())
             time.sleep(0.2)
+        wait.end()
 
     def lose(self, node: int, failure: Failure, when: str = "") -> None:
         """A node did not do what it had to; the run goes on without it if it may.
@@ -362,7 +396,7 @@ class Roster:
             If its data do not fit the server's.
         """
         if answer.classes != self._classes:  # with images of their own (dataset "folder"), nodes may not have the same
-            raise UserError(printable(f"{member} has the classes {answer.classes}, and the server {self._classes}"))
+            raise UserError(printable(f"it has the classes {answer.classes}, and the server {self._classes}"))
         self.sizes |= dict(zip(member.clients, answer.sizes, strict=True))
         for client, version in zip(member.clients, answer.versions, strict=True):
             if not version and self._versions[client]:

@@ -32,6 +32,7 @@ from sglr_flower.flower.protocol import ARRAYS, ORDER, EvaluateMetrics, Evaluate
 from sglr_flower.flower.replies import SegmentCheck, Trained, evaluated, tensors_of
 from sglr_flower.flower.roster import SETUP_SECONDS, Roster
 from sglr_flower.flower.seating import Member, clients_of
+from sglr_flower.flower.waiting import Wait
 from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodes import Attended, OpenRound, Weights
@@ -289,18 +290,19 @@ class SplitStrategy(Strategy):
 
     def _attend(self, plan: RoundPlan, number: int) -> Attendance:
         """Those of the round's clients that are there, once they are enough or too much time has passed."""
-        began = time.monotonic()
+        wait = Wait(self._directory, self._config.start_timeout)
         while True:
             self.roster.take_back()
             attendance = Attendance(self.roster, plan, number, self._config.min_clients)
-            waited = time.monotonic() - began
             # A node that left a moment ago may be back in a moment: it has to be asked and to answer.
-            hopeful = self.roster.left_lately and waited < RETURN_SECONDS
+            hopeful = self.roster.left_lately and wait.waited < RETURN_SECONDS
             done = attendance.complete or (attendance.enough and not hopeful)
-            if done or waited > self._config.start_timeout:
+            if done or wait.over:
                 self.roster.left_lately = False
+                wait.end()
                 return attendance
             self._directory.status(force=False, node_table=attendance.entries())
+            wait.tell(self.roster.reasons())
             time.sleep(0.2)
 
     def _lose(self, node: int, failure: Failure) -> None:
