@@ -6,13 +6,13 @@ images of any size and of any format that PIL reads, in folders of their own too
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sglr_flower.data.classfolders import class_folders, find, text
 from sglr_flower.data.download import Part
 from sglr_flower.data.draw import held_out
 from sglr_flower.data.images import read_image
@@ -41,15 +41,17 @@ def root(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
-def class_names(root: Path) -> tuple[str, ...]:
-    """The names of the classes, which are those of the folders in ``root/train``, by class number.
+def class_names(root: Path, classes: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of the classes by class number: those given, else those of the folders in ``root/train``.
 
     Raises
     ------
     UserError
         There is no such folder, or it has fewer than two.
     """
-    names = _sub_folders(root / "train")
+    if classes:
+        return classes
+    names = tuple(_class_folders(root / "train"))
     if len(names) < 2:
         raise UserError(
             f"data-dir is {str(root)!r}, but with dataset 'folder' its folder train must have a folder of images for "
@@ -58,7 +60,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def read(root: Path, size: int) -> tuple[Part, Part]:
+def read(root: Path, size: int, classes: tuple[str, ...] = ()) -> tuple[Part, Part]:
     """Read all images as RGB.
 
     Parameters
@@ -67,38 +69,40 @@ def read(root: Path, size: int) -> tuple[Part, Part]:
         The folder that has ``train`` and perhaps ``test``.
     size : int
         Height and width that every image is resized to.
+    classes : tuple of str
+        The classes by class number, of which the folder may have any part then; empty: those of its train folder.
 
     Returns
     -------
     tuple of tuple of torch.Tensor
         Train and test: images uint8 [n, 3, size, size] and labels int64 [n], in the order of class folders and
-        files. Without a test folder it is a stratified fifth of train, the same one in every run.
+        files. Without a test folder test is a stratified fifth of train, the same one in every run; of fewer than six
+        images, which only a part of given classes may be, it has none.
 
     Raises
     ------
     UserError
         The folders are not as they should be, a class has no image or too few, or a file cannot be read.
     """
-    classes = class_names(root)
-    train_files = _files(root / "train", {name: number for number, name in enumerate(classes)})
-    test_folder = root / "test"
+    names = class_names(root, classes)
     # Everything that names alone tell is checked before the first of maybe a hundred thousand images is read.
-    test_files = _files(test_folder, _test_classes(test_folder, classes)) if test_folder.exists() else []
-    if not test_files:
-        _check_enough_to_divide(root, train_files, classes)
-    if len(train_files) < _LEAST_TRAIN_IMAGES:
-        raise UserError(
-            f"Folder {root / 'train'} has {len(train_files)} images, but at least {_LEAST_TRAIN_IMAGES} are needed."
-        )
-    train = _read_files(train_files, size)
-    return (train, _read_files(test_files, size)) if test_files else _divided(*train)
+    train_files = _files(root / "train", names, _class_folders(root / "train"), partial=bool(classes))
+    test_folder = root / "test"
+    test_files = (
+        _files(test_folder, names, _class_folders(test_folder), partial=bool(classes)) if test_folder.exists() else []
+    )
+    if not classes:
+        _check_enough(root, train_files, names, divided=not test_files)
+    elif not train_files:
+        raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
+    train, test = _read_files(train_files, size), _read_files(test_files, size)
+    return (train, test) if test_files or len(train_files) < _LEAST_TRAIN_IMAGES else _divided(*train)
 
 
-def _sub_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder`, sorted, without hidden ones such as .ipynb_checkpoints."""
+def _class_folders(folder: Path) -> dict[str, str]:
+    """As `classfolders.class_folders`, with a sentence where there is no such folder."""
     try:
-        with os.scandir(folder) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        return class_folders(folder)
     except OSError as error:
         raise UserError(
             f"data-dir is {str(folder.parent)!r}, but with dataset 'folder' it must have a folder {folder.name} with a "
@@ -106,52 +110,52 @@ def _sub_folders(folder: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _test_classes(folder: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """Class numbers of the test folder's classes: some or all of train's."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    present = _sub_folders(folder)
-    if unknown := [name for name in present if name not in numbers]:
+def _files(folder: Path, names: tuple[str, ...], own: dict[str, str], *, partial: bool) -> list[tuple[str, int]]:
+    """Path and class number of every image file below the class folders ``own``; of ``partial`` ones any may lack."""
+    where = text(str(folder))
+    if unknown := [name for name in own if name not in names]:
+        if partial:
+            raise UserError(
+                f"Folder {where} has the class {unknown[0]!r}, which is none of the run's: {', '.join(names)}."
+            )
         raise UserError(
-            f"Folder {folder} has the class {unknown[0]!r}, which {folder.parent / 'train'} does not have: "
+            f"Folder {where} has the class {unknown[0]!r}, which {text(str(folder.parent / 'train'))} does not have: "
             "every test class must be one of train's."
         )
-    if not present:
+    if not own and not partial:
         raise UserError(
-            f"Folder {folder} has no folder of images: add one for every class, or remove {folder} to have a fifth "
+            f"Folder {where} has no folder of images: add one for every class, or remove {where} to have a fifth "
             "of the train images held out."
         )
-    return {name: numbers[name] for name in present}
-
-
-def _files(folder: Path, numbers: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Path and class number of every image file below the class folders, sorted."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # 2 s, for this data set alone
-
-    files: list[tuple[str, int]] = make_dataset(folder, dict(numbers), extensions=IMG_EXTENSIONS, allow_empty=True)
-    found = {number for _, number in files}
-    if empty := [name for name, number in numbers.items() if number not in found]:
+    found = find(folder, {own[name]: names.index(name) for name in own})
+    present = {number for _, number in found.files}
+    if not partial and (empty := [name for name in own if names.index(name) not in present]):
         raise UserError(
-            f"Folder {folder / empty[0]} has no image: add some ({', '.join(IMG_EXTENSIONS)}) or remove the folder."
+            f"Folder {where}{os.sep}{empty[0]} has no image: add some (.jpg, .png, .tif or any other format that "
+            "Pillow reads) or remove the folder."
         )
-    return files
+    return list(found.files)
 
 
-def _check_enough_to_divide(root: Path, files: list[tuple[str, int]], classes: tuple[str, ...]) -> None:
+def _check_enough(root: Path, files: list[tuple[str, int]], names: tuple[str, ...], *, divided: bool) -> None:
     """With a fifth of every class's images for test, each class needs five to be in it."""
+    train = text(str(root / "train"))
     counts = np.bincount([number for _, number in files])
     smallest = int(counts.argmin())
-    if counts[smallest] < _TEST_SHARE:
+    if divided and counts[smallest] < _TEST_SHARE:
         raise UserError(
-            f"Folder {root / 'train' / classes[smallest]} has {counts[smallest]} of the at least {_TEST_SHARE} images "
+            f"Folder {train}{os.sep}{names[smallest]} has {counts[smallest]} of the at least {_TEST_SHARE} images "
             f"that every class needs when a fifth is held out for test: add some, or add a folder {root / 'test'}."
         )
+    if len(files) < _LEAST_TRAIN_IMAGES:
+        raise UserError(f"Folder {train} has {len(files)} images, but at least {_LEAST_TRAIN_IMAGES} are needed.")
 
 
 def _read_files(files: list[tuple[str, int]], size: int) -> Part:
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     for index, (path, _) in enumerate(files):
         images[index] = read_image(Path(path), 3, size)
-    return images, torch.tensor([number for _, number in files])
+    return images, torch.tensor([number for _, number in files], dtype=torch.int64)
 
 
 def _divided(images: Tensor, labels: Tensor) -> tuple[Part, Part]:

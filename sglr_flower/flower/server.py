@@ -61,7 +61,9 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         if config.evaluate == "server":
-            datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
+            datasets.ensure_present(
+                config.dataset, config.data_dir, assembly.data_of(config)[-1]
+            )  # once here, before all nodes would
             assembly.splits(config)  # read now, while the nodes are being started, and kept
         with ExitStack() as stack:
             streams = _open_port(config)

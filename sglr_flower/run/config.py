@@ -6,9 +6,12 @@ The same object is built from a TOML file, from ``-s key=value`` pairs and from 
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import tomllib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -44,6 +47,18 @@ def _kebab(name: str) -> str:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    rows = list(csv.reader([text], skipinitialspace=True))
+    return tuple(unicodedata.normalize("NFC", name.strip()) for name in rows[0]) if text and rows else ()
+
+
+def listed_classes(names: Sequence[str]) -> str:
+    """Class names as the key ``classes`` has them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 class RunConfig(BaseModel):
@@ -82,6 +97,11 @@ class RunConfig(BaseModel):
         "",
         description="absolute folder with the data set in torchvision's layout; empty: "
         "SGLR_DATA_DIR, else a cache in the user's data folder, downloaded",
+    )
+    classes: str = Field(
+        "",
+        description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
+        "its folder may then have any part of them; empty: those of the folders in data-dir/train",
     )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
@@ -353,6 +373,16 @@ class RunConfig(BaseModel):
             return value
         return imports.known(_kebab(str(info.field_name)), value, OPTIMIZERS)
 
+    @field_validator("classes")
+    @classmethod
+    def _known_classes(cls, value: str, info: ValidationInfo) -> str:
+        names = _class_names(value)
+        if value and info.data.get("dataset", "folder") != "folder":
+            raise ValueError("it must be empty where dataset is not folder")
+        if value and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
+            raise ValueError("it must be two or more different names with commas, or empty")
+        return value
+
     @field_validator("momentum")
     @classmethod
     def _only_of_sgd(cls, value: float, info: ValidationInfo) -> float:
@@ -513,6 +543,11 @@ class RunConfig(BaseModel):
     def tolerant(self) -> bool:
         """Whether the run may go on without a node that fails."""
         return self.min_clients > 0 or self.round_retries > 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names in ``classes``."""
+        return _class_names(self.classes)
 
     @property
     def trackers(self) -> tuple[str, ...]:
