@@ -51,7 +51,7 @@ def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0
         case "digits":
             return Classes(_DIGITS_CLASSES)
         case "folder":
-            return Classes(folder.class_names(folder.root(data_dir), options.classes))
+            return Classes(options.classes or folder.class_names(folder.root(data_dir)))
     return tables.targets(dataset) if dataset in tables.NAMES else Classes(_SOURCES[dataset].classes)
 
 
@@ -184,7 +184,8 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
     if dataset == "digits" or dataset in tables.NAMES or _is_read_first(dataset):
         return
     if dataset == "folder":
-        folder.class_names(folder.root(data_dir), options.classes)
+        if not options.classes:
+            folder.class_names(folder.root(data_dir))
         return
     source, where = _SOURCES[dataset], data_folder(data_dir)
     if source.is_present(where.path):

@@ -183,12 +183,22 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
             kept.commit(sent[client], {client: state}, {client: found[client]}, order.checkpoints)
             found[client] = sent[client]
     data = assembly.client_data(config, list(order.clients))
+    dealt = config.partition != "own"
     answer = AssignAnswer(
         versions=tuple(found.values()),
         sizes=tuple(len(images) for images in data.values()),
         classes=tuple(assembly.targets(config).words()),
+        held=_held(config),
+        counts=None if dealt else tuple(count for row in assembly.counts_of(config, data)[1] for count in row),
     )
     return RecordDict({ANSWER: answer.to_record()})
+
+
+def _held(config: RunConfig) -> tuple[int, ...] | None:
+    """How many validation and test images there are to be scored on, where that is done here."""
+    if config.evaluate != "client":
+        return None
+    return tuple(len(images) for images in assembly.evaluation_images(config).values())
 
 
 def _refuse_other_folder(config: RunConfig, run_id: str) -> None:

@@ -13,6 +13,7 @@ import time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
@@ -26,7 +27,7 @@ from sglr_flower.flower.staterecords import STATES, pack_states
 from sglr_flower.flower.waiting import Wait, listed
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.checkpoint import Checkpoint, LazyStates
-from sglr_flower.run.config import RunConfig
+from sglr_flower.run.config import RunConfig, listed_classes
 from sglr_flower.run.machine import available_cpus
 from sglr_flower.run.nodestate import simulated_states
 from sglr_flower.run.nodetable import printable
@@ -60,6 +61,8 @@ class Roster:
         The places, in the order of their clients.
     sizes : dict[int, int]
         Client -> its number of train images, of those whose nodes have come.
+    held : dict[int, tuple[int, ...]]
+        Node -> validation and test images that its clients are scored on there, where that is done there.
     threads : int
         Threads that a node computes with; 0: its own default.
     simulated : bool
@@ -71,13 +74,17 @@ class Roster:
     def __init__(self, grid: Grid, config: RunConfig, directory: RunDirectory, streams: StreamServer | None) -> None:
         self.members: list[Member] = []
         self.sizes: dict[int, int] = {}
+        self.held: dict[int, tuple[int, ...]] = {}
         self.threads = 0
         self.simulated = False
         self.left_lately = False
         self._grid, self._config, self._directory, self._streams = grid, config, directory, streams
         self._seating = Seating(streams, insists=config.exchange == "stream")
         self._greeter = Greeter(grid, self._hello)
-        self._classes = assembly.targets(config).words()
+        kind = assembly.targets(config)
+        self._classes = kind.words()
+        self._counted = kind.names if isinstance(kind, Classes) else ("samples",)
+        self._counts: dict[int, tuple[int, ...]] = {}
         self._versions: dict[int, int] = {}
         self._session = time.time_ns()
         self._restored: Checkpoint | None = None
@@ -362,14 +369,18 @@ class Roster:
             checkpoints=tuple(self.kept_rounds()),
             sent=sent,
         )
-        content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**self._config.values()})})
+        config = self._config
+        if self._own and config.dataset == "folder":  # classes are the server's to say: a device has any part of them
+            config = config.replace(classes=listed_classes(self._classes))
+        content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**config.values()})})
         if states:
             content[STATES] = pack_states(states)
         return Message(content, member.node, "query.assign")
 
     def _read_assigned(self, node: int, reply: Message) -> AssignAnswer:
         member = self.of_node(node)
-        return assigned(reply.content, member.clients, self.versions_of(member))
+        columns = len(self._counted) if self._own else 0
+        return assigned(reply.content, member.clients, self.versions_of(member), columns)
 
     def kept_rounds(self) -> list[int]:
         """The rounds whose states the nodes keep: of those there are checkpoints, which do not have the states."""
@@ -403,7 +414,26 @@ class Roster:
                 log.warning("%s has no state of client %d, which starts from its initial segment", member, client)
             elif version < self._versions[client]:
                 log.warning("%s has the state of client %d as after round %d only", member, client, version)
+        if answer.held is not None:
+            self.held[member.node] = answer.held
+        if self._own:
+            self._count(member, answer)
         member.seated = True
+
+    @property
+    def _own(self) -> bool:
+        """Whether the nodes' data are their own."""
+        return self._config.partition == "own"
+
+    def _count(self, member: Member, answer: AssignAnswer) -> None:
+        """Take note of how many images of each class a node has, and write it down; 0 of those that have not come."""
+        for client, counts in zip(member.clients, answer.by_client(), strict=True):
+            self._counts[client] = counts
+            each = ", ".join(f"{name} {count}" for name, count in zip(self._counted, counts, strict=True))
+            log.info("%s: client %d has %d train images: %s", member, client, sum(counts), printable(each))
+        none = (0,) * len(self._counted)
+        every = [self._counts.get(client, none) for client in assembly.clients(self._config)]
+        self._directory.partition(self._counted, every)
 
     def reasons(self) -> str:
         """Why nodes are away, as part of a sentence."""

@@ -166,13 +166,15 @@ class SplitStrategy(Strategy):
 
     @contextmanager
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
-        """Open a client-side evaluation."""
+        """Open a client-side evaluation on the nodes that have something to score their clients on."""
         self.roster.wait_for_anybody()
-        here = {member.node: member for member in self.roster.present()}
+        here = {member.node: member for member in self._scored()}
         messages = self.configure_evaluate(server_round, _arrays(shared), ConfigRecord(), self._grid)
         up, _ = assembly.wire_codecs(self._config)
         checks: dict[int, FrameCheck] = {
-            node: EvaluateCheck(server_round, member.clients, *self._frame, self._config.evaluate_samples, up)
+            node: EvaluateCheck(
+                server_round, member.clients, *self._frame, self._config.evaluate_samples, up, self._splits(member)
+            )
             for node, member in here.items()
         }
 
@@ -279,8 +281,11 @@ class SplitStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """One message for each node that is there, which opens its client-side evaluation; ``arrays`` as above."""
-        return [self._evaluation(member, server_round, arrays) for member in self.roster.present()]
+        """A message for each node that is there and has something to score on: it opens the client-side evaluation.
+
+        ``arrays`` as above.
+        """
+        return [self._evaluation(member, server_round, arrays) for member in self._scored()]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing: the server has scored what the nodes sent, step by step."""
@@ -304,6 +309,14 @@ class SplitStrategy(Strategy):
             self._directory.status(force=False, node_table=attendance.entries())
             wait.tell(self.roster.reasons())
             time.sleep(0.2)
+
+    def _splits(self, member: Member) -> tuple[str, ...]:
+        """What a node has images of to score its clients on."""
+        held = self.roster.held.get(member.node, (1, 1))
+        return tuple(split for split, images in zip(("validation", "test"), held, strict=True) if images)
+
+    def _scored(self) -> list[Member]:
+        return [member for member in self.roster.present() if self._splits(member)]
 
     def _lose(self, node: int, failure: Failure) -> None:
         """A node fails while no round is trained."""

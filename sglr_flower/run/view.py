@@ -193,9 +193,13 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
     score = Score.from_json(summary)
     tested = _score(summary, f"test_{score.name}", one)
+    on = f" on {summary['evaluated_images']:,} samples ({of} best validation round)"
+    if not summary["evaluated_images"]:
+        tested, on = "none: no client has test samples", ""
+    last = _score(summary, f"last_round_test_{score.name}", one) + ", " if on else ""
     rows = {
-        f"test {score.words}": f"{tested} on {summary['evaluated_images']:,} samples ({of} best validation round)",
-        "last round": f"{_score(summary, f'last_round_test_{score.name}', one)}, training loss {loss}",
+        f"test {score.words}": tested + on,
+        "last round": f"{last}training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
