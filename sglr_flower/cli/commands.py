@@ -35,7 +35,7 @@ from sglr_flower.federation.submit import submit
 from sglr_flower.files import write_atomic
 from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
 from sglr_flower.run.machine import available_cpus, slow_autocast
-from sglr_flower.run.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
+from sglr_flower.run.rundir import LAUNCH, UNDER_WAY, RunDirectory, new_run_dir, read_json
 from sglr_flower.run.view import ProgressView, closing_table
 
 STOP_SECONDS = 60.0
@@ -287,7 +287,12 @@ def _through_flower(checked: _Checked, view: ProgressView) -> None:
 
     if checked.simulation is None or checked.resources is None:
         link = connection.read(checked.launch.federation)
-        outcome = submit(Submission(_app_dir(), run_config, log_file, watch), link)
+
+        def ended() -> bool:
+            state = read_json(directory.path / "status.json").get("state", UNDER_WAY[0])
+            return state not in UNDER_WAY
+
+        outcome = submit(Submission(_app_dir(), run_config, log_file, watch, ended), link)
     else:
         with _light_app() as app_dir:
             submission = Submission(app_dir, run_config, log_file, watch)

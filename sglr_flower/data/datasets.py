@@ -52,7 +52,7 @@ def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0
         case "digits":
             return Classes(_DIGITS_CLASSES)
         case "folder":
-            return Classes(folder.class_names(folder.root(data_dir), options))
+            return Classes(folder.class_names(data_dir, options))
     return tables.targets(dataset) if dataset in tables.NAMES else Classes(_SOURCES[dataset].classes)
 
 
@@ -216,7 +216,7 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
     if dataset == "digits" or dataset in tables.NAMES or _is_read_first(dataset):
         return
     if dataset == "folder":
-        folder.class_names(folder.root(data_dir), options)
+        folder.class_names(data_dir, options)
         return
     source, where = _SOURCES[dataset], data_folder(data_dir)
     if source.is_present(where.path):

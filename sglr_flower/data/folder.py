@@ -80,7 +80,7 @@ def root(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
-def class_names(root: Path, options: Options) -> tuple[str, ...]:
+def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
     """The classes by number: those that the run began with, or are given, else the folders in ``root/train``.
 
     Raises
@@ -92,10 +92,10 @@ def class_names(root: Path, options: Options) -> tuple[str, ...]:
         return kept.classes
     if options.classes:
         return options.classes
-    names = tuple(_class_folders(root / "train"))
+    names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"data-dir is {str(root)!r}, but with dataset 'folder' its folder train must have a folder of images for "
+            f"data-dir is {data_dir!r}, but with dataset 'folder' its folder train must have a folder of images for "
             f"each of two or more classes: it has {', '.join(names) if names else 'none'}."
         )
     return names
@@ -128,7 +128,7 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     UserError
         The folders are not as they should be, a class has no image or too few, or files cannot be read.
     """
-    classes = class_names(root, options)
+    classes = class_names(str(root), options)
     if kept := pinned.read(options.kept):
         return _as_pinned(kept, root, size, options)
     # Everything that names alone tell is checked before the first of maybe a hundred thousand images is read.

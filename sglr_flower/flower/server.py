@@ -74,9 +74,11 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
                 stack.callback(streams.stop)
             summary = SplitStrategy(grid, config, directory, streams).start()
         score = Score.from_json(summary)
+        if (mean := summary[f"test_{score.name}_mean"]) is None:
+            log.info("no client has test samples, so there is no test %s", score.words)
+            return
         log.info(
-            "test %s %s over %d clients, each at its best validation round",
+            "test %s %s over the clients, each at its best validation round",
             score.words,
-            score.text(summary[f"test_{score.name}_mean"], summary[f"test_{score.name}_std"]),
-            config.num_clients,
+            score.text(mean, summary[f"test_{score.name}_std"]),
         )

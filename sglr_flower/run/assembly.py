@@ -246,9 +246,15 @@ def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
 
     Where there are no classes all samples are of one that is called "samples".
     """
+    return counts_of(config, {client: Share(splits(config).train, own) for client, own in enumerate(_shares(config))})
+
+
+def counts_of(config: RunConfig, data: Mapping[int, Share]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The same of some clients' shares of `client_data`."""
     whole = splits(config)
     names = whole.classes or ("samples",)
-    return names, partition.class_counts(_labels(whole), _shares(config), len(names))
+    shares = [share.indices for share in data.values()]
+    return names, partition.class_counts(_labels(whole), shares, len(names))
 
 
 def _labels(source: Source) -> Tensor | int:
@@ -406,6 +412,13 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
+    if config.partition == "own" and own_data and config.evaluate == "server":
+        if config.dataset == "folder" and not config.data_dir:
+            raise UserError(
+                "run-config key evaluate = 'server': with dataset 'folder' and partition 'own' it needs data-dir, a "
+                "folder with images on the server; evaluate = 'client' scores each client on its own node's"
+            )
+        evaluation_images(config)
     if config.partition != "own" or not own_data:
         client_data(config, [])
         _check_loss(config)

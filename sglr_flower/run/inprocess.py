@@ -135,6 +135,7 @@ class InProcessNodes(LocalNodes):
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
+        scored = self.cohorts if any(map(len, images.values())) else {}
         dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
         up, _ = assembly.wire_codecs(self._config)
         if shared is not None:
@@ -143,7 +144,7 @@ class InProcessNodes(LocalNodes):
         yield LocalLink(
             {
                 node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence, up)
-                for node, cohort in self.cohorts.items()
+                for node, cohort in scored.items()
             }
         )
 

@@ -51,7 +51,7 @@ class ProgressView:
         self._first_round: int | None = None
         self._started = time.monotonic()
         self._shown = -1
-        self._announced = ""
+        self._announced = self._waiting = ""
         self._warnings, self._said = warnings, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -77,7 +77,9 @@ class ProgressView:
             self._live.stop()
 
     def _renderable(self) -> RenderableType:
-        return Group(self._progress, node_table(self._nodes)) if self._nodes else self._progress
+        below = [node_table(self._nodes)] if self._nodes else []
+        below += [Text(printable(self._waiting))] if self._waiting and self._console.is_terminal else []
+        return Group(self._progress, *below) if below else self._progress
 
     def update(self) -> None:
         """Show how far the run is now."""
@@ -95,6 +97,7 @@ class ProgressView:
             self._first_round, self._started = int(status["round"]), time.monotonic()
         figures = self._figures(status, done + part)
         description = f"round {status.get('round', 1)}/{self._rounds}" if "round" in status else "starting the nodes"
+        self._say_who_is_awaited(status.get("waiting", ""))
         self._progress.update(self._task, completed=done + part, description=description, figures=figures)
         self._nodes = cast("list[NodeEntry]", status.get("node_table", []))
         if not self._console.is_terminal:
@@ -110,6 +113,12 @@ class ProgressView:
                 style = "yellow" if saying["failed"] else ""
                 self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
         self._said = len(sayings)
+
+    def _say_who_is_awaited(self, line: str) -> None:
+        """Whom the server waits for: below the bar, or as a line where there is none."""
+        if line and line != self._waiting and not self._console.is_terminal:
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self._waiting = line
 
     def _say_who_left(self, server_round: int) -> None:
         """A line for each node that left or returned since the last look."""
@@ -184,9 +193,13 @@ def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
     score = Score.from_json(summary)
     tested = _score(summary, f"test_{score.name}", one)
+    on = f" on {summary['evaluated_images']:,} samples ({of} best validation round)"
+    if not summary["evaluated_images"]:
+        tested, on = "none: no client has test samples", ""
+    last = _score(summary, f"last_round_test_{score.name}", one) + ", " if on else ""
     rows = {
-        f"test {score.words}": f"{tested} on {summary['evaluated_images']:,} samples ({of} best validation round)",
-        "last round": f"{_score(summary, f'last_round_test_{score.name}', one)}, training loss {loss}",
+        f"test {score.words}": tested + on,
+        "last round": f"{last}training loss {loss}",
         "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
         "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
         "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",

@@ -68,8 +68,8 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    test_score_mean: float
-    test_score_std: float = Field(ge=0)
+    test_score_mean: float | None  # None where nobody had test samples
+    test_score_std: float | None = Field(ge=0)
     nodes: int = Field(ge=1)
     exchange: str
     clients: int = Field(default=1, ge=1)

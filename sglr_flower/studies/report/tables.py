@@ -170,7 +170,8 @@ def runs(report: Report) -> Table:
         for run in group.runs:
             done, rounds = len(run.rows), run.config.num_server_rounds
             state = "finished" if run.result else f"failed: {run.error}" if run.error else "unfinished"
-            mean = Estimate(run.result.test_score_mean, run.result.test_score_std) if run.result else None
+            tested = run.result.test_score_mean if run.result else None
+            mean = Estimate(tested, run.result.test_score_std or 0.0) if run.result and tested is not None else None
             nodes = f"{run.result.nodes}, {run.result.exchange}" if run.result else NOTHING
             cells = (
                 str(run.path),
