@@ -150,6 +150,8 @@ def run(
         directory.claim(parsed)
         if findings.counts:
             directory.partition(findings.classes, findings.counts)  # with evaluate = "client" the server has no data
+        for note in findings.notes:
+            Console().print(note, markup=False, highlight=False, soft_wrap=True)
         write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
         _train(_Checked(parsed, directory, launch, resources, simulation))
 

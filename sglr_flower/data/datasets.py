@@ -15,7 +15,7 @@ import torch
 
 from sglr_flower import imports
 from sglr_flower.data import download as published
-from sglr_flower.data import draw, folder, hub, idx, own, tables, vision
+from sglr_flower.data import draw, folder, found, hub, idx, own, tables, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, data_folder, download
 from sglr_flower.data.images import resize
 from sglr_flower.data.inputs import Inputs, rgb
@@ -51,7 +51,7 @@ def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0
         case "digits":
             return Classes(_DIGITS_CLASSES)
         case "folder":
-            return Classes(options.classes or folder.class_names(folder.root(data_dir)))
+            return Classes(options.classes or folder.class_names(folder.root(data_dir), options))
     return tables.targets(dataset) if dataset in tables.NAMES else Classes(_SOURCES[dataset].classes)
 
 
@@ -160,9 +160,20 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: O
         case "digits":
             return _load_digits(seed, size)
         case "folder":
-            return _load_folder(folder.root(data_dir), seed, size, options)
+            return folder.load(folder.root(data_dir), seed, size, options).source()
     # Resolved here, so that what is remembered depends on arguments alone and not on the environment.
     return _load_published(dataset, data_folder(data_dir).path, seed, size)
+
+
+def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
+    """What a person should know of one's own images: what was found and what is odd of it, a sentence each.
+
+    Parameters and raises as `load`; of other data sets there is nothing to tell.
+    """
+    if dataset != "folder":
+        return []
+    where = folder.root(data_dir)
+    return found.lines(folder.load(where, seed, _input_size(dataset, image_size), options), where)
 
 
 def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
@@ -185,7 +196,7 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
         return
     if dataset == "folder":
         if not options.classes:
-            folder.class_names(folder.root(data_dir))
+            folder.class_names(folder.root(data_dir), options)
         return
     source, where = _SOURCES[dataset], data_folder(data_dir)
     if source.is_present(where.path):
@@ -216,13 +227,6 @@ def _load_published(dataset: str, root: Path, seed: int, size: int) -> Source:
     train, test = source.read(root)
     kind = Classes(source.classes)
     return held_out(_resized(train, size), _resized(test, size), kind, seed, flips=source.flips)
-
-
-@lru_cache(maxsize=2)
-def _load_folder(root: Path, seed: int, size: int, options: Options) -> Source:
-    train, test = folder.read(root, size, options.classes)
-    kind = Classes(folder.class_names(root, options.classes))
-    return held_out(Batch(*train), Batch(*test), kind, seed, flips=True)
 
 
 @lru_cache(maxsize=2)

@@ -6,16 +6,23 @@ images of any size and of any format that PIL reads, in folders of their own too
 
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sglr_flower.data.classfolders import class_folders, find, text
-from sglr_flower.data.download import Part
+from sglr_flower.data import pictures
+from sglr_flower.data.classfolders import Found, class_folders, find, text
 from sglr_flower.data.draw import held_out
-from sglr_flower.data.images import read_image
+from sglr_flower.data.options import Options
+from sglr_flower.data.pictures import Pictures
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import Source, validation_split
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 
 INPUT_SIZE = 32
@@ -23,6 +30,36 @@ INPUT_SIZE = 32
 
 _TEST_SHARE = 5  # one fifth of train becomes test where there is no test folder
 _LEAST_TRAIN_IMAGES = 6  # of which one is held out for validation
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """The images of a folder as a run has them.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        By class number.
+    pictures : Pictures
+        All that were read.
+    parts : dict of str to torch.Tensor
+        Of train, validation and test the positions in ``pictures``, int64 [n].
+    passed_over : Found
+        What else lies there.
+    """
+
+    classes: tuple[str, ...]
+    pictures: Pictures
+    parts: dict[str, Tensor]
+    passed_over: Found
+
+    def source(self) -> Source:
+        """The images as a run's data."""
+        images, labels = self.pictures.images, self.pictures.labels
+        train, validation, test = (
+            Batch(images[own], labels[own]) for own in map(self.parts.__getitem__, ("train", "validation", "test"))
+        )
+        return Source(train, validation, test, Classes(self.classes), flips=True)
 
 
 def root(data_dir: str) -> Path:
@@ -41,7 +78,7 @@ def root(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
-def class_names(root: Path, classes: tuple[str, ...] = ()) -> tuple[str, ...]:
+def class_names(root: Path, options: Options) -> tuple[str, ...]:
     """The names of the classes by class number: those given, else those of the folders in ``root/train``.
 
     Raises
@@ -49,8 +86,8 @@ def class_names(root: Path, classes: tuple[str, ...] = ()) -> tuple[str, ...]:
     UserError
         There is no such folder, or it has fewer than two.
     """
-    if classes:
-        return classes
+    if options.classes:
+        return options.classes
     names = tuple(_class_folders(root / "train"))
     if len(names) < 2:
         raise UserError(
@@ -60,43 +97,58 @@ def class_names(root: Path, classes: tuple[str, ...] = ()) -> tuple[str, ...]:
     return names
 
 
-def read(root: Path, size: int, classes: tuple[str, ...] = ()) -> tuple[Part, Part]:
+# Remembered as `datasets.load` remembers.
+@lru_cache(maxsize=2)
+def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     """Read all images as RGB.
 
     Parameters
     ----------
     root : pathlib.Path
         The folder that has ``train`` and perhaps ``test``.
+    seed : int
+        Draws the sixth of train that is held out for validation.
     size : int
         Height and width that every image is resized to.
-    classes : tuple of str
-        The classes by class number, of which the folder may have any part then; empty: those of its train folder.
+    options : Options
+        Where it gives classes the folder may have any part of them.
 
     Returns
     -------
-    tuple of tuple of torch.Tensor
-        Train and test: images uint8 [n, 3, size, size] and labels int64 [n], in the order of class folders and
-        files. Without a test folder test is a stratified fifth of train, the same one in every run; of fewer than six
-        images, which only a part of given classes may be, it has none.
+    Folder
+        In the order of class folders and files. Without a test folder test is a stratified fifth of train, the same
+        one in every run; of fewer than six images, which only a part of given classes may be, there is none.
 
     Raises
     ------
     UserError
-        The folders are not as they should be, a class has no image or too few, or a file cannot be read.
+        The folders are not as they should be, a class has no image or too few, or files cannot be read.
     """
-    names = class_names(root, classes)
+    classes = class_names(root, options)
     # Everything that names alone tell is checked before the first of maybe a hundred thousand images is read.
-    train_files = _files(root / "train", names, _class_folders(root / "train"), partial=bool(classes))
-    test_folder = root / "test"
-    test_files = (
-        _files(test_folder, names, _class_folders(test_folder), partial=bool(classes)) if test_folder.exists() else []
-    )
-    if not classes:
-        _check_enough(root, train_files, names, divided=not test_files)
-    elif not train_files:
+    train = _find(root / "train", classes, partial=bool(options.classes))
+    test = _find(root / "test", classes, partial=bool(options.classes)) if (root / "test").exists() else Found()
+    if not options.classes:
+        _check_enough(root, train.files, classes, divided=not test.files)
+    read = pictures.read((*train.files, *test.files), size, options, trained=len(train.files))
+    of_train = frozenset(train.files)
+    left = [file for file in read.files if file in of_train]
+    if not options.classes and read.left_out:
+        _check_enough(root, left, classes, divided=not test.files)
+    if not left:
         raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
-    train, test = _read_files(train_files, size), _read_files(test_files, size)
-    return (train, test) if test_files or len(train_files) < _LEAST_TRAIN_IMAGES else _divided(*train)
+    parts = _parts(read.labels, len(read) - len(left), seed, divided=not test.files)
+    return Folder(classes, read, parts, Found((), train.hidden + test.hidden, train.others + test.others))
+
+
+def _parts(labels: Tensor, tested: int, seed: int, *, divided: bool) -> dict[str, Tensor]:
+    """Which images are for train, validation and test, of which the last ``tested`` are the test folder's."""
+    every = torch.arange(len(labels))
+    train, test = every[: len(labels) - tested], every[len(labels) - tested :]
+    if divided and len(train) >= _LEAST_TRAIN_IMAGES:
+        train, test = map(torch.from_numpy, held_out(labels.numpy(), math.ceil(len(labels) / _TEST_SHARE)))
+    rest, validation = validation_split(len(train), seed)
+    return {"train": train[rest], "validation": train[validation], "test": test}
 
 
 def _class_folders(folder: Path) -> dict[str, str]:
@@ -110,9 +162,9 @@ def _class_folders(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def _files(folder: Path, names: tuple[str, ...], own: dict[str, str], *, partial: bool) -> list[tuple[str, int]]:
-    """Path and class number of every image file below the class folders ``own``; of ``partial`` ones any may lack."""
-    where = text(str(folder))
+def _find(folder: Path, names: tuple[str, ...], *, partial: bool) -> Found:
+    """The image files below the class folders of train or test; where they are ``partial`` any class may lack."""
+    own, where = _class_folders(folder), text(str(folder))
     if unknown := [name for name in own if name not in names]:
         if partial:
             raise UserError(
@@ -134,13 +186,13 @@ def _files(folder: Path, names: tuple[str, ...], own: dict[str, str], *, partial
             f"Folder {where}{os.sep}{empty[0]} has no image: add some (.jpg, .png, .tif or any other format that "
             "Pillow reads) or remove the folder."
         )
-    return list(found.files)
+    return found
 
 
-def _check_enough(root: Path, files: list[tuple[str, int]], names: tuple[str, ...], *, divided: bool) -> None:
+def _check_enough(root: Path, files: Sequence[tuple[str, int]], names: tuple[str, ...], *, divided: bool) -> None:
     """With a fifth of every class's images for test, each class needs five to be in it."""
     train = text(str(root / "train"))
-    counts = np.bincount([number for _, number in files])
+    counts = np.bincount([number for _, number in files], minlength=len(names))
     smallest = int(counts.argmin())
     if divided and counts[smallest] < _TEST_SHARE:
         raise UserError(
@@ -149,16 +201,3 @@ def _check_enough(root: Path, files: list[tuple[str, int]], names: tuple[str, ..
         )
     if len(files) < _LEAST_TRAIN_IMAGES:
         raise UserError(f"Folder {train} has {len(files)} images, but at least {_LEAST_TRAIN_IMAGES} are needed.")
-
-
-def _read_files(files: list[tuple[str, int]], size: int) -> Part:
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(files):
-        images[index] = read_image(Path(path), 3, size)
-    return images, torch.tensor([number for _, number in files], dtype=torch.int64)
-
-
-def _divided(images: Tensor, labels: Tensor) -> tuple[Part, Part]:
-    """Hold a stratified fifth out as test images."""
-    train, test = map(torch.from_numpy, held_out(labels.numpy(), math.ceil(len(labels) / _TEST_SHARE)))
-    return (images[train], labels[train]), (images[test], labels[test])

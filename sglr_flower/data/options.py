@@ -14,9 +14,20 @@ class Options:
     classes : tuple of str
         The classes of dataset ``folder``, by class number, of which its folder may then have any part; empty: it has
         all of them.
+    levels : str
+        Of image files with more than 8 bits: the range that becomes 0 to 255, see `levels.parse`.
+    ground : str
+        The colour that is seen where an image file is transparent, as Pillow names it; ``none``: what colour it has
+        there itself.
+    skip_unreadable : bool
+        Whether files that cannot be read are left out rather than refused.
     """
 
     classes: tuple[str, ...] = ()
+    levels: str = "auto"
+    ground: str = "white"
+    skip_unreadable: bool = False
 
 
+NO_GROUND = "none"
 DEFAULT = Options()

@@ -183,6 +183,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
             kept.commit(sent[client], {client: state}, {client: found[client]}, order.checkpoints)
             found[client] = sent[client]
     data = assembly.client_data(config, list(order.clients))
+    hosting.say_what_data(config, context)
     dealt = config.partition != "own"
     answer = AssignAnswer(
         versions=tuple(found.values()),

@@ -65,6 +65,8 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
                 config.dataset, config.data_dir, assembly.data_of(config)[-1]
             )  # once here, before all nodes would
             assembly.splits(config)  # read now, while the nodes are being started, and kept
+            for note in datasets.notes(*assembly.data_of(config)):
+                log.info("%s", note)
         with ExitStack() as stack:
             streams = _open_port(config)
             if streams is not None:

@@ -133,7 +133,7 @@ def dtype(config: RunConfig) -> torch.dtype:
 
 def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
-    options = Options(classes=config.class_names)
+    options = Options(config.class_names, config.levels, config.ground, config.unreadable == "skip")
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 

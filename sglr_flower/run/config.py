@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from sglr_flower import imports
 from sglr_flower.choices import LOSSES, MODELS, OPTIMIZERS
+from sglr_flower.data import levels
 from sglr_flower.errors import UserError
 from sglr_flower.split import codecs, methods, splitavg, splitlr
 from sglr_flower.split.methods import Method
@@ -102,6 +103,19 @@ class RunConfig(BaseModel):
         "",
         description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
         "its folder may then have any part of them; empty: those of the folders in data-dir/train",
+    )
+    levels: str = Field(
+        "auto",
+        description="of image files with more than 8 bits: the range of values from black to white, as a number of "
+        "bits or LOW:HIGH; auto: what the train images use",
+    )
+    ground: str = Field(
+        "white",
+        description="the colour that is seen where an image file is transparent, by name or as #rrggbb; none: whatever "
+        "colour the file has there",
+    )
+    unreadable: Literal["refuse", "skip"] = Field(
+        "refuse", description="image files that cannot be read: refuse, before training, or skip them"
     )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
@@ -381,6 +395,24 @@ class RunConfig(BaseModel):
             raise ValueError("it must be empty where dataset is not folder")
         if value and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
             raise ValueError("it must be two or more different names with commas, or empty")
+        return value
+
+    @field_validator("levels")
+    @classmethod
+    def _known_levels(cls, value: str) -> str:
+        levels.parse(value)
+        return value
+
+    @field_validator("ground")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        if value not in ("white", "black", "none"):
+            from PIL import ImageColor
+
+            try:
+                ImageColor.getrgb(value)
+            except ValueError:
+                raise ValueError("it must be a colour such as white or #80ff00, or none") from None
         return value
 
     @field_validator("momentum")

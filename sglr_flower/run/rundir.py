@@ -142,7 +142,8 @@ class RunDirectory:
         if code_dir and code_dir not in sys.path:
             sys.path.append(code_dir)
         try:
-            return RunConfig.parse(read_toml(self.path / "config.toml"))
+            # Before there was the key, what an image file had below what is transparent was seen.
+            return RunConfig.parse({"ground": "none", **read_toml(self.path / "config.toml")})
         except UserError as error:
             raise UserError(f"{self.path / 'config.toml'} cannot be used: {error}") from None
 

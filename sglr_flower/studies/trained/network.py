@@ -17,6 +17,7 @@ from sglr_flower import imports, models
 from sglr_flower.data import datasets, tables
 from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.data.inputs import to_input
+from sglr_flower.data.options import Options
 from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
@@ -72,6 +73,11 @@ class Trained:
     _shared: Mapping[str, Tensor] | None
     _client_segment: nn.Sequential
     _server_segment: nn.Sequential
+
+    @property
+    def options(self) -> Options:
+        """How its image files are read."""
+        return assembly.data_of(self.config)[-1]
 
     def network(self, client: int) -> nn.Sequential:
         """A client's segment and the server segment as one unsplit network.
