@@ -1,7 +1,7 @@
 """Partition ``by:LEVEL-OR-COLUMN``: a client for each hospital, site or writer that the train samples are of.
 
-Of dataset ``folder`` it is a folder below the class folders: ``by:1`` for SITE in ``train/CLASS/SITE/IMAGE``, ``by:2`` for a
-folder in that one. Of a Hugging Face data set it is a column, ``by:writer`` say.
+Of dataset ``folder`` it is a folder below the class folders: ``by:1`` for SITE in ``train/CLASS/SITE/IMAGE``, ``by:2``
+for a folder in that one. Of a Hugging Face data set it is a column, ``by:writer`` say.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _NAMED = 10
 Value = str | int | float | bool
 
 
-def shares(
-    values: Sequence[Value], spec: str, num_clients: int, samples_per_client: int, seed: int
-) -> list[Tensor]:
+def shares(values: Sequence[Value], spec: str, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
     """Give the train samples of each distinct value to a client; the clients are in the order of the values.
 
     Parameters
@@ -47,8 +45,8 @@ def shares(
     if len(distinct) != num_clients:
         listed = ", ".join(map(str, distinct[:_NAMED])) + (", ..." if len(distinct) > _NAMED else "")
         raise UserError(
-            f"num-clients is {num_clients}, but must be {len(distinct)} with partition {spec!r}: the train samples have "
-            f"so many values of it, a client for each ({listed})."
+            f"num-clients is {num_clients}, but must be {len(distinct)} with partition {spec!r}: the train samples "
+            f"have so many values of it, a client for each ({listed})."
         )
     draw = generator(seed, "samples-per-client")
     every = [np.flatnonzero(client == number) for number in range(num_clients)]
@@ -85,7 +83,7 @@ def of_train(spec: str, dataset: str, data_dir: str, seed: int, image_size: int,
             "by:2 for the one in that, and so on."
         )
     root = folder.root(data_dir)
-    return [_level(path, root, int(of), spec) for path in folder.train_files(root, seed, image_size, options)]
+    return [_level(path, root, int(of), spec) for path in datasets.train_files(data_dir, seed, image_size, options)]
 
 
 def _level(path: str, root: Path, level: int, spec: str) -> str:

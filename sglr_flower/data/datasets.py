@@ -176,6 +176,12 @@ def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: 
     return found.lines(folder.load(where, seed, _input_size(dataset, image_size), options), where)
 
 
+def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:
+    """The path of every train image of dataset "folder", in their order; parameters and raises as `load`."""
+    loaded = folder.load(folder.root(data_dir), seed, _input_size("folder", image_size), options)
+    return [loaded.pictures.files[index][0] for index in loaded.parts["train"].tolist()]
+
+
 def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
     """Download a data set unless its files are there.
 

@@ -33,8 +33,9 @@ _PARAMETERS = {
     "linear": "",
     "square": "",
     "own": "",
+    "by": "LEVEL-OR-COLUMN",
 }
-"""Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K."""
+"""Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K, or a text."""
 
 
 def parse(spec: str) -> tuple[str, float]:
@@ -54,7 +55,8 @@ def parse(spec: str) -> tuple[str, float]:
           remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
         - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
           (LinearPartitioner, SquarePartitioner);
-        - ``own``: each node's images are its clients' alone (`deal`).
+        - ``own``: each node's images are its clients' alone (`deal`);
+        - ``by:LEVEL-OR-COLUMN``: a client for each folder of a level, or value of a column (`by`).
 
     Returns
     -------
@@ -74,6 +76,10 @@ def parse(spec: str) -> tuple[str, float]:
     if not kind:
         if colon:
             raise UserError(f"partition is {spec!r}, but {name} takes no parameter: write {name!r}.")
+        return name, 0.0
+    if kind == "LEVEL-OR-COLUMN":
+        if not text:
+            raise UserError(f"partition is {spec!r}, but {name}:{kind} must name one, such as by:1 or by:writer.")
         return name, 0.0
     try:
         value = float(text) if kind == "ALPHA" else float(int(text))
@@ -120,6 +126,10 @@ def partition(labels: Tensor | int, spec: str, num_clients: int, samples_per_cli
     name, parameter = parse(spec)
     if name == "own":
         raise UserError("partition is 'own': every node has images of its own, so there is nothing to divide.")
+    if name == "by":
+        raise UserError(
+            f"partition is {spec!r}, which is by what the samples are of (`by.shares`), not by their classes."
+        )
     if isinstance(labels, int) and name in _BY_CLASS:
         raise UserError(f"partition is {spec!r}, which is by classes, and the data set has none: take balanced or iid.")
     classes = _classes(labels)

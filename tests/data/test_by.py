@@ -119,7 +119,7 @@ def test_a_client_for_each_value_of_a_column(tmp_path: Path) -> None:
     source = assembly.splits(of("by:writer", 3))
     assert sum(len(share) for share in shares.values()) == len(source.train)
     assert set(by.of_train("by:where", *assembly.data_of(of("by:where", 2)))) == {"town", "field"}
-    with pytest.raises(UserError, match="the data set's columns are picture, animal, writer, where, boxes"):
+    with pytest.raises(UserError, match="the data set's columns are picture, animal, boxes, writer, where"):
         assembly.client_data(of("by:hand", 2), [0])
     with pytest.raises(UserError, match="other values than texts and numbers"):
         assembly.client_data(of("by:boxes", 2), [0])
