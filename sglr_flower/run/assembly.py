@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import datasets, partition, pinned
+from sglr_flower.data import by, datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
 from sglr_flower.data.levels import AUTO
@@ -265,6 +265,9 @@ def _labels(source: Source) -> Tensor | int:
 
 @functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
 def _shares(config: RunConfig) -> list[Tensor]:
+    if partition.parse(config.partition)[0] == "by":
+        values = by.of_train(config.partition, *data_of(config))
+        return by.shares(values, config.partition, config.num_clients, config.samples_per_client, config.seed)
     labels = _labels(splits(config))
     return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
 

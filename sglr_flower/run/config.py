@@ -126,7 +126,8 @@ class RunConfig(BaseModel):
     partition: str = Field(
         "balanced",
         description="how train samples are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
-        "pathological:K, shards:K, linear, square, or own: each device has images of its own",
+        "pathological:K, shards:K, linear, square; by:LEVEL or by:COLUMN: a client for each folder of a level below "
+        "the class folders, or for each value of a column; own: each device has samples of its own",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
     samples_per_client: int = Field(120, ge=0, description="train samples of one client; 0: all there are, divided")
