@@ -16,7 +16,8 @@ import torch
 
 from sglr_flower.models.compute import training_flops
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_toml
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 """Type of device -> side of a matrix that is large enough to show its speed."""

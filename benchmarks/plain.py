@@ -21,7 +21,8 @@ from benchmarks.floor import synchronize
 from sglr_flower.data.inputs import to_input
 from sglr_flower.data.samples import Share
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_toml
 from sglr_flower.seeds import generator
 from sglr_flower.split.splitavg import draw_active
 

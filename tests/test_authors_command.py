@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, keys, read_toml
+from sglr_flower.run.config import RunConfig, keys
+from sglr_flower.run.settings import read_toml
 from sglr_flower.split import splitavg
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,7 @@ Any process may get the node's next message, so it is all in Flower's context an
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import platformdirs
 from flwr.app import ConfigRecord, Context
 from pydantic.dataclasses import dataclass
 
+from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.flower.protocol import CONFIG, STRICT, AssignOrder, Clients, ProtocolError, Session, Text, Value
@@ -22,6 +24,9 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import simulated
 from sglr_flower.run.nodestate import NodeStates, simulated_states
 from sglr_flower.split.cohort import Cohort
+
+# Below Flower's logger, so that what a node says goes where Flower's log goes.
+log = logging.getLogger("flwr.sglr")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -40,6 +45,13 @@ def take(order: AssignOrder, config: RunConfig, context: Context) -> None:
     """Host these clients from now on."""
     context.state[CONFIG] = ConfigRecord({**config.values()})
     context.state[Hosted.NAME] = Hosted(order.clients, _run_id(order.run_id), order.session).to_record()
+
+
+def say_what_data(config: RunConfig, context: Context) -> None:
+    """Log what images of its own a device trains on, and what is odd of them; of a simulated node the server does."""
+    if not simulated():
+        for note in datasets.notes(*assembly.data_of(config)):
+            log.info("%s: %s", name(context), note)
 
 
 def config(context: Context) -> RunConfig:

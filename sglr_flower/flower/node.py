@@ -178,6 +178,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
             kept.commit(sent[client], {client: state}, {client: found[client]}, order.checkpoints)
             found[client] = sent[client]
     data = assembly.client_data(config, list(order.clients))
+    hosting.say_what_data(config, context)
     answer = AssignAnswer(
         versions=tuple(found.values()),
         sizes=tuple(len(images) for images in data.values()),

@@ -21,7 +21,6 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory, new_run_dir
 from sglr_flower.split import methods
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
-from sglr_flower.split.score import Score
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
@@ -61,17 +60,21 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         if config.evaluate == "server":
-            datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
+            datasets.ensure_present(
+                config.dataset, config.data_dir, assembly.data_of(config)[-1]
+            )  # once here, before all nodes would
             assembly.splits(config)  # read now, while the nodes are being started, and kept
+            for note in datasets.notes(*assembly.data_of(config)):
+                log.info("%s", note)
         with ExitStack() as stack:
             streams = _open_port(config)
             if streams is not None:
                 stack.callback(streams.stop)
             summary = SplitStrategy(grid, config, directory, streams).start()
-        score = Score.from_json(summary)
+        totals = summary.totals
         log.info(
             "test %s %s over %d clients, each at its best validation round",
-            score.words,
-            score.text(summary[f"test_{score.name}_mean"], summary[f"test_{score.name}_std"]),
+            totals.score.words,
+            totals.score.text(totals.test_score_mean, totals.test_score_std),
             config.num_clients,
         )

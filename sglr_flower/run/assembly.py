@@ -14,6 +14,7 @@ from sglr_flower import imports
 from sglr_flower.data import datasets, partition
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
+from sglr_flower.data.options import Options
 from sglr_flower.data.samples import Batch, Samples, Share, Tensors, one
 from sglr_flower.data.source import Source, subset
 from sglr_flower.data.targets import Classes, Kind, Several, Values, to_targets
@@ -55,7 +56,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
         loss=losses.get(config.loss),
-        augment=functools.partial(augment, flip=datasets.flips(*_data(config))) if config.augment != "none" else None,
+        augment=functools.partial(augment, flip=datasets.flips(*data_of(config))) if config.augment != "none" else None,
         client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
         up=up,
@@ -131,24 +132,25 @@ def dtype(config: RunConfig) -> torch.dtype:
     return torch.float64 if config.dtype == "float64" else torch.float32
 
 
-def _data(config: RunConfig) -> tuple[str, str, int, int]:
-    """What says which data a run has."""
-    return config.dataset, config.data_dir, config.seed, config.image_size
+def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
+    """What says which data a run has: the arguments of `datasets.load`."""
+    options = Options(config.class_names, config.levels, config.ground, config.unreadable == "skip")
+    return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
 def splits(config: RunConfig) -> Source:
     """The run's train, validation and test samples."""
-    return datasets.load(*_data(config))
+    return datasets.load(*data_of(config))
 
 
 def inputs(config: RunConfig) -> Inputs:
     """What a model reads of one sample of the run's data."""
-    return datasets.inputs(*_data(config))
+    return datasets.inputs(*data_of(config))
 
 
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
-    return datasets.targets(*_data(config))
+    return datasets.targets(*data_of(config))
 
 
 def scoring(config: RunConfig) -> score.Scoring:
@@ -430,7 +432,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
             f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"
         )
     check_parts(config)
-    datasets.ensure_present(config.dataset, config.data_dir)
+    datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
     network = model(config)
     _check_task(config, network)
     _check_private(config, network.server_segment())

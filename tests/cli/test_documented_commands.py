@@ -16,7 +16,8 @@ from flwr.cli.app import app as flwr_app
 from benchmarks import machine
 from sglr_flower.cli.app import app
 from sglr_flower.errors import UserError
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import parse_assignment, read_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from sglr_flower.cli import studies
 from sglr_flower.errors import UserError
 from sglr_flower.run import inprocess
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_toml
 from sglr_flower.studies import report
 from sglr_flower.studies.report import curves, groups, tables
 

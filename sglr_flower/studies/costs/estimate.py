@@ -19,7 +19,8 @@ from sglr_flower.models import SplitModel
 from sglr_flower.models.compute import Compute, training_flops
 from sglr_flower.models.footprint import training_bytes, weight_bytes
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import parse_assignment, read_toml
 from sglr_flower.split import methods
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.costs.communication import Average, EpochBytes, Sizes, client_down, epoch_bytes

@@ -89,7 +89,7 @@ class Group:
     @property
     def score(self) -> Estimate | None:
         """The test score, of accuracy in [0, 1], each client at its best validation round; None while unfinished."""
-        results = [run.result for run in self.runs if run.result is not None]
+        results = [run.result.totals for run in self.runs if run.result is not None]
         if not results:
             return None
         return _estimate([r.test_score_mean for r in results], [r.test_score_std for r in results])
