@@ -390,8 +390,11 @@ def _joint(config: RunConfig) -> bool:
 
 def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
     """What can be trained and may not be meant, a sentence each; ``sizes``: client -> its number of samples."""
+    own = imports.is_path(config.model)
+    if not own and config.batch_size > 1 and 1 not in sizes.values():
+        return []  # ours are as they are meant, and need not be built for this
     parts, batch = _tried(config, model(config))
-    outputs = trial.network(parts, batch).outputs if imports.is_path(config.model) else None
+    outputs = trial.network(parts, batch).outputs if own else None
     found = trial.remarks(parts, outputs, losses.get(config.loss))
     return found + trial.ones(parts, sizes, config.batch_size, _joint(config))
 
