@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import datasets, partition
+from sglr_flower.data import datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
+from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
 from sglr_flower.data.samples import Batch, Samples, Share, Tensors, one
 from sglr_flower.data.source import Source, subset
@@ -134,7 +135,9 @@ def dtype(config: RunConfig) -> torch.dtype:
 
 def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
-    options = Options(config.class_names, config.levels, config.ground, config.unreadable == "skip")
+    kept = pinned.read(config.run_dir)
+    levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
+    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
@@ -151,6 +154,22 @@ def inputs(config: RunConfig) -> Inputs:
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
     return datasets.targets(*data_of(config))
+
+
+def pin_data(config: RunConfig) -> None:
+    """Keep in the run's folder what data it has, or compare them with what it has kept.
+
+    Raises
+    ------
+    UserError
+        They are others than those that the run began with.
+    """
+    if changed := datasets.pin(*data_of(config)):
+        where = f" in {config.data_dir}" if config.data_dir else ""
+        raise UserError(
+            f"the data{where} are not those that the run began with: {'; '.join(changed)}. Put them back, or go on "
+            f"with what is there now: sglr resume --changed-data {config.run_dir}"
+        )
 
 
 def scoring(config: RunConfig) -> score.Scoring:
@@ -228,9 +247,15 @@ def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
 
     Where there are no classes all samples are of one that is called "samples".
     """
+    return counts_of(config, {client: Share(splits(config).train, own) for client, own in enumerate(_shares(config))})
+
+
+def counts_of(config: RunConfig, data: Mapping[int, Share]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The same of some clients' shares of `client_data`."""
     whole = splits(config)
     names = whole.classes or ("samples",)
-    return names, partition.class_counts(_labels(whole), _shares(config), len(names))
+    shares = [share.indices for share in data.values()]
+    return names, partition.class_counts(_labels(whole), shares, len(names))
 
 
 def _labels(source: Source) -> Tensor | int:
@@ -436,11 +461,20 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         )
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
+    if config.resume and config.evaluate == "server":
+        pin_data(config)
     network = model(config)
     _check_task(config, network)
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
+    if config.partition == "own" and own_data and config.evaluate == "server":
+        if config.dataset == "folder" and not config.data_dir:
+            raise UserError(
+                "run-config key evaluate = 'server': with dataset 'folder' and partition 'own' it needs data-dir, a "
+                "folder with images on the server; evaluate = 'client' scores each client on its own node's"
+            )
+        evaluation_images(config)
     if config.partition != "own" or not own_data:
         shares = client_data(config, clients(config))
         check_batches_of_one(config, {client: len(share) for client, share in shares.items()})

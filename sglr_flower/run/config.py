@@ -599,7 +599,7 @@ class RunConfig(BaseModel):
         return RunConfig.parse({**self.values(), **{_kebab(key): value for key, value in changes.items()}})
 
     def to_toml(self) -> str:
-        """The whole config as TOML text that `read_toml` and `flwr run --run-config` read."""
+        """The whole config as TOML text that `settings.read_config` and `flwr run --run-config` read."""
         return tomli_w.dumps(self.values())
 
 

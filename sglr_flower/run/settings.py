@@ -13,18 +13,29 @@ _FLOWERS_TABLE = ("tool", "flwr", "app", "config")
 _BOOLEANS = {"true": True, "false": False}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML run-config: flat, or the table ``tool.flwr.app.config`` of a Flower app's pyproject.toml.
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run-config: a flat TOML file, or the table ``tool.flwr.app.config`` of a Flower app's pyproject.toml.
 
     Raises
     ------
     UserError
-        If the file cannot be read, is not TOML, is of an app without that table, or has a key in two spellings; the
-        sentence names it.
+        As `read_toml`, and if it is of an app without that table, or has a key in two spellings.
+    """
+    values = read_toml(path)
+    return hyphened(_flowers_table(values, path) if isinstance(values.get("tool"), dict) else values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read or is not TOML; the sentence names it.
     """
     try:
         # -sig: an editor may have put a byte order mark before the text, which tomllib takes for a part of a key.
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist") from None
     except OSError as error:
@@ -33,7 +44,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not UTF-8 text, as TOML must be: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"config file {path} is not valid TOML: {error}") from None
-    return hyphened(_flowers_table(values, path) if isinstance(values.get("tool"), dict) else values)
 
 
 def _flowers_table(values: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -33,5 +33,6 @@ def mean_vanishes(segment: nn.Module, smashed: Tensor) -> bool:
     (outputs * torch.randn(outputs.shape, generator=draw, dtype=torch.float64)).sum().backward()
     if cut.grad is None:
         return False
-    length = cut.grad.flatten(1).norm(dim=1).mean().item()
-    return length > 0 and cut.grad.mean(0).norm().item() < _ROUNDING * length
+    length: float = cut.grad.flatten(1).norm(dim=1).mean().item()
+    mean: float = cut.grad.mean(0).norm().item()
+    return length > 0 and mean < _ROUNDING * length

@@ -9,7 +9,7 @@ import pytest
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig, documentation, keys
-from sglr_flower.run.settings import read_toml
+from sglr_flower.run.settings import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def test_flowers_defaults_are_ours() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
-    RunConfig.parse(read_toml(path))
+    RunConfig.parse(read_config(path))
 
 
 def test_every_key_is_there_and_documented() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
-from sglr_flower.run.settings import parse_assignment, read_toml
+from sglr_flower.run.settings import parse_assignment, read_config
 
 
 @pytest.mark.parametrize(
@@ -46,37 +46,37 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("method = = 3")
     with pytest.raises(UserError, match=r"broken\.toml is not valid TOML"):
-        read_toml(broken)
+        read_config(broken)
     with pytest.raises(UserError, match=r"missing\.toml does not exist"):
-        read_toml(tmp_path / "missing.toml")
+        read_config(tmp_path / "missing.toml")
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "marked.toml").write_text('method = "psl"\n', encoding="utf-8-sig")
-    assert read_toml(tmp_path / "marked.toml") == {"method": "psl"}
+    assert read_config(tmp_path / "marked.toml") == {"method": "psl"}
 
 
 def test_a_file_that_is_not_utf_8_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "wide.toml").write_text('method = "psl"\n', encoding="utf-16")
     with pytest.raises(UserError, match=r"wide\.toml is not UTF-8 text"):
-        read_toml(tmp_path / "wide.toml")
+        read_config(tmp_path / "wide.toml")
 
 
 def test_a_flower_apps_pyproject_is_read_as_it_is(tmp_path: Path) -> None:
     app = tmp_path / "pyproject.toml"
     app.write_text('[project]\nname = "mine"\n[tool.ruff]\n[tool.flwr.app.config]\nnum_clients = 4\n')
-    assert read_toml(app) == {"num-clients": 4}
+    assert read_config(app) == {"num-clients": 4}
     app.write_text('[project]\nname = "mine"\n[tool.ruff]\nline-length = 100\n')
     with pytest.raises(UserError, match=r"pyproject\.toml has a table tool, but no \[tool\.flwr\.app\.config\]"):
-        read_toml(app)
+        read_config(app)
 
 
 def test_underscores_are_hyphens_everywhere(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("num_clients = 4\n")
-    values = read_toml(file) | dict([parse_assignment("num-clients=6")])
+    values = read_config(file) | dict([parse_assignment("num-clients=6")])
     assert RunConfig.parse(values).num_clients == 6
     assert RunConfig.parse({"num_clients": 3}).num_clients == 3
     file.write_text("num_clients = 4\nnum-clients = 4\n")
     with pytest.raises(UserError, match="num-clients is given twice: as num_clients too"):
-        read_toml(file)
+        read_config(file)

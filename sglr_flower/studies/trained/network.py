@@ -170,7 +170,8 @@ class Trained:
     def best_client(self) -> int:
         """The client with the best validation score in the run's history, the first on a tie; else the first."""
         sign = 1 if self.history.score.higher_is_better else -1
-        scored = {client: sign * best.validation_score for client, best in self.history.best.items()}
+        best = {client: best.validation_score for client, best in self.history.best.items()}
+        scored = {client: sign * score for client, score in best.items() if score is not None}
         return max(self.clients, key=lambda client: (scored.get(client, -math.inf), -client))
 
 
