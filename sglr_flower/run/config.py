@@ -302,6 +302,11 @@ class RunConfig(BaseModel):
         ge=0,
         description="validation images, and as many test images, scored per client at an evaluation; 0: all",
     )
+    stop_if_diverged: bool = Field(
+        False,
+        description="end the run at the first round whose training loss is far above what it is without any learning, "
+        "or whose losses are not finite; the checkpoints before it stay. Otherwise it is only said",
+    )
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
     checkpoints_kept: int = Field(
         3,

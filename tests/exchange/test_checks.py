@@ -21,8 +21,9 @@ from rounds import (
     uploads,
 )
 
-from sglr_flower.exchange.checks import all_finite, check_answer, frame_bytes
+from sglr_flower.exchange.checks import check_answer, frame_bytes
 from sglr_flower.exchange.frames import FrameError, encode_upload
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.messages import Download, Upload
 
 
