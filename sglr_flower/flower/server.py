@@ -21,7 +21,6 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory, new_run_dir
 from sglr_flower.split import methods
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
-from sglr_flower.split.score import Score
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
@@ -73,12 +72,12 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
             if streams is not None:
                 stack.callback(streams.stop)
             summary = SplitStrategy(grid, config, directory, streams).start()
-        score = Score.from_json(summary)
-        if (mean := summary[f"test_{score.name}_mean"]) is None:
-            log.info("no client has test samples, so there is no test %s", score.words)
+        totals = summary.totals
+        if not totals.scored:
+            log.info("no client has test samples, so there is no test %s", totals.score.words)
             return
         log.info(
             "test %s %s over the clients, each at its best validation round",
-            score.words,
-            score.text(mean, summary[f"test_{score.name}_std"]),
+            totals.score.words,
+            totals.score.text(totals.test_score_mean, totals.test_score_std),
         )
