@@ -148,6 +148,7 @@ class Training:
         cls, config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None
     ) -> Training:
         """Set up the server's side, in the state of ``restored`` if there is one, and what the directory holds."""
+        assembly.check_batches_of_one(config, nodes.sizes)
         server = assembly.server(config)
         history, shared = History(score=assembly.scoring(config).score), None
         if restored is not None:

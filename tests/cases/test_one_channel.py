@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import folders
@@ -111,8 +115,14 @@ def test_a_grey_network_is_trained_scored_applied_and_exported(tmp_path: Path) -
     assert prediction.predict(model, image[None]).sum() == pytest.approx(1)
     own = evaluation.folder_target(model, tmp_path / "data" / "train")
     assert evaluation.evaluate(model, own.images, [0]).images == 48
-    exported = export.write(model, tmp_path / "exported", 0) if hasattr(export, "write") else None
-    assert exported is None or (tmp_path / "exported" / "model.json").exists()
+    folder = export.export(model, 0, tmp_path / "exported")
+    described = json.loads((folder / "model.json").read_text())
+    assert described["input"]["shape"] == ["batch", 1, 16, 16]
+    assert "repeated" not in described["input"]["pixels"]
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    shutil.copyfile(tmp_path / "data" / "train" / "disc" / "000.png", folder / "image.png")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == model.classes[int(prediction.predict(model, image[None], 0).argmax())], done.stderr
 
 
 def test_pillow_reads_grey_as_it_is_read_here(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from sglr_flower import models
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
+from sglr_flower.run.checkpoint import packable
 from sglr_flower.split import methods
 from sglr_flower.studies.trained import network as trained
 from sglr_flower.studies.trained.network import Trained
@@ -59,7 +60,7 @@ def export(model: Trained, client: int, out: Path | None = None) -> Path:
     # Made beside and then moved, so that an interrupted export leaves the one before as it was.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
         made = Path(scratch)
-        safetensors.torch.save_file(network.state_dict(), made / "model.safetensors")
+        safetensors.torch.save_file(packable(network.state_dict()), made / "model.safetensors")
         torch.export.save(_program(network, model), made / "model.pt2")
         (made / "README.md").write_text(_readme(model, client), encoding="utf-8")
         text = json.dumps(describe(model, client), indent=2, ensure_ascii=False)
