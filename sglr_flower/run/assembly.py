@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -137,7 +138,15 @@ def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
     kept = pinned.read(config.run_dir)
     levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
-    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
+    options = Options(
+        config.class_names,
+        config.channels,
+        levels,
+        config.ground,
+        config.unreadable == "skip",
+        config.run_dir,
+        config.cache,
+    )
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
@@ -154,6 +163,14 @@ def inputs(config: RunConfig) -> Inputs:
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
     return datasets.targets(*data_of(config))
+
+
+def has_data(config: RunConfig) -> bool:
+    """Whether the server has the run's data: it must where it scores, and may where they are a folder."""
+    if config.evaluate == "server":
+        return True
+    is_folder = config.dataset == "folder" and config.partition != "own" and config.data_dir != ""
+    return is_folder and (Path(config.data_dir) / "train").is_dir()
 
 
 def pin_data(config: RunConfig) -> None:
@@ -464,7 +481,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         )
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
-    if config.resume and config.evaluate == "server":
+    if config.resume and has_data(config):
         pin_data(config)
     network = model(config)
     _check_task(config, network)

@@ -103,6 +103,11 @@ class RunConfig(BaseModel):
         description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
         "its folder may then have any part of them; empty: those of the folders in data-dir/train",
     )
+    channels: Literal[0, 1, 3] = Field(
+        0,
+        description="of an image as the model reads it: 3, grey ones repeated; 1, grey, for a model of one's own that "
+        "is made for it; 0: as 3",
+    )
     levels: str = Field(
         "auto",
         description="of image files with more than 8 bits: the range of values from black to white, as a number of "
@@ -115,6 +120,12 @@ class RunConfig(BaseModel):
     )
     unreadable: Literal["refuse", "skip"] = Field(
         "refuse", description="image files that cannot be read: refuse, before training, or skip them"
+    )
+    cache: int = Field(
+        500,
+        ge=0,
+        description="megabytes of a folder's images that are kept on disk at the size that is trained on while the run "
+        "lasts, so that no round decodes them anew; 0: none",
     )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
@@ -400,6 +411,14 @@ class RunConfig(BaseModel):
             raise ValueError("it must be empty where dataset is not folder")
         if value and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
             raise ValueError("it must be two or more different names with commas, or empty")
+        return value
+
+    @field_validator("channels")
+    @classmethod
+    def _only_of_own_models(cls, value: int, info: ValidationInfo) -> int:
+        model = info.data.get("model", "")
+        if value == 1 and not imports.is_path(model):
+            raise ValueError(f"model {model} is made for three channels, one's own may be made for one")
         return value
 
     @field_validator("levels")
