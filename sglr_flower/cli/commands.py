@@ -156,7 +156,7 @@ def run(
         _train(_Checked(parsed, directory, launch, resources, simulation))
 
 
-def resume(run_dir: Path) -> None:
+def resume(run_dir: Path, *, changed_data: bool = False) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
@@ -167,6 +167,8 @@ def resume(run_dir: Path) -> None:
         Console().print(closing_table(summary, directory.path))
         return
     _wait_until_free(directory, launch)
+    if changed_data:
+        directory.take_changed_data(config)
     if directory.latest_checkpoint() is None:
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     config = config.replace(resume=True, run_dir=str(directory.path))

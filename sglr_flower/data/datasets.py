@@ -15,11 +15,12 @@ import torch
 
 from sglr_flower import imports
 from sglr_flower.data import download as published
-from sglr_flower.data import draw, folder, found, hub, idx, own, tables, vision
+from sglr_flower.data import draw, fingerprint, folder, found, hub, idx, own, pinned, tables, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, data_folder, download
 from sglr_flower.data.images import resize
 from sglr_flower.data.inputs import Inputs, rgb
 from sglr_flower.data.options import DEFAULT, Options
+from sglr_flower.data.pinned import Pinned
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source, held_out
 from sglr_flower.data.targets import Classes, Kind
@@ -51,7 +52,7 @@ def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0
         case "digits":
             return Classes(_DIGITS_CLASSES)
         case "folder":
-            return Classes(options.classes or folder.class_names(folder.root(data_dir), options))
+            return Classes(folder.class_names(data_dir, options))
     return tables.targets(dataset) if dataset in tables.NAMES else Classes(_SOURCES[dataset].classes)
 
 
@@ -182,6 +183,26 @@ def train_files(data_dir: str, seed: int, image_size: int, options: Options = DE
     return [loaded.pictures.files[index][0] for index in loaded.parts["train"].tolist()]
 
 
+def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
+    """Keep in ``options.kept`` what data a run has, where that is not kept yet; else say what has changed since then.
+
+    Parameters and raises as `load`.
+    """
+    kept = pinned.read(options.kept)
+    if dataset == "folder":
+        where = folder.root(data_dir)
+        if kept is not None:
+            return pinned.folder_changes(kept, where)
+        now = folder.pin(folder.load(where, seed, _input_size(dataset, image_size), options), where)
+    else:
+        source = load(dataset, data_dir, seed, image_size, options)
+        now = Pinned(dataset, source.classes, fingerprint.parts(source))
+        if kept is not None:
+            return pinned.changes(kept, now)
+    now.write(Path(options.kept))
+    return []
+
+
 def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
     """Download a data set unless its files are there.
 
@@ -201,8 +222,7 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
     if dataset == "digits" or dataset in tables.NAMES or _is_read_first(dataset):
         return
     if dataset == "folder":
-        if not options.classes:
-            folder.class_names(folder.root(data_dir), options)
+        folder.class_names(data_dir, options)
         return
     source, where = _SOURCES[dataset], data_folder(data_dir)
     if source.is_present(where.path):

@@ -7,7 +7,7 @@ images of any size and of any format that PIL reads, in folders of their own too
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglr_flower.data import pictures
+from sglr_flower.data import pictures, pinned
 from sglr_flower.data.classfolders import Found, class_folders, find, text
 from sglr_flower.data.draw import held_out
+from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
 from sglr_flower.data.pictures import Pictures
+from sglr_flower.data.pinned import Pinned
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source, validation_split
 from sglr_flower.data.targets import Classes
@@ -78,20 +80,22 @@ def root(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
-def class_names(root: Path, options: Options) -> tuple[str, ...]:
-    """The names of the classes by class number: those given, else those of the folders in ``root/train``.
+def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
+    """The classes by number: those that the run began with, or are given, else the folders in ``root/train``.
 
     Raises
     ------
     UserError
         There is no such folder, or it has fewer than two.
     """
+    if kept := pinned.read(options.kept):
+        return kept.classes
     if options.classes:
         return options.classes
-    names = tuple(_class_folders(root / "train"))
+    names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"data-dir is {str(root)!r}, but with dataset 'folder' its folder train must have a folder of images for "
+            f"data-dir is {data_dir!r}, but with dataset 'folder' its folder train must have a folder of images for "
             f"each of two or more classes: it has {', '.join(names) if names else 'none'}."
         )
     return names
@@ -124,7 +128,9 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     UserError
         The folders are not as they should be, a class has no image or too few, or files cannot be read.
     """
-    classes = class_names(root, options)
+    classes = class_names(str(root), options)
+    if kept := pinned.read(options.kept):
+        return _as_pinned(kept, root, size, options)
     # Everything that names alone tell is checked before the first of maybe a hundred thousand images is read.
     train = _find(root / "train", classes, partial=bool(options.classes))
     test = _find(root / "test", classes, partial=bool(options.classes)) if (root / "test").exists() else Found()
@@ -139,6 +145,38 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
         raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
     parts = _parts(read.labels, len(read) - len(left), seed, divided=not test.files)
     return Folder(classes, read, parts, Found((), train.hidden + test.hidden, train.others + test.others))
+
+
+def _as_pinned(kept: Pinned, root: Path, size: int, options: Options) -> Folder:
+    """The images that the run began with, whatever else lies in the folder now."""
+    files = [(str(root / path), number) for part in kept.parts.values() for path, number, _ in part.files]
+    if gone := [path for path, _ in files if not os.path.exists(path)]:
+        raise UserError(
+            f"{len(gone)} of the images that the run began with are not there any more: "
+            f"{pictures.named(gone)}. Put them back, or start a new run without them."
+        )
+    read = pictures.read(files, size, replace(options, skip_unreadable=False), trained=len(kept.parts["train"].files))
+    sizes = [len(part.files) for part in kept.parts.values()]
+    parts = dict(zip(kept.parts, torch.arange(len(files)).split(sizes), strict=True))
+    return Folder(kept.classes, read, parts, Found())
+
+
+def pin(folder: Folder, root: Path) -> Pinned:
+    """What is to be kept of a folder's images, so that a run has the same ones when it goes on."""
+    files = folder.pictures.files
+
+    def listed(path: str) -> str:
+        return os.path.relpath(path, root)
+
+    parts = {
+        name: pinned.part_of(
+            [(listed(files[index][0]), files[index][1], pinned.mark(files[index][0])) for index in own.tolist()],
+            folder.classes,
+        )
+        for name, own in folder.parts.items()
+    }
+    levels, left_out = folder.pictures.options.levels, tuple(map(listed, folder.pictures.left_out))
+    return Pinned("folder", folder.classes, parts, levels if folder.pictures.deep else AUTO, left_out)
 
 
 def _parts(labels: Tensor, tested: int, seed: int, *, divided: bool) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from sglr_flower.data.classfolders import text
 from sglr_flower.data.folder import Folder
 from sglr_flower.data.levels import parse
+from sglr_flower.data.pictures import named
 from sglr_flower.data.pinned import mark
 
 _MOST = 12
@@ -39,8 +40,7 @@ def _found(folder: Folder, root: Path) -> str:
     left = [f"{_listed(over.others)} file(s)"] if over.others else []
     left += [f"{over.hidden} hidden"] if over.hidden else []
     if read.left_out:
-        named = ", ".join(text(path) for path in read.left_out[:10]) + ", ..." * (len(read.left_out) > 10)
-        left.append(f"{len(read.left_out)} that cannot be read ({named})")
+        left.append(f"{len(read.left_out)} that cannot be read ({named(read.left_out)})")
     return f"{text(str(root))}: {', '.join(parts)}" + (f"; left out: {', '.join(left)}" if left else "")
 
 

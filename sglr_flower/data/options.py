@@ -21,12 +21,15 @@ class Options:
         there itself.
     skip_unreadable : bool
         Whether files that cannot be read are left out rather than refused.
+    kept : str
+        The folder in which the run keeps what data it has (see `pinned`); empty: none.
     """
 
     classes: tuple[str, ...] = ()
     levels: str = "auto"
     ground: str = "white"
     skip_unreadable: bool = False
+    kept: str = ""
 
 
 NO_GROUND = "none"

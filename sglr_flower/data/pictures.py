@@ -17,7 +17,7 @@ from sglr_flower.data.options import Options
 from sglr_flower.errors import UserError
 
 _NAMED = 10
-"""Unreadable files that are named; the rest is counted."""
+"""Files that are named; the rest is counted."""
 
 File = tuple[str, int]
 """Path and class number."""
@@ -123,12 +123,16 @@ def read(files: Sequence[File], size: int, options: Options, *, trained: int = 0
     )
 
 
+def named(files: Sequence[str]) -> str:
+    """The first ten of some files, and how many more there are."""
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return ", ".join(map(text, files[:_NAMED])) + more
+
+
 def _unreadable(refused: dict[str, UserError]) -> UserError:
     if len(refused) == 1:
         return next(iter(refused.values()))
-    named = ", ".join(text(path) for path in list(refused)[:_NAMED])
-    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
     return UserError(
-        f"{len(refused)} image files cannot be read: {named}{more}. Mend or remove them, or leave them out with "
-        "run-config key unreadable = 'skip'."
+        f"{len(refused)} image files cannot be read: {named(tuple(refused))}. Mend or remove them, or leave them out "
+        "with run-config key unreadable = 'skip'."
     )

@@ -41,21 +41,47 @@ class Hosted(Value):
     session: Session
 
 
-def take(order: AssignOrder, config: RunConfig, context: Context) -> None:
-    """Host these clients from now on."""
+_CHANGED = "changed"
+
+
+def take(order: AssignOrder, config: RunConfig, context: Context) -> RunConfig:
+    """Host these clients from now on; the run-config as it is here: a device has a folder of its own for each run."""
+    if not simulated():
+        chosen = str(context.node_config.get("state-dir", ""))
+        parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
+        config = config.replace(run_dir=str(parent / _run_id(order.run_id)))
     context.state[CONFIG] = ConfigRecord({**config.values()})
     context.state[Hosted.NAME] = Hosted(order.clients, _run_id(order.run_id), order.session).to_record()
+    return config
 
 
 def say_what_data(config: RunConfig, context: Context) -> None:
-    """Log what images of its own a device trains on, and what is odd of them; of a simulated node the server does."""
-    if not simulated():
-        for note in datasets.notes(*assembly.data_of(config)):
-            log.info("%s: %s", name(context), note)
+    """Log what data a device trains on, what is odd of them, and what has come since; of simulated nodes nothing."""
+    if simulated():
+        return
+    data = assembly.data_of(config)
+    for note in datasets.notes(*data):
+        log.info("%s: %s", name(context), note)
+    _say_what_changed(config, context)
+
+
+def say_what_came(config: RunConfig, context: Context) -> None:
+    """Log what has changed in a device's folder of images since the run began, once for each change."""
+    if not simulated() and config.dataset == "folder":
+        _say_what_changed(config, context)
+
+
+def _say_what_changed(config: RunConfig, context: Context) -> None:
+    changed = "; ".join(datasets.pin(*assembly.data_of(config)))
+    said = context.state.config_records[_CHANGED]["said"] if _CHANGED in context.state.config_records else ""
+    context.state[_CHANGED] = ConfigRecord({"said": changed})
+    if changed and changed != said:
+        goes_on = "trains on those that it had" if config.dataset == "folder" else "trains on what is there now"
+        log.warning("%s: its data have changed since the run began, and it %s: %s", name(context), goes_on, changed)
 
 
 def config(context: Context) -> RunConfig:
-    """The run-config, with this node's own data-dir.
+    """The run-config, with this node's own data-dir, and on a device its own run-dir.
 
     Raises
     ------
@@ -87,9 +113,7 @@ def states(context: Context) -> NodeStates:
     """Where this node keeps its clients' states."""
     if simulated():
         return simulated_states(config(context))
-    chosen = str(context.node_config.get("state-dir", ""))
-    parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
-    return NodeStates(parent / _hosted(context).run_id)
+    return NodeStates(Path(config(context).run_dir))
 
 
 def bases(versions: Sequence[int], context: Context) -> dict[int, int]:

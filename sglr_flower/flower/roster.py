@@ -370,8 +370,10 @@ class Roster:
             sent=sent,
         )
         config = self._config
-        if self._own and config.dataset == "folder":  # classes are the server's to say: a device has any part of them
-            config = config.replace(classes=listed_classes(self._classes))
+        if self._own and config.dataset == "folder":
+            # Classes, and the range of images of more than 8 bits, are the server's to say: a device sees a part.
+            levels = assembly.data_of(config)[-1].levels
+            config = config.replace(classes=listed_classes(self._classes), levels=levels)
         content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**config.values()})})
         if states:
             content[STATES] = pack_states(states)

@@ -64,6 +64,7 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
             datasets.ensure_present(
                 config.dataset, config.data_dir, assembly.data_of(config)[-1]
             )  # once here, before all nodes would
+            assembly.pin_data(config)
             assembly.splits(config)  # read now, while the nodes are being started, and kept
             for note in datasets.notes(*assembly.data_of(config)):
                 log.info("%s", note)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import by, datasets, partition
+from sglr_flower.data import by, datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
+from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
 from sglr_flower.data.samples import Samples, Share, one
 from sglr_flower.data.source import Source, subset
@@ -133,7 +134,9 @@ def dtype(config: RunConfig) -> torch.dtype:
 
 def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
-    options = Options(config.class_names, config.levels, config.ground, config.unreadable == "skip")
+    kept = pinned.read(config.run_dir)
+    levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
+    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
@@ -150,6 +153,22 @@ def inputs(config: RunConfig) -> Inputs:
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
     return datasets.targets(*data_of(config))
+
+
+def pin_data(config: RunConfig) -> None:
+    """Keep in the run's folder what data it has, or compare them with what it has kept.
+
+    Raises
+    ------
+    UserError
+        They are others than those that the run began with.
+    """
+    if changed := datasets.pin(*data_of(config)):
+        where = f" in {config.data_dir}" if config.data_dir else ""
+        raise UserError(
+            f"the data{where} are not those that the run began with: {'; '.join(changed)}. Put them back, or go on "
+            f"with what is there now: sglr resume --changed-data {config.run_dir}"
+        )
 
 
 def scoring(config: RunConfig) -> score.Scoring:
@@ -388,6 +407,8 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         )
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
+    if config.resume and config.evaluate == "server":
+        pin_data(config)
     network = model(config)
     _check_task(config, network)
     _check_trainable(config.model, network.client_segment(0))

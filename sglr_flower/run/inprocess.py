@@ -184,6 +184,7 @@ def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
     assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
+        assembly.pin_data(config)
         restored = directory.latest_checkpoint() if config.resume else None
         clients = assembly.clients(config)
         states = restored.client_states(clients) if restored else {}
