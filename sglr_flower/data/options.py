@@ -23,6 +23,8 @@ class Options:
         Whether files that cannot be read are left out rather than refused.
     kept : str
         The folder in which the run keeps what data it has (see `pinned`); empty: none.
+    cache : int
+        Megabytes of images that are kept there as they were read (see `imagecache`); 0: none.
     """
 
     classes: tuple[str, ...] = ()
@@ -30,6 +32,7 @@ class Options:
     ground: str = "white"
     skip_unreadable: bool = False
     kept: str = ""
+    cache: int = 0
 
 
 NO_GROUND = "none"

@@ -136,7 +136,9 @@ def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
     kept = pinned.read(config.run_dir)
     levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
-    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
+    options = Options(
+        config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir, config.cache
+    )
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 

@@ -117,6 +117,12 @@ class RunConfig(BaseModel):
     unreadable: Literal["refuse", "skip"] = Field(
         "refuse", description="image files that cannot be read: refuse, before training, or skip them"
     )
+    cache: int = Field(
+        500,
+        ge=0,
+        description="megabytes of a folder's images that are kept on disk at the size that is trained on while the run "
+        "lasts, so that no round decodes them anew; 0: none",
+    )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
     )

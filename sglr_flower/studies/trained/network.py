@@ -191,7 +191,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
     """
     directory = RunDirectory(run_dir.expanduser().absolute())
-    config = with_data_dir(directory.read_config(), data_dir)
+    config = with_data_dir(directory.read_config().replace(cache=0), data_dir)  # no image is read twice here
     newest = directory.latest_checkpoint()
     if newest is None:
         raise UserError(f"the run in {directory.path} has no checkpoint: train at least checkpoint-every rounds first")
