@@ -33,9 +33,10 @@ from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.simulation import Resources, Simulation, check_fits, ray_was_late
 from sglr_flower.federation.submit import submit
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_cpus, slow_autocast
-from sglr_flower.run.rundir import LAUNCH, RunDirectory, new_run_dir, read_json
+from sglr_flower.run.rundir import LAUNCH, UNDER_WAY, RunDirectory, new_run_dir, read_json
+from sglr_flower.run.settings import parse_assignment, read_config, read_toml
 from sglr_flower.run.view import ProgressView, closing_table
 
 STOP_SECONDS = 60.0
@@ -109,7 +110,7 @@ def run(
     in_process: bool,
 ) -> None:
     """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
-    values: dict[str, Any] = read_toml(config) if config else {}
+    values: dict[str, Any] = read_config(config) if config else {}
     values |= dict(parse_assignment(text) for text in settings or [])
     if run_dir is not None:
         values["run-dir"] = str(run_dir)
@@ -150,11 +151,13 @@ def run(
         directory.claim(parsed)
         if findings.counts:
             directory.partition(findings.classes, findings.counts)  # with evaluate = "client" the server has no data
+        for note in findings.notes:
+            Console().print(note, markup=False, highlight=False, soft_wrap=True)
         write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
         _train(_Checked(parsed, directory, launch, resources, simulation))
 
 
-def resume(run_dir: Path) -> None:
+def resume(run_dir: Path, *, changed_data: bool = False) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
@@ -164,6 +167,8 @@ def resume(run_dir: Path) -> None:
         Console().print(closing_table(directory.summary(), directory.path))
         return
     _wait_until_free(directory, launch)
+    if changed_data:
+        directory.take_changed_data(config)
     if directory.latest_checkpoint() is None:
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     config = config.replace(resume=True, run_dir=str(directory.path))
@@ -282,7 +287,12 @@ def _through_flower(checked: _Checked, view: ProgressView) -> None:
 
     if checked.simulation is None or checked.resources is None:
         link = connection.read(checked.launch.federation)
-        outcome = submit(Submission(_app_dir(), run_config, log_file, watch), link)
+
+        def ended() -> bool:
+            state = read_json(directory.path / "status.json").get("state", UNDER_WAY[0])
+            return state not in UNDER_WAY
+
+        outcome = submit(Submission(_app_dir(), run_config, log_file, watch, ended), link)
     else:
         with _light_app() as app_dir:
             submission = Submission(app_dir, run_config, log_file, watch)

@@ -62,11 +62,14 @@ def run(
 
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a run that was stopped or killed.")],
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="Go on although its data are not those that it began with.")
+    ] = False,
 ) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     from sglr_flower.cli import commands
 
-    commands.resume(run_dir)
+    commands.resume(run_dir, changed_data=changed_data)
 
 
 def keys() -> None:

@@ -15,10 +15,12 @@ import torch
 
 from sglr_flower import imports
 from sglr_flower.data import download as published
-from sglr_flower.data import draw, folder, hub, idx, own, tables, vision
+from sglr_flower.data import draw, fingerprint, folder, found, hub, idx, own, pinned, tables, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, data_folder, download
 from sglr_flower.data.images import resize
 from sglr_flower.data.inputs import Inputs, rgb
+from sglr_flower.data.options import DEFAULT, Options
+from sglr_flower.data.pinned import Pinned
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source, held_out
 from sglr_flower.data.targets import Classes, Kind
@@ -38,30 +40,30 @@ def names() -> tuple[str, ...]:
     return (*_SOURCES, "digits", "folder", *tables.NAMES)
 
 
-def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0) -> Kind:
+def targets(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0, options: Options = DEFAULT) -> Kind:
     """What a data set wants predicted; of published ones without reading them.
 
     Parameters and raises as `load`. The classes of "folder" are the names of the folders in ``data_dir/train``.
     """
     _check_known(dataset)
     if _is_read_first(dataset):
-        return load(dataset, data_dir, seed, image_size).targets
+        return load(dataset, data_dir, seed, image_size, options).targets
     match dataset:
         case "digits":
             return Classes(_DIGITS_CLASSES)
         case "folder":
-            return Classes(folder.class_names(folder.root(data_dir)))
+            return Classes(folder.class_names(data_dir, options))
     return tables.targets(dataset) if dataset in tables.NAMES else Classes(_SOURCES[dataset].classes)
 
 
-def inputs(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0) -> Inputs:
+def inputs(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0, options: Options = DEFAULT) -> Inputs:
     """What a model reads of one sample; of published images without reading them.
 
     Parameters and raises as `load`.
     """
     _check_known(dataset)
     if _is_read_first(dataset) or dataset in tables.NAMES:
-        return load(dataset, data_dir, seed, image_size).inputs
+        return load(dataset, data_dir, seed, image_size, options).inputs
     return rgb(_input_size(dataset, image_size))
 
 
@@ -79,27 +81,27 @@ def _input_size(dataset: str, image_size: int) -> int:
     return _SOURCES[dataset].input_size
 
 
-def channels(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0) -> int:
+def channels(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0, options: Options = DEFAULT) -> int:
     """The channels of a data set's stored images: 1 for grey ones, else 3; 0 where it has no images.
 
     Parameters and raises as `load`.
     """
     _check_known(dataset)
     if _is_read_first(dataset) or dataset in tables.NAMES:
-        source = load(dataset, data_dir, seed, image_size)
+        source = load(dataset, data_dir, seed, image_size, options)
         first = source.train.take(torch.zeros(1, dtype=torch.int64)).inputs if source.are_images else None
         return first.shape[1] if isinstance(first, torch.Tensor) else 0
     return 1 if dataset == "digits" or isinstance(_SOURCES.get(dataset), idx.IdxSource) else 3
 
 
-def flips(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0) -> bool:
+def flips(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0, options: Options = DEFAULT) -> bool:
     """Whether augmentation may mirror a data set's images: not where they are digits, which it would garble.
 
     "folder" is taken for photographs, which show the same in a mirror. Parameters and raises as `load`.
     """
     _check_known(dataset)
     if _is_read_first(dataset):
-        return load(dataset, data_dir, seed, image_size).flips
+        return load(dataset, data_dir, seed, image_size, options).flips
     match dataset:
         case "digits":
             return False
@@ -113,7 +115,7 @@ def _is_read_first(dataset: str) -> bool:
     return hub.is_name(dataset) or imports.is_path(dataset)
 
 
-def load(dataset: str, data_dir: str, seed: int, image_size: int = 0) -> Source:
+def load(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> Source:
     """Read a data set, downloading it first where it is missing.
 
     Parameters
@@ -130,6 +132,8 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0) -> Source:
     image_size : int
         The run-config's ``image-size``, the side that images are resized to: 0 for the data set's own default, which is
         16 for digits (of 8), 48 for stl-10 (of 96), and 32 for all others. Tables and data of one's own have none.
+    options : Options
+        How it is read.
 
     Returns
     -------
@@ -151,25 +155,56 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0) -> Source:
         return tables.load(dataset, seed)
     if _is_read_first(dataset):
         return own.load(dataset, data_dir, seed)
-    ensure_present(dataset, data_dir)
+    ensure_present(dataset, data_dir, options)
     size = _input_size(dataset, image_size)
     match dataset:
         case "digits":
             return _load_digits(seed, size)
         case "folder":
-            return _load_folder(folder.root(data_dir), seed, size)
+            return folder.load(folder.root(data_dir), seed, size, options).source()
     # Resolved here, so that what is remembered depends on arguments alone and not on the environment.
     return _load_published(dataset, data_folder(data_dir).path, seed, size)
 
 
-def ensure_present(dataset: str, data_dir: str) -> None:
+def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
+    """What a person should know of one's own images: what was found and what is odd of it, a sentence each.
+
+    Parameters and raises as `load`; of other data sets there is nothing to tell.
+    """
+    if dataset != "folder":
+        return []
+    where = folder.root(data_dir)
+    return found.lines(folder.load(where, seed, _input_size(dataset, image_size), options), where)
+
+
+def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
+    """Keep in ``options.kept`` what data a run has, where that is not kept yet; else say what has changed since then.
+
+    Parameters and raises as `load`.
+    """
+    kept = pinned.read(options.kept)
+    if dataset == "folder":
+        where = folder.root(data_dir)
+        if kept is not None:
+            return pinned.folder_changes(kept, where)
+        now = folder.pin(folder.load(where, seed, _input_size(dataset, image_size), options), where)
+    else:
+        source = load(dataset, data_dir, seed, image_size, options)
+        now = Pinned(dataset, source.classes, fingerprint.parts(source))
+        if kept is not None:
+            return pinned.changes(kept, now)
+    now.write(Path(options.kept))
+    return []
+
+
+def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
     """Download a data set unless its files are there.
 
     Several processes may call this at once; one of them downloads and the others wait for it.
 
     Parameters
     ----------
-    dataset, data_dir : str
+    dataset, data_dir, options
         As in `load`.
 
     Raises
@@ -181,7 +216,7 @@ def ensure_present(dataset: str, data_dir: str) -> None:
     if dataset == "digits" or dataset in tables.NAMES or _is_read_first(dataset):
         return
     if dataset == "folder":
-        folder.class_names(folder.root(data_dir))
+        folder.class_names(data_dir, options)
         return
     source, where = _SOURCES[dataset], data_folder(data_dir)
     if source.is_present(where.path):
@@ -212,12 +247,6 @@ def _load_published(dataset: str, root: Path, seed: int, size: int) -> Source:
     train, test = source.read(root)
     kind = Classes(source.classes)
     return held_out(_resized(train, size), _resized(test, size), kind, seed, flips=source.flips)
-
-
-@lru_cache(maxsize=2)
-def _load_folder(root: Path, seed: int, size: int) -> Source:
-    train, test = folder.read(root, size)
-    return held_out(Batch(*train), Batch(*test), Classes(folder.class_names(root)), seed, flips=True)
 
 
 @lru_cache(maxsize=2)

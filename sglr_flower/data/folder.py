@@ -6,16 +6,25 @@ images of any size and of any format that PIL reads, in folders of their own too
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sglr_flower.data.download import Part
+from sglr_flower.data import pictures, pinned
+from sglr_flower.data.classfolders import Found, class_folders, find, text
 from sglr_flower.data.draw import held_out
-from sglr_flower.data.images import read_image
+from sglr_flower.data.levels import AUTO
+from sglr_flower.data.options import Options
+from sglr_flower.data.pictures import Pictures
+from sglr_flower.data.pinned import Pinned
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import Source, validation_split
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 
 INPUT_SIZE = 32
@@ -23,6 +32,36 @@ INPUT_SIZE = 32
 
 _TEST_SHARE = 5  # one fifth of train becomes test where there is no test folder
 _LEAST_TRAIN_IMAGES = 6  # of which one is held out for validation
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """The images of a folder as a run has them.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        By class number.
+    pictures : Pictures
+        All that were read.
+    parts : dict of str to torch.Tensor
+        Of train, validation and test the positions in ``pictures``, int64 [n].
+    passed_over : Found
+        What else lies there.
+    """
+
+    classes: tuple[str, ...]
+    pictures: Pictures
+    parts: dict[str, Tensor]
+    passed_over: Found
+
+    def source(self) -> Source:
+        """The images as a run's data."""
+        images, labels = self.pictures.images, self.pictures.labels
+        train, validation, test = (
+            Batch(images[own], labels[own]) for own in map(self.parts.__getitem__, ("train", "validation", "test"))
+        )
+        return Source(train, validation, test, Classes(self.classes), flips=True)
 
 
 def root(data_dir: str) -> Path:
@@ -41,64 +80,119 @@ def root(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
-def class_names(root: Path) -> tuple[str, ...]:
-    """The names of the classes, which are those of the folders in ``root/train``, by class number.
+def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
+    """The classes by number: those that the run began with, or are given, else the folders in ``root/train``.
 
     Raises
     ------
     UserError
         There is no such folder, or it has fewer than two.
     """
-    names = _sub_folders(root / "train")
+    if kept := pinned.read(options.kept):
+        return kept.classes
+    if options.classes:
+        return options.classes
+    names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"data-dir is {str(root)!r}, but with dataset 'folder' its folder train must have a folder of images for "
+            f"data-dir is {data_dir!r}, but with dataset 'folder' its folder train must have a folder of images for "
             f"each of two or more classes: it has {', '.join(names) if names else 'none'}."
         )
     return names
 
 
-def read(root: Path, size: int) -> tuple[Part, Part]:
+# Remembered as `datasets.load` remembers.
+@lru_cache(maxsize=2)
+def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     """Read all images as RGB.
 
     Parameters
     ----------
     root : pathlib.Path
         The folder that has ``train`` and perhaps ``test``.
+    seed : int
+        Draws the sixth of train that is held out for validation.
     size : int
         Height and width that every image is resized to.
+    options : Options
+        Where it gives classes the folder may have any part of them.
 
     Returns
     -------
-    tuple of tuple of torch.Tensor
-        Train and test: images uint8 [n, 3, size, size] and labels int64 [n], in the order of class folders and
-        files. Without a test folder it is a stratified fifth of train, the same one in every run.
+    Folder
+        In the order of class folders and files. Without a test folder test is a stratified fifth of train, the same
+        one in every run; of fewer than six images, which only a part of given classes may be, there is none.
 
     Raises
     ------
     UserError
-        The folders are not as they should be, a class has no image or too few, or a file cannot be read.
+        The folders are not as they should be, a class has no image or too few, or files cannot be read.
     """
-    classes = class_names(root)
-    train_files = _files(root / "train", {name: number for number, name in enumerate(classes)})
-    test_folder = root / "test"
+    classes = class_names(str(root), options)
+    if kept := pinned.read(options.kept):
+        return _as_pinned(kept, root, size, options)
     # Everything that names alone tell is checked before the first of maybe a hundred thousand images is read.
-    test_files = _files(test_folder, _test_classes(test_folder, classes)) if test_folder.exists() else []
-    if not test_files:
-        _check_enough_to_divide(root, train_files, classes)
-    if len(train_files) < _LEAST_TRAIN_IMAGES:
+    train = _find(root / "train", classes, partial=bool(options.classes))
+    test = _find(root / "test", classes, partial=bool(options.classes)) if (root / "test").exists() else Found()
+    if not options.classes:
+        _check_enough(root, train.files, classes, divided=not test.files)
+    read = pictures.read((*train.files, *test.files), size, options, trained=len(train.files))
+    of_train = frozenset(train.files)
+    left = [file for file in read.files if file in of_train]
+    if not options.classes and read.left_out:
+        _check_enough(root, left, classes, divided=not test.files)
+    if not left:
+        raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
+    parts = _parts(read.labels, len(read) - len(left), seed, divided=not test.files)
+    return Folder(classes, read, parts, Found((), train.hidden + test.hidden, train.others + test.others))
+
+
+def _as_pinned(kept: Pinned, root: Path, size: int, options: Options) -> Folder:
+    """The images that the run began with, whatever else lies in the folder now."""
+    files = [(str(root / path), number) for part in kept.parts.values() for path, number, _ in part.files]
+    if gone := [path for path, _ in files if not os.path.exists(path)]:
         raise UserError(
-            f"Folder {root / 'train'} has {len(train_files)} images, but at least {_LEAST_TRAIN_IMAGES} are needed."
+            f"{len(gone)} of the images that the run began with are not there any more: "
+            f"{pictures.named(gone)}. Put them back, or start a new run without them."
         )
-    train = _read_files(train_files, size)
-    return (train, _read_files(test_files, size)) if test_files else _divided(*train)
+    read = pictures.read(files, size, replace(options, skip_unreadable=False), trained=len(kept.parts["train"].files))
+    sizes = [len(part.files) for part in kept.parts.values()]
+    parts = dict(zip(kept.parts, torch.arange(len(files)).split(sizes), strict=True))
+    return Folder(kept.classes, read, parts, Found())
 
 
-def _sub_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder`, sorted, without hidden ones such as .ipynb_checkpoints."""
+def pin(folder: Folder, root: Path) -> Pinned:
+    """What is to be kept of a folder's images, so that a run has the same ones when it goes on."""
+    files = folder.pictures.files
+
+    def listed(path: str) -> str:
+        return os.path.relpath(path, root)
+
+    parts = {
+        name: pinned.part_of(
+            [(listed(files[index][0]), files[index][1], pinned.mark(files[index][0])) for index in own.tolist()],
+            folder.classes,
+        )
+        for name, own in folder.parts.items()
+    }
+    levels, left_out = folder.pictures.options.levels, tuple(map(listed, folder.pictures.left_out))
+    return Pinned("folder", folder.classes, parts, levels if folder.pictures.deep else AUTO, left_out)
+
+
+def _parts(labels: Tensor, tested: int, seed: int, *, divided: bool) -> dict[str, Tensor]:
+    """Which images are for train, validation and test, of which the last ``tested`` are the test folder's."""
+    every = torch.arange(len(labels))
+    train, test = every[: len(labels) - tested], every[len(labels) - tested :]
+    if divided and len(train) >= _LEAST_TRAIN_IMAGES:
+        train, test = map(torch.from_numpy, held_out(labels.numpy(), math.ceil(len(labels) / _TEST_SHARE)))
+    rest, validation = validation_split(len(train), seed)
+    return {"train": train[rest], "validation": train[validation], "test": test}
+
+
+def _class_folders(folder: Path) -> dict[str, str]:
+    """As `classfolders.class_folders`, with a sentence where there is no such folder."""
     try:
-        with os.scandir(folder) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        return class_folders(folder)
     except OSError as error:
         raise UserError(
             f"data-dir is {str(folder.parent)!r}, but with dataset 'folder' it must have a folder {folder.name} with a "
@@ -106,55 +200,42 @@ def _sub_folders(folder: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _test_classes(folder: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """Class numbers of the test folder's classes: some or all of train's."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    present = _sub_folders(folder)
-    if unknown := [name for name in present if name not in numbers]:
+def _find(folder: Path, names: tuple[str, ...], *, partial: bool) -> Found:
+    """The image files below the class folders of train or test; where they are ``partial`` any class may lack."""
+    own, where = _class_folders(folder), text(str(folder))
+    if unknown := [name for name in own if name not in names]:
+        if partial:
+            raise UserError(
+                f"Folder {where} has the class {unknown[0]!r}, which is none of the run's: {', '.join(names)}."
+            )
         raise UserError(
-            f"Folder {folder} has the class {unknown[0]!r}, which {folder.parent / 'train'} does not have: "
+            f"Folder {where} has the class {unknown[0]!r}, which {text(str(folder.parent / 'train'))} does not have: "
             "every test class must be one of train's."
         )
-    if not present:
+    if not own and not partial:
         raise UserError(
-            f"Folder {folder} has no folder of images: add one for every class, or remove {folder} to have a fifth "
+            f"Folder {where} has no folder of images: add one for every class, or remove {where} to have a fifth "
             "of the train images held out."
         )
-    return {name: numbers[name] for name in present}
-
-
-def _files(folder: Path, numbers: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Path and class number of every image file below the class folders, sorted."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # 2 s, for this data set alone
-
-    files: list[tuple[str, int]] = make_dataset(folder, dict(numbers), extensions=IMG_EXTENSIONS, allow_empty=True)
-    found = {number for _, number in files}
-    if empty := [name for name, number in numbers.items() if number not in found]:
+    found = find(folder, {own[name]: names.index(name) for name in own})
+    present = {number for _, number in found.files}
+    if not partial and (empty := [name for name in own if names.index(name) not in present]):
         raise UserError(
-            f"Folder {folder / empty[0]} has no image: add some ({', '.join(IMG_EXTENSIONS)}) or remove the folder."
+            f"Folder {where}{os.sep}{empty[0]} has no image: add some (.jpg, .png, .tif or any other format that "
+            "Pillow reads) or remove the folder."
         )
-    return files
+    return found
 
 
-def _check_enough_to_divide(root: Path, files: list[tuple[str, int]], classes: tuple[str, ...]) -> None:
+def _check_enough(root: Path, files: Sequence[tuple[str, int]], names: tuple[str, ...], *, divided: bool) -> None:
     """With a fifth of every class's images for test, each class needs five to be in it."""
-    counts = np.bincount([number for _, number in files])
+    train = text(str(root / "train"))
+    counts = np.bincount([number for _, number in files], minlength=len(names))
     smallest = int(counts.argmin())
-    if counts[smallest] < _TEST_SHARE:
+    if divided and counts[smallest] < _TEST_SHARE:
         raise UserError(
-            f"Folder {root / 'train' / classes[smallest]} has {counts[smallest]} of the at least {_TEST_SHARE} images "
+            f"Folder {train}{os.sep}{names[smallest]} has {counts[smallest]} of the at least {_TEST_SHARE} images "
             f"that every class needs when a fifth is held out for test: add some, or add a folder {root / 'test'}."
         )
-
-
-def _read_files(files: list[tuple[str, int]], size: int) -> Part:
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(files):
-        images[index] = read_image(Path(path), 3, size)
-    return images, torch.tensor([number for _, number in files])
-
-
-def _divided(images: Tensor, labels: Tensor) -> tuple[Part, Part]:
-    """Hold a stratified fifth out as test images."""
-    train, test = map(torch.from_numpy, held_out(labels.numpy(), math.ceil(len(labels) / _TEST_SHARE)))
-    return (images[train], labels[train]), (images[test], labels[test])
+    if len(files) < _LEAST_TRAIN_IMAGES:
+        raise UserError(f"Folder {train} has {len(files)} images, but at least {_LEAST_TRAIN_IMAGES} are needed.")

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sglr_flower.data.images import read_image
+from sglr_flower.data import pictures
+from sglr_flower.data.classfolders import class_folders, find
+from sglr_flower.data.options import DEFAULT, Options
 from sglr_flower.data.samples import Batch
 from sglr_flower.errors import UserError
 
@@ -37,7 +39,7 @@ def class_folder(name: str) -> str:
     return name.replace("/", "-")
 
 
-def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) -> Batch:
+def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int, options: Options = DEFAULT) -> Batch:
     """Read ``folder/CLASS/*.png`` and other image files, in folders of folders too.
 
     Parameters
@@ -46,8 +48,8 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
         Has a folder for each class that it has images of (see `class_folder`).
     classes : Sequence[str]
         The classes that the model knows.
-    channels, size : int
-        As in `data.images.read_image`.
+    channels, size, options
+        As of `data.pictures.read`.
 
     Returns
     -------
@@ -57,19 +59,16 @@ def read_folder(folder: Path, classes: Sequence[str], channels: int, size: int) 
     Raises
     ------
     UserError
-        If there is no image, a folder is of an unknown class, or a file cannot be read.
+        If there is no image, a folder is of an unknown class, or files cannot be read.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # a second to import
-
     if not folder.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
     numbers = {class_folder(name): number for number, name in enumerate(classes)}
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = class_folders(folder)
     if unknown := [name for name in found if name not in numbers]:
         raise UserError(f"--images {folder}: {unknown[0]!r} is no class of the model; they are {', '.join(numbers)}")
-    known = {name: numbers[name] for name in found}
-    files = make_dataset(folder, known, IMG_EXTENSIONS, allow_empty=True) if known else []
+    files = find(folder, {own: numbers[name] for name, own in found.items()}).files
     if not files:
         raise UserError(f"--images {folder}: it must hold CLASS/IMAGE files; the classes are {', '.join(numbers)}")
-    images = torch.stack([read_image(Path(path), channels, size) for path, _ in files])
-    return Batch(images, torch.tensor([number for _, number in files]))
+    read = pictures.read(files, size, options, channels=channels)
+    return Batch(read.images, read.labels)

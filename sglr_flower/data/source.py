@@ -95,11 +95,16 @@ def subset(samples: Samples, size: int, seed: int) -> Samples:
     return _part(samples, torch.from_numpy(np.sort(drawn)))
 
 
+def validation_split(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions of so many train samples, int64 ascending: those that are left, and a sixth held out for validation."""
+    order = torch.from_numpy(generator(seed, "validation").permutation(count))
+    size = count // _VALIDATION_SHARE
+    return order[size:].sort().values, order[:size].sort().values
+
+
 def held_out(train: Samples, test: Samples, targets: Kind, seed: int, *, flips: bool = False) -> Source:
     """A source whose validation samples are a sixth of train's, drawn with the run's seed."""
-    order = torch.from_numpy(generator(seed, "validation").permutation(len(train)))
-    size = len(train) // _VALIDATION_SHARE
-    validation, rest = order[:size].sort().values, order[size:].sort().values
+    rest, validation = validation_split(len(train), seed)
     return Source(_part(train, rest), _part(train, validation), test, targets, flips)
 
 

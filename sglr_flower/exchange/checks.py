@@ -110,6 +110,8 @@ class EvaluateCheck:
         Images of a split at most; 0: as many as the node has.
     codec : Codec
         How smashed data travel.
+    splits : tuple of str
+        Those of the two that the node has images of.
     """
 
     def __init__(
@@ -121,13 +123,14 @@ class EvaluateCheck:
         targets: Kind,
         samples: int = 0,
         codec: Codec = OFF,
+        splits: tuple[str, ...] = ("validation", "test"),
     ) -> None:
         self._round, self._clients = server_round, tuple(sorted(clients))
         self._form, self._targets = Form(codec.scoring(), tuple(shape), dtype), targets
         self._chunk = max(1, EVALUATION_SAMPLES // len(self._clients))
         self._samples = samples
-        self._step, self._split, self._seen = 0, "validation", 0
-        self._splits: tuple[str, ...] = ("validation",)  # what the next chunk may be of
+        self._step, self._split, self._seen, self._all = 0, "", 0, splits
+        self._splits = splits[:1]  # what the next chunk may be of
 
     def __call__(self, upload: Upload) -> None:
         """Check the next upload.
@@ -149,8 +152,8 @@ class EvaluateCheck:
         seen = size + (self._seen if upload.split == self._split else 0)
         if size > self._chunk or (self._samples and seen > self._samples):
             raise FrameError(f"{size} images in a chunk and {seen} {upload.split} images so far: too many")
-        if upload.last and upload.split != "test":
-            raise FrameError("the node's last chunk is of test images")
+        if upload.last and upload.split != self._all[-1]:
+            raise FrameError(f"the node's last chunk is of {self._all[-1]} images")
         _check_tensors(upload, self._form, self._targets)
         labels = [upload.labels] if isinstance(upload.labels, Tensor) else upload.labels.values()
         if not all(torch.equal(own, torch.cat([own[:size]] * len(self._clients))) for own in labels):
@@ -161,10 +164,9 @@ class EvaluateCheck:
     def _next_splits(self, upload: Upload) -> tuple[str, ...]:
         if upload.last:
             return ()
-        if upload.split == "test":
-            return ("test",)
+        later = self._all[self._all.index(upload.split) + 1 :]
         # A chunk that is not full is its split's last.
-        return ("validation", "test") if upload.sizes[0] == self._chunk else ("test",)
+        return (upload.split, *later) if upload.sizes[0] == self._chunk or not later else later
 
 
 def check_answer(upload: Upload, download: Download) -> None:

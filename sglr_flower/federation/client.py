@@ -56,12 +56,15 @@ class Submission:
         File to which everything the run logs is appended.
     watch : Callable[[], None]
         Called every `WATCH_SECONDS` while the run lasts.
+    ended : Callable[[], bool]
+        Whether the run itself says that it has ended; never, where nobody here can know.
     """
 
     app_dir: Path
     run_config: Path
     log_file: Path
     watch: Callable[[], None]
+    ended: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,20 @@ class NodeSettings(_Settings):
     insecure: bool = False
 
 
+def ready_mark(directory: Path) -> Path:
+    """The file of a federation's folder that is there while its SuperLink is up and knows the keys of all nodes."""
+    return directory / "superlink" / "ready"
+
+
+def node_names() -> tuple[str, ...]:
+    """The names of the nodes of the federation whose SuperLink started this process; empty without one."""
+    if not (folder := os.environ.get(VARIABLE)):
+        return ()
+    # A node's folder is carried away, its public key stays; without authentication there is none.
+    found = [path.stem for path in Path(folder).glob("keys/*.pub")] or [p.name for p in Path(folder).glob("nodes/*")]
+    return tuple(sorted(name for name in found if _NAME.fullmatch(name)))
+
+
 def create(federation: Federation, directory: Path, nodes: Sequence[str], names: Sequence[str] = ()) -> None:
     """Make a federation's folder: whole, or not at all.
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from sglr_flower.federation import internals as flower
 from sglr_flower.federation.folder import split_address
 
+NOT_READY = 503
+"""The status by which a federation's SuperLink says that it is up and does not know all nodes' keys yet."""
+
 
 def ask_health(address: str, certificates: Path | None) -> None:
     """Find out whether a SuperLink answers.
@@ -26,7 +29,8 @@ def ask_health(address: str, certificates: Path | None) -> None:
     Raises
     ------
     OSError, http.client.HTTPException
-        If nobody answers, or not as a SuperLink; an `ssl.SSLCertVerificationError` if it is not the CA's.
+        If nobody answers, or not as a SuperLink; an `ssl.SSLCertVerificationError` if it is not the CA's; a
+        `NotReadyError` if it is up and nodes have to wait.
     """
     host, port = split_address(address)
     connection: http.client.HTTPConnection
@@ -37,12 +41,21 @@ def ask_health(address: str, certificates: Path | None) -> None:
         connection = http.client.HTTPSConnection(host, port, timeout=5, context=context)
     with contextlib.closing(connection):
         connection.request("GET", flower.HEALTH)
-        if (status := connection.getresponse().status) != 200:
+        status = connection.getresponse().status
+        if status == NOT_READY:
+            raise NotReadyError("it is taking the keys of its nodes")
+        if status != 200:
             raise OSError(f"it answered {status}, which no SuperLink does")
+
+
+class NotReadyError(OSError):
+    """A SuperLink is up, and nodes have to wait until it knows their keys."""
 
 
 def wait_until_up(address: str, certificates: Path | None, process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Wait for a SuperLink that has been started: whether it answers before its process ends or time is up.
+
+    One that answers that nodes have to wait is up.
 
     Parameters
     ----------
@@ -56,7 +69,8 @@ def wait_until_up(address: str, certificates: Path | None, process: subprocess.P
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            ask_health(address, certificates)
+            with contextlib.suppress(NotReadyError):
+                ask_health(address, certificates)
             return process.poll() is None
         time.sleep(0.05)
     return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import re
 import secrets
@@ -25,10 +24,10 @@ from sglr_flower.federation.processes import environment, free_port, keeper, rot
 
 RETRY_SECONDS = 3.0
 REFUSED_SECONDS = 120.0
-"""How long a key that was taken before may be refused: a SuperLink counts a node that was killed for up to a minute."""
+"""How long a key may be refused: a SuperLink counts a node that was killed for up to a minute, and learns new keys one
+by one, in some seconds each."""
 OVERLAP = 256  # bytes of the log that are read again: a line may have been half there
 SECRET = "superexec.secret"
-TAKEN = "taken"
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 _CLOCK = "is this device's clock right?"  # many have none that goes on while they are off
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -118,7 +117,7 @@ def run(device: Device, say: Callable[[str], None]) -> None:
             _run_once(device, log, before, say)
             said = _COLOUR.sub("", said_since(log, before))
             refused_since = (refused_since or time.monotonic()) if flower.UNKNOWN_KEY in said else 0.0
-            if refused_since and not (_was_taken(device) and time.monotonic() - refused_since < REFUSED_SECONDS):
+            if refused_since and time.monotonic() - refused_since >= REFUSED_SECONDS:
                 raise UserError(
                     f"the SuperLink at {device.settings.superlink} does not take the key of node "
                     f"{device.settings.name}: is {device.settings.name}.pub in the keys folder of its federation?"
@@ -130,23 +129,15 @@ def run(device: Device, say: Callable[[str], None]) -> None:
 def _why(said: str) -> str:
     """Why a SuperNode has ended, from its log, as part of a sentence."""
     if flower.UNKNOWN_KEY in said:
-        return " as its key is not taken yet: one that was killed counts as connected for up to a minute"
+        return (
+            " as its key is not taken yet (a node that was killed counts as connected for up to a minute, a new one is "
+            "known within seconds; is its .pub in the keys folder of the federation?)"
+        )
     if flower.DEAF in said:
         return " as its connection broke in a handshake"
     if flower.ENDED in said and flower.CONNECTED not in said:
         return f" before it was connected, as it does where its signature is refused: {_CLOCK}"
     return ""
-
-
-def _was_taken(device: Device) -> bool:
-    """Whether a SuperLink has taken this node's key before."""
-    mark = device.folder / "supernode" / TAKEN
-    return mark.exists() and mark.read_text(encoding="utf-8") == _digest(device)
-
-
-def _digest(device: Device) -> str:
-    key = device.folder / "node.key"
-    return hashlib.sha256(key.read_bytes()).hexdigest() if key.exists() else ""
 
 
 def commands(device: Device) -> list[list[str]]:
@@ -229,7 +220,6 @@ def _run_once(device: Device, log: Path, before: int, say: Callable[[str], None]
             new = said_since(log, seen)
             if not connected and flower.CONNECTED in new:
                 connected = True
-                (home / TAKEN).write_text(_digest(device), encoding="utf-8")
                 say(f"node {device.settings.name} is connected to {device.settings.superlink} (log: {log})")
             if flower.DEAF in new:
                 return

@@ -42,6 +42,8 @@ class Findings(BaseModel):
         The names of the classes; empty with partition "own".
     counts : tuple[tuple[int, ...], ...]
         For each client its number of samples of each class; empty with partition "own".
+    notes : tuple[str, ...]
+        What a person should know of the data, a sentence each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +51,7 @@ class Findings(BaseModel):
     gpus: int
     classes: tuple[str, ...] = ()
     counts: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _Question(BaseModel):
@@ -64,6 +67,7 @@ class _Answer(BaseModel):
 
 def look(config: RunConfig, *, own_data: bool) -> Findings:
     """`run.assembly.check`, and what it leaves to be known, in this process."""
+    from sglr_flower.data import datasets
     from sglr_flower.run import assembly
     from sglr_flower.run.machine import available_gpus
 
@@ -71,7 +75,8 @@ def look(config: RunConfig, *, own_data: bool) -> Findings:
     if config.partition == "own":
         return Findings(gpus=available_gpus())
     classes, counts = assembly.class_counts(config)
-    return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)))
+    notes = tuple(datasets.notes(*assembly.data_of(config)))
+    return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)), notes=notes)
 
 
 def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = None) -> Findings:

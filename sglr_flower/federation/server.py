@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from sglr_flower.errors import UserError
 from sglr_flower.federation.client import Client, apart
 from sglr_flower.federation.connection import Connection
-from sglr_flower.federation.folder import VARIABLE, Federation
+from sglr_flower.federation.folder import VARIABLE, Federation, ready_mark
 from sglr_flower.federation.health import wait_until_up
 from sglr_flower.federation.processes import complaint, environment, keeper, rotate, script
 
@@ -58,6 +58,7 @@ def serve(directory: Path, say: Callable[[str], None]) -> None:
         before = log.stat().st_size if log.exists() else 0
         if not (directory / "superlink" / "superlink.db").exists():
             (directory / "superlink" / "registered").unlink(missing_ok=True)  # it was true of a database that is gone
+        ready_mark(directory).unlink(missing_ok=True)
         env = environment(str(directory / "superlink")) | {VARIABLE: str(directory)}
         with keeper(_commands(federation, directory), log, env) as process:
             certificates = None if federation.insecure else directory / "ca.crt"
@@ -69,6 +70,7 @@ def serve(directory: Path, say: Callable[[str], None]) -> None:
             (directory / "superlink" / "config.toml").write_text(tomli_w.dumps(connections), encoding="utf-8")
             client = Client(apart(env), START_SECONDS, _CONNECTION)
             nodes = _register(federation, directory, client, None)
+            ready_mark(directory).touch()  # from now on nodes that ask may come
             count = f"{nodes} node(s) may connect" if nodes else "any node may connect, as it is --insecure"
             say(f"federation {federation.name}: SuperLink is up at {federation.address}, {count} (log: {log})")
             told = ""

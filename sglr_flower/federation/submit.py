@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 
 from sglr_flower.federation import internals as flower
 from sglr_flower.federation.client import Client, Outcome, Process, Submission, apart, outcome_of, watched
@@ -13,6 +14,9 @@ from sglr_flower.federation.processes import said_since
 
 ASK_SECONDS = 20.0
 """How long a SuperLink that was reached before may be out of reach, when it is asked how a run ended."""
+
+LINGER_SECONDS = 60.0
+"""How long Flower may take to end a run that says itself that it has ended; then it is stopped."""
 
 _STARTED = re.compile(rf"{flower.STARTED}(\d+)")
 _ID_SECONDS = 15.0
@@ -33,11 +37,12 @@ def submit(run: Submission, connection: Connection) -> Outcome:
     with run.log_file.open("ab") as log:
         before = log.tell()
         with client.submitted(run, log.fileno()) as process:
+            late = _Late(run)
             try:
-                watched(run, lambda: process.poll() is None)
+                watched(run, lambda: process.poll() is None and not late())
                 if not (run_id := _run_id(run, before)):
                     return outcome_of({}, run.log_file, before)
-                recorded = _ended(client, run, run_id)
+                recorded = _ended(client, run, run_id, late)
                 if not recorded:
                     return Outcome(
                         False, f"the SuperLink at {connection.address} does not answer any more; its run may have ended"
@@ -54,18 +59,35 @@ def environment() -> dict[str, str]:
     return {**quiet, **os.environ}
 
 
+class _Late:
+    """Whether a run has said long ago that it has ended."""
+
+    def __init__(self, run: Submission) -> None:
+        self._run, self._since = run, 0.0
+
+    def __call__(self) -> bool:
+        if not self._since and self._run.ended():
+            self._since = time.monotonic()
+        return bool(self._since) and time.monotonic() - self._since > LINGER_SECONDS
+
+
 def _run_id(run: Submission, before: int) -> str:
     found = _STARTED.search(said_since(run.log_file, before))
     return found[1] if found else ""
 
 
-def _ended(client: Client, run: Submission, run_id: str) -> dict[str, str]:
-    """What the SuperLink knows of a run once it has ended; nothing if it cannot be reached any more."""
+def _ended(client: Client, run: Submission, run_id: str, late: Callable[[], bool]) -> dict[str, str]:
+    """What the SuperLink knows of a run once it has ended; nothing if it cannot be reached any more.
+
+    One that should have ended long ago is stopped.
+    """
     deadline = time.monotonic() + ASK_SECONDS
     while time.monotonic() < deadline:
         if recorded := client.recorded(run_id):
             if recorded["status"].startswith(flower.FINISHED):
                 return recorded
+            if late():
+                client.stop(run_id)
             deadline = time.monotonic() + ASK_SECONDS
         run.watch()
         time.sleep(1.0)

@@ -6,20 +6,25 @@ that is not part of the open-source package), so whoever can open a TLS connecti
 server and on all nodes. The runtime API serves the run's own processes, which are on the server's machine.
 
 Hence the gate: control for the server's own machine and the networks of ``operators`` in ``federation.toml``, runtime
-for the own machine alone, fleet for all.
+for the own machine alone, fleet for all. It also says 503 to whoever asks whether the SuperLink is up until the server
+has registered the keys of all nodes: a SuperNode that comes earlier is refused.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from sglr_flower.federation import internals as flower
+from sglr_flower.federation.folder import VARIABLE, ready_mark
+from sglr_flower.federation.health import NOT_READY
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,23 +43,29 @@ class Gate:
         The SuperLink's.
     operators : Sequence[str]
         Networks, such as 192.168.1.0/24, that may use the control API.
+    ready : Path or None
+        File that is there once nodes may come; None: they may from the beginning.
     """
 
-    def __init__(self, app: App, operators: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, app: App, operators: Sequence[str], ready: Path | None = None) -> None:
+        self._app, self._ready = app, ready
         self._operators = [ipaddress.ip_network(network) for network in operators]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 403."""
-        if scope["type"] == "lifespan" or self._allows(scope):
+        """Pass a request on, or answer it with 403, or with 503 while nodes may not come yet."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        early = self._ready is not None and scope["path"] == flower.HEALTH and not self._ready.exists()
+        if not early and self._allows(scope):
             await self._app(scope, receive, send)
             return
         if scope["type"] == "websocket":  # the SuperLink has none
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": REFUSAL.encode()})
+        await send({"type": "http.response.start", "status": NOT_READY if early else 403, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if early else REFUSAL.encode()})
 
     def _allows(self, scope: Scope) -> bool:
         path = str(scope["path"])
@@ -84,12 +95,12 @@ def main() -> None:
 
     Flower has no hook for this but the call of `uvicorn.run`, which is uvicorn's public API.
     """
-    operators = json.loads(sys.argv.pop(1))
+    operators, ready = json.loads(sys.argv.pop(1)), ready_mark(Path(os.environ[VARIABLE]))
     run = uvicorn.run
 
     def guarded(app: App, **options: Any) -> None:
         # Headers must not decide who a caller is; and a line for every poll of every node would fill the disk.
-        run(Gate(app, operators), **{**options, "proxy_headers": False, "access_log": False})
+        run(Gate(app, operators, ready), **{**options, "proxy_headers": False, "access_log": False})
 
     uvicorn.run = guarded  # type: ignore[assignment]
     flower.superlink()()

@@ -85,13 +85,17 @@ class Courier:
     def deliver(self, messages: list[Message], read: Read[Answer], leave: Leave, timeout: float) -> dict[int, Answer]:
         """Send messages and wait for all replies; node -> what was read in its reply, of those that did as asked.
 
-        ``leave`` is told of the others; what it raises ends the waiting.
+        ``leave`` is told of each of the others as soon as it fails; what it raises ends the waiting.
         """
         pending = Pending(self._grid, read)
         pending.push(messages)
-        pending.wait(timeout)
-        for node, failure in pending.failures.items():
-            leave(node, failure)
+
+        def look() -> None:
+            for node, failure in pending.fresh().items():
+                leave(node, failure)
+
+        pending.wait(timeout, look)
+        look()  # where nothing was sent there was nothing to wait for
         return pending.replies
 
     @contextmanager

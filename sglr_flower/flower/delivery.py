@@ -35,12 +35,15 @@ class Failure:
         Flower has no sign of life of the node.
     nonsense : bool
         It has answered, and not what the protocol has.
+    name : str
+        What the node calls itself, where it has said so.
     """
 
     reason: str
     mistake: bool = False
     gone: bool = False
     nonsense: bool = False
+    name: str = ""
 
     @classmethod
     def odd(cls, error: ProtocolError) -> Failure:
@@ -49,7 +52,11 @@ class Failure:
 
     def error(self, name: str) -> Exception:
         """What ends a run that cannot go on without this node."""
-        return UserError(self.reason) if self.mistake else ExchangeError(f"{name} failed: {self.reason}")
+        return UserError(f"{name}: {self.reason}") if self.mistake else ExchangeError(f"{name} failed: {self.reason}")
+
+    def called(self, node: int) -> str:
+        """The node in a sentence, before it has a place in the run."""
+        return f"node {self.name} ({node})" if self.name else f"node {node}"
 
 
 class Pending(Generic[Answer]):
@@ -73,6 +80,7 @@ class Pending(Generic[Answer]):
     def __init__(self, grid: Grid, read: Read[Answer]) -> None:
         self._grid, self._read = grid, read
         self._nodes: dict[str, int] = {}
+        self._told: set[int] = set()
         self.replies: dict[int, Answer] = {}
         self.failures: dict[int, Failure] = {}
 
@@ -119,8 +127,17 @@ class Pending(Generic[Answer]):
         """Do not wait for a node any more."""
         self._nodes = {number: other for number, other in self._nodes.items() if other != node}
 
-    def wait(self, timeout: float) -> None:
-        """Poll until every node has replied or failed, at most ``timeout`` seconds; who is later has failed."""
+    def fresh(self) -> dict[int, Failure]:
+        """The failures since this was last asked."""
+        found = {node: failure for node, failure in self.failures.items() if node not in self._told}
+        self._told |= found.keys()
+        return found
+
+    def wait(self, timeout: float, watch: Callable[[], None] = lambda: None) -> None:
+        """Poll until every node has replied or failed, at most ``timeout`` seconds; who is later has failed.
+
+        ``watch`` is called after every look; what it raises ends the waiting.
+        """
         deadline = time.monotonic() + timeout
         pause = 0.02  # in a simulation a look costs nothing; over a network it is a request, so they get rarer
         while self._nodes:
@@ -128,6 +145,7 @@ class Pending(Generic[Answer]):
             if self._nodes and time.monotonic() > deadline:
                 self.failures |= dict.fromkeys(self.open, Failure(f"no reply within {timeout:g} s"))
                 self._nodes.clear()
+            watch()
             if self._nodes:
                 time.sleep(pause)
                 pause = min(0.25, 1.1 * pause)
@@ -148,7 +166,8 @@ def _willing(reply: Message) -> Message:
     if not reply.has_content() or ANSWER not in reply.content.config_records:
         raise ProtocolError("its reply is not one of this app's")
     if "error" in (answer := reply.content.config_records[ANSWER]):
-        raise _Refused(Failure(printable(Refusal.from_record(answer).error), mistake=True))
+        refusal = Refusal.from_record(answer)
+        raise _Refused(Failure(printable(refusal.error), mistake=True, name=printable(refusal.name or "")))
     return reply
 
 

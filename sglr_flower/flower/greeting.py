@@ -43,9 +43,9 @@ class Greeter:
         self.failures: dict[int, Failure] = {}
 
     @property
-    def open(self) -> bool:
-        """Whether nodes have still to answer."""
-        return bool(self._pending.open)
+    def open(self) -> set[int]:
+        """The nodes that have still to answer."""
+        return self._pending.open
 
     def ask(self, nodes: Collection[int]) -> dict[int, Failure]:
         """Ask those of the nodes that are due, and hear those that have answered; those that have now failed."""
@@ -60,7 +60,7 @@ class Greeter:
             # A node may be listed and yet be gone: it is asked as soon as it is back. Others would answer the same.
             self._again[node] = now + (0.0 if failure.gone else ASK_SECONDS)
             if failure != self.failures.get(node):
-                log.warning("node %d: %s", node, failure.reason)
+                log.warning("%s: %s", failure.called(node), failure.reason)
             self.failures[node] = failure
         for node in self.answers.keys() & self.failures.keys():
             del self.failures[node]

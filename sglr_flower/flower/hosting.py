@@ -5,6 +5,7 @@ Any process may get the node's next message, so it is all in Flower's context an
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import platformdirs
 from flwr.app import ConfigRecord, Context
 from pydantic.dataclasses import dataclass
 
+from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.flower.protocol import CONFIG, STRICT, AssignOrder, Clients, ProtocolError, Session, Text, Value
@@ -22,6 +24,9 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import simulated
 from sglr_flower.run.nodestate import NodeStates, simulated_states
 from sglr_flower.split.cohort import Cohort
+
+# Below Flower's logger, so that what a node says goes where Flower's log goes.
+log = logging.getLogger("flwr.sglr")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -36,14 +41,33 @@ class Hosted(Value):
     session: Session
 
 
-def take(order: AssignOrder, config: RunConfig, context: Context) -> None:
-    """Host these clients from now on."""
+def take(order: AssignOrder, config: RunConfig, context: Context) -> RunConfig:
+    """Host these clients from now on; the run-config as it is here: a device has a folder of its own for each run."""
+    if not simulated():
+        chosen = str(context.node_config.get("state-dir", ""))
+        parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
+        config = config.replace(run_dir=str(parent / _run_id(order.run_id)))
     context.state[CONFIG] = ConfigRecord({**config.values()})
     context.state[Hosted.NAME] = Hosted(order.clients, _run_id(order.run_id), order.session).to_record()
+    return config
+
+
+def say_what_data(config: RunConfig, context: Context) -> None:
+    """Log what data a device trains on, what is odd of them, and what has come since; of simulated nodes nothing."""
+    if simulated():
+        return
+    data = assembly.data_of(config)
+    for note in datasets.notes(*data):
+        log.info("%s: %s", name(context), note)
+    if changed := datasets.pin(*data):
+        goes_on = "trains on those that it had" if config.dataset == "folder" else "trains on what is there now"
+        log.warning(
+            "%s: its data have changed since the run began, and it %s: %s", name(context), goes_on, "; ".join(changed)
+        )
 
 
 def config(context: Context) -> RunConfig:
-    """The run-config, with this node's own data-dir.
+    """The run-config, with this node's own data-dir, and on a device its own run-dir.
 
     Raises
     ------
@@ -75,9 +99,7 @@ def states(context: Context) -> NodeStates:
     """Where this node keeps its clients' states."""
     if simulated():
         return simulated_states(config(context))
-    chosen = str(context.node_config.get("state-dir", ""))
-    parent = Path(chosen) if chosen else platformdirs.user_state_path("sglr-flower")
-    return NodeStates(parent / _hosted(context).run_id)
+    return NodeStates(Path(config(context).run_dir))
 
 
 def bases(versions: Sequence[int], context: Context) -> dict[int, int]:

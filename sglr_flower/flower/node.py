@@ -84,7 +84,7 @@ def obeys(kind: type[Ordered]) -> Callable[[Callable[[Ordered, Message, Context]
                     torch.set_num_threads(order.threads)
                 content = handler(order, message, context)
             except (UserError, ProtocolError) as error:
-                content = RecordDict({ANSWER: Refusal(printable(str(error))).to_record()})
+                content = RecordDict({ANSWER: Refusal(printable(str(error)), _name(context)).to_record()})
             return Message(content, reply_to=message)
 
         return wrapped
@@ -96,7 +96,7 @@ def obeys(kind: type[Ordered]) -> Callable[[Callable[[Ordered, Message, Context]
 def hello(order: HelloOrder, message: Message, context: Context) -> RecordDict:
     """Tell the server which partition this node is, what it can compute with, and whether it reaches the port."""
     answer = HelloAnswer(
-        name=printable(str(context.node_config.get("name", ""))),
+        name=_name(context),
         partition_id=_place(context, "partition-id"),
         num_partitions=_place(context, "num-partitions"),
         capacity=concurrent_nodes(),
@@ -107,6 +107,11 @@ def hello(order: HelloOrder, message: Message, context: Context) -> RecordDict:
         memory=_memory(order),
     )
     return RecordDict({ANSWER: answer.to_record()})
+
+
+def _name(context: Context) -> str:
+    """What this node's config calls it; may be empty."""
+    return printable(str(context.node_config.get("name", "")))
 
 
 def _place(context: Context, key: str) -> int:
@@ -165,7 +170,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
     if simulated():
         assembly.refuse_own_partition(config)
         _refuse_other_folder(config, order.run_id)
-    hosting.take(order, config, context)
+    config = hosting.take(order, config, context)
     kept = hosting.states(context)
     if not simulated():  # its server is this run's only one
         kept.enter(order.session)
@@ -178,12 +183,23 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
             kept.commit(sent[client], {client: state}, {client: found[client]}, order.checkpoints)
             found[client] = sent[client]
     data = assembly.client_data(config, list(order.clients))
+    hosting.say_what_data(config, context)
+    dealt = config.partition != "own"
     answer = AssignAnswer(
         versions=tuple(found.values()),
         sizes=tuple(len(images) for images in data.values()),
         classes=tuple(assembly.targets(config).words()),
+        held=_held(config),
+        counts=None if dealt else tuple(count for row in assembly.counts_of(config, data)[1] for count in row),
     )
     return RecordDict({ANSWER: answer.to_record()})
+
+
+def _held(config: RunConfig) -> tuple[int, ...] | None:
+    """How many validation and test images there are to be scored on, where that is done here."""
+    if config.evaluate != "client":
+        return None
+    return tuple(len(images) for images in assembly.evaluation_images(config).values())
 
 
 def _refuse_other_folder(config: RunConfig, run_id: str) -> None:

@@ -71,6 +71,7 @@ Loss = Annotated[float, AfterValidator(_finite)]
 _MANY = Field(strict=False, max_length=MAX_CLIENTS, fail_fast=True)
 Texts = Annotated[tuple[Text, ...], _MANY]
 Counts = Annotated[tuple[Count, ...], _MANY]
+ClassCounts = Annotated[tuple[Count, ...], Field(strict=False, max_length=100 * MAX_CLIENTS, fail_fast=True)]
 SampleCounts = Annotated[tuple[Samples, ...], _MANY]
 Clients = Annotated[tuple[Client, ...], _MANY]
 
@@ -312,11 +313,20 @@ class Access(Value):
 
 @dataclass(frozen=True, config=STRICT)
 class Refusal(Value):
-    """The answer to any order: why the node does not do it, in one sentence."""
+    """The answer to any order: why the node does not do it, in one sentence.
+
+    Attributes
+    ----------
+    error : str
+        The sentence.
+    name : str | None
+        As of `HelloAnswer`, as it may refuse to give that.
+    """
 
     WHAT: ClassVar[str] = "its refusal"
 
-    error: Annotated[str, Field(max_length=MAX_TEXT)]
+    error: Text
+    name: Text | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -373,6 +383,10 @@ class AssignAnswer(Value):
         Train images of each client.
     classes : tuple[str, ...]
         The names of the classes, by class number.
+    held : tuple[int, ...] | None
+        Validation and test images that its clients are scored on there, which may be 0; None: some of both.
+    counts : tuple[int, ...] | None
+        Where its data are its own, each client's train images of each class, one client after the other.
     """
 
     WHAT: ClassVar[str] = "its answer to query.assign"
@@ -380,6 +394,14 @@ class AssignAnswer(Value):
     versions: Counts
     sizes: SampleCounts
     classes: Texts
+    held: Counts | None = None
+    counts: ClassCounts | None = None
+
+    def by_client(self) -> list[tuple[int, ...]]:
+        """``counts``, those of each client by themselves."""
+        counts = self.counts or ()
+        of_one = max(1, len(counts) // max(1, len(self.sizes)))
+        return [counts[first : first + of_one] for first in range(0, len(counts), of_one)]
 
 
 # ---- metrics

@@ -44,8 +44,10 @@ class Trained:
     message: Message
 
 
-def assigned(content: RecordDict, clients: Sequence[int], versions: Sequence[int]) -> AssignAnswer:
+def assigned(content: RecordDict, clients: Sequence[int], versions: Sequence[int], columns: int) -> AssignAnswer:
     """What a node says of the ``clients`` that it was given, whose states are of ``versions`` at most.
+
+    Where it has data of its own it has to say how many of each of so many classes (``columns``; 0: it has none).
 
     Raises
     ------
@@ -58,6 +60,14 @@ def assigned(content: RecordDict, clients: Sequence[int], versions: Sequence[int
             raise answer.wrong(f"{key} = {few(found)}: it should have {len(clients)} item(s), one for each client")
     if any(found > newest for found, newest in zip(answer.versions, versions, strict=True)):
         raise answer.wrong(f"versions = {few(answer.versions)}: it should have at most {few(versions)}")
+    if answer.held is not None and len(answer.held) != 2:
+        raise answer.wrong(f"held = {few(answer.held)}: it should have 2 item(s), for validation and test")
+    if columns:
+        counts = answer.counts or ()
+        if len(counts) != len(clients) * columns:
+            raise answer.wrong(f"counts = {few(counts)}: it should have {len(clients) * columns} item(s)")
+        if tuple(map(sum, answer.by_client())) != answer.sizes:
+            raise answer.wrong(f"counts = {few(counts)}: they should add up to {few(answer.sizes)}")
     return answer
 
 

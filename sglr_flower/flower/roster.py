@@ -13,18 +13,21 @@ import time
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.exchange.wire import ExchangeError
+from sglr_flower.federation.folder import node_names
 from sglr_flower.flower.delivery import Failure, Pending
 from sglr_flower.flower.greeting import ASK_SECONDS, Greeter
 from sglr_flower.flower.protocol import CONFIG, ORDER, AssignAnswer, AssignOrder, CollectOrder, HelloOrder
 from sglr_flower.flower.replies import assigned
 from sglr_flower.flower.seating import Answers, Member, Seating, clients_of, numbered, simulated
 from sglr_flower.flower.staterecords import STATES, pack_states
+from sglr_flower.flower.waiting import Wait, listed
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.checkpoint import Checkpoint, LazyStates
-from sglr_flower.run.config import RunConfig
+from sglr_flower.run.config import RunConfig, listed_classes
 from sglr_flower.run.machine import available_cpus
 from sglr_flower.run.nodestate import simulated_states
 from sglr_flower.run.nodetable import printable
@@ -33,7 +36,8 @@ from sglr_flower.split.plan import RoundPlan
 
 log = logging.getLogger("flwr.sglr")
 SETUP_SECONDS = 300.0
-"""How long nodes may take to appear, to load their data, and to hand over their clients' states."""
+"""How long nodes that are connected may take to load their data, or to hand over their clients' states: this, or
+``start-timeout`` if that is longer."""
 NOT_YET = "it has not come yet"
 
 
@@ -57,6 +61,8 @@ class Roster:
         The places, in the order of their clients.
     sizes : dict[int, int]
         Client -> its number of train images, of those whose nodes have come.
+    held : dict[int, tuple[int, ...]]
+        Node -> validation and test images that its clients are scored on there, where that is done there.
     threads : int
         Threads that a node computes with; 0: its own default.
     simulated : bool
@@ -68,13 +74,17 @@ class Roster:
     def __init__(self, grid: Grid, config: RunConfig, directory: RunDirectory, streams: StreamServer | None) -> None:
         self.members: list[Member] = []
         self.sizes: dict[int, int] = {}
+        self.held: dict[int, tuple[int, ...]] = {}
         self.threads = 0
         self.simulated = False
         self.left_lately = False
         self._grid, self._config, self._directory, self._streams = grid, config, directory, streams
         self._seating = Seating(streams, insists=config.exchange == "stream")
         self._greeter = Greeter(grid, self._hello)
-        self._classes = assembly.targets(config).words()
+        kind = assembly.targets(config)
+        self._classes = kind.words()
+        self._counted = kind.names if isinstance(kind, Classes) else ("samples",)
+        self._counts: dict[int, tuple[int, ...]] = {}
         self._versions: dict[int, int] = {}
         self._session = time.time_ns()
         self._restored: Checkpoint | None = None
@@ -138,43 +148,72 @@ class Roster:
         orders = [self._assignment(member) for member in self.present()]
         pending = Pending(self._grid, self._read_assigned)
         pending.push(orders)
-        pending.wait(SETUP_SECONDS)
-        for node, failure in pending.failures.items():
-            self.lose(node, failure)
-        for node, answer in pending.replies.items():
-            try:
-                self._seated(self.of_node(node), answer)
-            except UserError as error:
-                self.lose(node, Failure(str(error), mistake=True))
+        wait = Wait(self._directory, self._setup_seconds, "")
+        seated: set[int] = set()
+
+        def look() -> None:
+            # At once: where a node cannot take part, a strict run does not wait for the others' answers.
+            for node in pending.replies.keys() - seated:
+                seated.add(node)
+                try:
+                    self._seated(self.of_node(node), pending.replies[node])
+                except UserError as error:
+                    pending.failures[node] = Failure(str(error), mistake=True)
+            for node, failure in pending.fresh().items():
+                self.lose(node, failure)
+            if pending.open:
+                late = sorted(str(self.of_node(node)) for node in pending.open)
+                wait.tell(f"{len(late)} node(s) that make their data ready: {listed(late)}")
+
+        pending.wait(wait.seconds, look)
+        look()  # where Flower took no message there was nothing to wait for
+        wait.end()
         if not self.present():
             raise ExchangeError("no node could take its clients: " + self.reasons())
 
     def _greet(self) -> Answers:
         """Ask every node what it is; node -> its answer, in the order of their partitions."""
         log.info("waiting for the nodes")
-        began, pause = time.monotonic(), 0.1
+        wait, pause = Wait(self._directory, self._config.start_timeout), 0.1
         greeter, answers = self._greeter, self._greeter.answers
         while True:
             for node, failure in greeter.ask(list(self._grid.get_node_ids())).items():
                 if (failure.mistake or failure.nonsense) and not self._config.tolerant:
-                    raise failure.error(f"node {node}")
+                    raise failure.error(failure.called(node))
             # A node that knows of its siblings tells how many to wait for.
             wanted = self._places(answers)
-            waited = time.monotonic() - began
-            enough = len(answers) >= wanted and (wanted > 1 or not greeter.open)
-            patient = not self._config.tolerant or greeter.open or waited < self._config.start_timeout
-            if enough or (answers and not patient):
+            # Who is connected and has been asked is starting Python and importing torch.
+            wait.seconds = self._setup_seconds if greeter.open else self._config.start_timeout
+            if len(answers) >= wanted and (wanted > 1 or not greeter.open):
                 break
-            if waited > SETUP_SECONDS:
-                why = f"{len(answers)} of {wanted} node(s) were there after {SETUP_SECONDS:g} s"
-                raise ExchangeError(f"{why}: {self._unheard()}" if greeter.failures else why)
+            if wait.over and answers and self._config.tolerant:
+                break
+            if wait.over:
+                why = f"still missing after {wait.seconds:g} s (start-timeout): {self._missing(wanted)}"
+                raise ExchangeError(f"{why}; {self._unheard()}" if greeter.failures else why)
+            wait.tell(self._missing(wanted))
             time.sleep(pause)
             pause = min(0.25, 1.2 * pause)
+        wait.end()
         return dict(sorted(answers.items(), key=lambda item: (item[1].partition_id, item[0])))
+
+    @property
+    def _setup_seconds(self) -> float:
+        return max(SETUP_SECONDS, self._config.start_timeout)
+
+    def _missing(self, wanted: int) -> str:
+        """How many of so many nodes have not said what they are, and which, as far as the federation's folder tells."""
+        answers = self._greeter.answers.values()
+        there, count = {answer.name for answer in answers}, max(1, wanted - len(answers))
+        names = [name for name in node_names() if name not in there]
+        which = f": {'one of ' if len(names) > count else ''}{listed(names)}" if names else ""
+        asked = len(self._greeter.open)
+        return f"{count} of {wanted} node(s){which}" + (f" ({asked} connected, not heard so far)" if asked else "")
 
     def _unheard(self) -> str:
         """Why nodes have not said what they are."""
-        return "; ".join(f"node {node}: {failure.reason}" for node, failure in self._greeter.failures.items())
+        failures = self._greeter.failures
+        return "; ".join(f"{failure.called(node)}: {failure.reason}" for node, failure in failures.items())
 
     def _places(self, answers: Answers) -> int:
         """How many nodes to wait for: what they know of their siblings; on devices, when resumed, as many as before.
@@ -209,12 +248,14 @@ class Roster:
         TooFewClients
             If none is within ``start-timeout``.
         """
-        deadline = time.monotonic() + self._config.start_timeout
+        wait = Wait(self._directory, self._config.start_timeout)
         while not self.present():
             self.take_back()
-            if time.monotonic() > deadline:
+            if wait.over:
                 raise TooFewClients(f"all nodes have left: {self.reasons()}")
+            wait.tell(self.reasons())
             time.sleep(0.2)
+        wait.end()
 
     def lose(self, node: int, failure: Failure, when: str = "") -> None:
         """A node did not do what it had to; the run goes on without it if it may.
@@ -328,14 +369,20 @@ class Roster:
             checkpoints=tuple(self.kept_rounds()),
             sent=sent,
         )
-        content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**self._config.values()})})
+        config = self._config
+        if self._own and config.dataset == "folder":
+            # Classes, and the range of images of more than 8 bits, are the server's to say: a device sees a part.
+            levels = assembly.data_of(config)[-1].levels
+            config = config.replace(classes=listed_classes(self._classes), levels=levels)
+        content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**config.values()})})
         if states:
             content[STATES] = pack_states(states)
         return Message(content, member.node, "query.assign")
 
     def _read_assigned(self, node: int, reply: Message) -> AssignAnswer:
         member = self.of_node(node)
-        return assigned(reply.content, member.clients, self.versions_of(member))
+        columns = len(self._counted) if self._own else 0
+        return assigned(reply.content, member.clients, self.versions_of(member), columns)
 
     def kept_rounds(self) -> list[int]:
         """The rounds whose states the nodes keep: of those there are checkpoints, which do not have the states."""
@@ -362,14 +409,33 @@ class Roster:
             If its data do not fit the server's.
         """
         if answer.classes != self._classes:  # with images of their own (dataset "folder"), nodes may not have the same
-            raise UserError(printable(f"{member} has the classes {answer.classes}, and the server {self._classes}"))
+            raise UserError(printable(f"it has the classes {answer.classes}, and the server {self._classes}"))
         self.sizes |= dict(zip(member.clients, answer.sizes, strict=True))
         for client, version in zip(member.clients, answer.versions, strict=True):
             if not version and self._versions[client]:
                 log.warning("%s has no state of client %d, which starts from its initial segment", member, client)
             elif version < self._versions[client]:
                 log.warning("%s has the state of client %d as after round %d only", member, client, version)
+        if answer.held is not None:
+            self.held[member.node] = answer.held
+        if self._own:
+            self._count(member, answer)
         member.seated = True
+
+    @property
+    def _own(self) -> bool:
+        """Whether the nodes' data are their own."""
+        return self._config.partition == "own"
+
+    def _count(self, member: Member, answer: AssignAnswer) -> None:
+        """Take note of how many images of each class a node has, and write it down; 0 of those that have not come."""
+        for client, counts in zip(member.clients, answer.by_client(), strict=True):
+            self._counts[client] = counts
+            each = ", ".join(f"{name} {count}" for name, count in zip(self._counted, counts, strict=True))
+            log.info("%s: client %d has %d train images: %s", member, client, sum(counts), printable(each))
+        none = (0,) * len(self._counted)
+        every = [self._counts.get(client, none) for client in assembly.clients(self._config)]
+        self._directory.partition(self._counted, every)
 
     def reasons(self) -> str:
         """Why nodes are away, as part of a sentence."""

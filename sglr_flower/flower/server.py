@@ -60,17 +60,24 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         if config.evaluate == "server":
-            datasets.ensure_present(config.dataset, config.data_dir)  # once here, before all nodes would
+            datasets.ensure_present(
+                config.dataset, config.data_dir, assembly.data_of(config)[-1]
+            )  # once here, before all nodes would
+            assembly.pin_data(config)
             assembly.splits(config)  # read now, while the nodes are being started, and kept
+            for note in datasets.notes(*assembly.data_of(config)):
+                log.info("%s", note)
         with ExitStack() as stack:
             streams = _open_port(config)
             if streams is not None:
                 stack.callback(streams.stop)
             summary = SplitStrategy(grid, config, directory, streams).start()
         totals = summary.totals
+        if not totals.scored:
+            log.info("no client has test samples, so there is no test %s", totals.score.words)
+            return
         log.info(
-            "test %s %s over %d clients, each at its best validation round",
+            "test %s %s over the clients, each at its best validation round",
             totals.score.words,
             totals.score.text(totals.test_score_mean, totals.test_score_std),
-            config.num_clients,
         )

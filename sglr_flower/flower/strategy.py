@@ -31,6 +31,7 @@ from sglr_flower.flower.protocol import ARRAYS, ORDER, EvaluateMetrics, Evaluate
 from sglr_flower.flower.replies import SegmentCheck, Trained, evaluated, tensors_of
 from sglr_flower.flower.roster import SETUP_SECONDS, Roster
 from sglr_flower.flower.seating import Member, clients_of
+from sglr_flower.flower.waiting import Wait
 from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodes import Attended, OpenRound, Weights
@@ -165,13 +166,15 @@ class SplitStrategy(Strategy):
 
     @contextmanager
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
-        """Open a client-side evaluation."""
+        """Open a client-side evaluation on the nodes that have something to score their clients on."""
         self.roster.wait_for_anybody()
-        here = {member.node: member for member in self.roster.present()}
+        here = {member.node: member for member in self._scored()}
         messages = self.configure_evaluate(server_round, _arrays(shared), ConfigRecord(), self._grid)
         up, _ = assembly.wire_codecs(self._config)
         checks: dict[int, FrameCheck] = {
-            node: EvaluateCheck(server_round, member.clients, *self._frame, self._config.evaluate_samples, up)
+            node: EvaluateCheck(
+                server_round, member.clients, *self._frame, self._config.evaluate_samples, up, self._splits(member)
+            )
             for node, member in here.items()
         }
 
@@ -278,8 +281,11 @@ class SplitStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """One message for each node that is there, which opens its client-side evaluation; ``arrays`` as above."""
-        return [self._evaluation(member, server_round, arrays) for member in self.roster.present()]
+        """A message for each node that is there and has something to score on: it opens the client-side evaluation.
+
+        ``arrays`` as above.
+        """
+        return [self._evaluation(member, server_round, arrays) for member in self._scored()]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing: the server has scored what the nodes sent, step by step."""
@@ -289,19 +295,28 @@ class SplitStrategy(Strategy):
 
     def _attend(self, plan: RoundPlan, number: int) -> Attendance:
         """Those of the round's clients that are there, once they are enough or too much time has passed."""
-        began = time.monotonic()
+        wait = Wait(self._directory, self._config.start_timeout)
         while True:
             self.roster.take_back()
             attendance = Attendance(self.roster, plan, number, self._config.min_clients)
-            waited = time.monotonic() - began
             # A node that left a moment ago may be back in a moment: it has to be asked and to answer.
-            hopeful = self.roster.left_lately and waited < RETURN_SECONDS
+            hopeful = self.roster.left_lately and wait.waited < RETURN_SECONDS
             done = attendance.complete or (attendance.enough and not hopeful)
-            if done or waited > self._config.start_timeout:
+            if done or wait.over:
                 self.roster.left_lately = False
+                wait.end()
                 return attendance
             self._directory.status(force=False, node_table=attendance.entries())
+            wait.tell(self.roster.reasons())
             time.sleep(0.2)
+
+    def _splits(self, member: Member) -> tuple[str, ...]:
+        """What a node has images of to score its clients on."""
+        held = self.roster.held.get(member.node, (1, 1))
+        return tuple(split for split, images in zip(("validation", "test"), held, strict=True) if images)
+
+    def _scored(self) -> list[Member]:
+        return [member for member in self.roster.present() if self._splits(member)]
 
     def _lose(self, node: int, failure: Failure) -> None:
         """A node fails while no round is trained."""

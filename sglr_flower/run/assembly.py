@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import datasets, partition
+from sglr_flower.data import datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
+from sglr_flower.data.levels import AUTO
+from sglr_flower.data.options import Options
 from sglr_flower.data.samples import Samples, Share, one
 from sglr_flower.data.source import Source, subset
 from sglr_flower.data.targets import Classes, Kind, Several, Values, to_targets
@@ -54,7 +56,7 @@ def plan(config: RunConfig, server_round: int) -> RoundPlan:
         average_over=config.splitavg_over,
         gradient_scale=config.cut_gradient_scale,
         loss=losses.get(config.loss),
-        augment=functools.partial(augment, flip=datasets.flips(*_data(config))) if config.augment != "none" else None,
+        augment=functools.partial(augment, flip=datasets.flips(*data_of(config))) if config.augment != "none" else None,
         client_schedule=splitlr.schedule(config.lr_schedule, config.num_server_rounds),
         server_schedule=splitlr.schedule(config.server_lr_schedule or config.lr_schedule, config.num_server_rounds),
         up=up,
@@ -130,24 +132,43 @@ def dtype(config: RunConfig) -> torch.dtype:
     return torch.float64 if config.dtype == "float64" else torch.float32
 
 
-def _data(config: RunConfig) -> tuple[str, str, int, int]:
-    """What says which data a run has."""
-    return config.dataset, config.data_dir, config.seed, config.image_size
+def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
+    """What says which data a run has: the arguments of `datasets.load`."""
+    kept = pinned.read(config.run_dir)
+    levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
+    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
+    return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
 def splits(config: RunConfig) -> Source:
     """The run's train, validation and test samples."""
-    return datasets.load(*_data(config))
+    return datasets.load(*data_of(config))
 
 
 def inputs(config: RunConfig) -> Inputs:
     """What a model reads of one sample of the run's data."""
-    return datasets.inputs(*_data(config))
+    return datasets.inputs(*data_of(config))
 
 
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
-    return datasets.targets(*_data(config))
+    return datasets.targets(*data_of(config))
+
+
+def pin_data(config: RunConfig) -> None:
+    """Keep in the run's folder what data it has, or compare them with what it has kept.
+
+    Raises
+    ------
+    UserError
+        They are others than those that the run began with.
+    """
+    if changed := datasets.pin(*data_of(config)):
+        where = f" in {config.data_dir}" if config.data_dir else ""
+        raise UserError(
+            f"the data{where} are not those that the run began with: {'; '.join(changed)}. Put them back, or go on "
+            f"with what is there now: sglr resume --changed-data {config.run_dir}"
+        )
 
 
 def scoring(config: RunConfig) -> score.Scoring:
@@ -225,9 +246,15 @@ def class_counts(config: RunConfig) -> tuple[tuple[str, ...], list[list[int]]]:
 
     Where there are no classes all samples are of one that is called "samples".
     """
+    return counts_of(config, {client: Share(splits(config).train, own) for client, own in enumerate(_shares(config))})
+
+
+def counts_of(config: RunConfig, data: Mapping[int, Share]) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The same of some clients' shares of `client_data`."""
     whole = splits(config)
     names = whole.classes or ("samples",)
-    return names, partition.class_counts(_labels(whole), _shares(config), len(names))
+    shares = [share.indices for share in data.values()]
+    return names, partition.class_counts(_labels(whole), shares, len(names))
 
 
 def _labels(source: Source) -> Tensor | int:
@@ -376,13 +403,22 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
             f"run-config key partition = 'own': method {config.method} needs the data of all clients in one place"
         )
     check_parts(config)
-    datasets.ensure_present(config.dataset, config.data_dir)
+    datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
+    if config.resume and config.evaluate == "server":
+        pin_data(config)
     network = model(config)
     _check_task(config, network)
     _check_trainable(config.model, network.client_segment(0))
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
+    if config.partition == "own" and own_data and config.evaluate == "server":
+        if config.dataset == "folder" and not config.data_dir:
+            raise UserError(
+                "run-config key evaluate = 'server': with dataset 'folder' and partition 'own' it needs data-dir, a "
+                "folder with images on the server; evaluate = 'client' scores each client on its own node's"
+            )
+        evaluation_images(config)
     if config.partition != "own" or not own_data:
         client_data(config, [])
         _check_loss(config)

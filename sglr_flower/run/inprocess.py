@@ -135,6 +135,7 @@ class InProcessNodes(LocalNodes):
     def evaluate(self, server_round: int, shared: Weights | None) -> Iterator[Link]:
         """A link to all cohorts' evaluation."""
         images = assembly.evaluation_images(self._config)
+        scored = self.cohorts if any(map(len, images.values())) else {}
         dtype, defence = assembly.dtype(self._config), assembly.defence(self._config)
         up, _ = assembly.wire_codecs(self._config)
         if shared is not None:
@@ -143,7 +144,7 @@ class InProcessNodes(LocalNodes):
         yield LocalLink(
             {
                 node: EvaluateSession(cohort.segments, dtype, server_round, images, cohort.memory_format, defence, up)
-                for node, cohort in self.cohorts.items()
+                for node, cohort in scored.items()
             }
         )
 
@@ -183,6 +184,7 @@ def run(config: RunConfig, num_nodes: int = 1) -> Summary:
     assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
+        assembly.pin_data(config)
         restored = directory.latest_checkpoint() if config.resume else None
         clients = assembly.clients(config)
         states = restored.client_states(clients) if restored else {}

@@ -122,10 +122,10 @@ def byte_columns(sent: Sent) -> dict[str, int]:
 
 
 def evaluation_columns(scores: Mapping[int, rounds.Score]) -> dict[str, Any]:
-    """The evaluation's part of a row, from the clients' scores (empty: all None)."""
+    """The evaluation's part of a row, over the clients that have a score (none: None)."""
     columns: dict[str, Any] = {}
     for split in ("validation", "test"):
-        tallies = [score.of(split) for score in scores.values()]
+        tallies = [tally for score in scores.values() if (tally := score.of(split)).samples]
         means = [tally.mean_score for tally in tallies]
         columns[f"{split}_score_mean"] = statistics.fmean(means) if tallies else None
         columns[f"{split}_score_std"] = statistics.pstdev(means) if tallies else None
@@ -135,11 +135,14 @@ def evaluation_columns(scores: Mapping[int, rounds.Score]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Best:
-    """A client's best validation round and its test score there, which is what the paper tests."""
+    """A client's best validation round and its test score there, which is what the paper tests.
+
+    Either is None where the client has no such samples; without validation samples it is the last round with a score.
+    """
 
     round: int
-    validation_score: float
-    test_score: float
+    validation_score: float | None
+    test_score: float | None
 
 
 @dataclass
@@ -164,9 +167,11 @@ class History:
         """Record a round."""
         self.rows.append(row)
         for client, own in scores.items():
-            found = own.validation.mean_score
-            if client not in self.best or self.score.better(found, self.best[client].validation_score):
-                self.best[client] = Best(row.round, found, own.test.mean_score)
+            found = own.validation.mean_score if own.validation.samples else None
+            tested = own.test.mean_score if own.test.samples else None
+            known = self.best[client].validation_score if client in self.best else None
+            if known is None or (found is not None and self.score.better(found, known)):
+                self.best[client] = Best(row.round, found, tested)
 
     def named_best(self, client: int) -> dict[str, Any] | None:
         """A client's best round by the names that files have; None before its first."""
@@ -196,15 +201,15 @@ class History:
 
     def totals(self) -> Totals:
         """What the rounds come to, and the score over clients at each one's best validation round."""
-        tested = [best.test_score for best in self.best.values()]
+        tested = [best.test_score for best in self.best.values() if best.test_score is not None]
         last = self.last_evaluated()
         return Totals(
             rounds=len(self.rows),
             steps=sum(row.steps for row in self.rows),
             seconds=sum(row.seconds for row in self.rows),
             step_seconds_median=statistics.median(row.step_seconds_median for row in self.rows),
-            test_score_mean=statistics.fmean(tested),
-            test_score_std=statistics.pstdev(tested),
+            test_score_mean=statistics.fmean(tested) if tested else math.nan,
+            test_score_std=statistics.pstdev(tested) if tested else math.nan,
             last_round_test_score_mean=_or_nan(last.test_score_mean if last else None),
             last_round_test_score_std=_or_nan(last.test_score_std if last else None),
             evaluated_images=last.evaluated_images if last else 0,

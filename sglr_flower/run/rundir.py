@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from sglr_flower.data import pinned
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import NodeRow, from_csv, to_csv
+from sglr_flower.run.settings import read_config, read_toml
 from sglr_flower.run.summary import Summary
 from sglr_flower.run.summary import read as read_summary
 
@@ -143,7 +145,10 @@ class RunDirectory:
         if code_dir and code_dir not in sys.path:
             sys.path.append(code_dir)
         try:
-            return RunConfig.parse(read_toml(self.path / "config.toml"))
+            values = read_config(self.path / "config.toml")
+            if values.get("dataset") == "folder":  # before there was the key, what an image file had below was seen
+                values = {"ground": "none", **values}
+            return RunConfig.parse({**values, "run-dir": str(self.path)})  # it may have been moved
         except UserError as error:
             raise UserError(f"{self.path / 'config.toml'} cannot be used: {error}") from None
 
@@ -298,6 +303,20 @@ class RunDirectory:
         """Write ``partition.json``: the class names, and for each client its number of samples of each class."""
         content = {"classes": list(classes), "counts": [list(row) for row in counts]}
         write_atomic(self.path / "partition.json", (json.dumps(content) + "\n").encode())
+
+    def take_changed_data(self, config: RunConfig) -> None:
+        """Go on with the data that are there now, instead of those that the run began with.
+
+        Raises
+        ------
+        UserError
+            They are of other classes.
+        """
+        kept = pinned.read(str(self.path))
+        if kept is not None and config.dataset == "folder":
+            pinned.refreshed(kept, Path(config.data_dir)).write(self.path)
+        elif kept is not None:
+            (self.path / pinned.FILE).unlink()
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint (see `checkpoint.latest`)."""

@@ -32,22 +32,25 @@ def scores(
 ) -> tuple[dict[int, Score], int]:
     """Score every client, on the server with the ``states`` it was sent or over the nodes; and the bytes it took.
 
+    A client whose node has no images to score it on has no score.
+
     Raises
     ------
     TooFewClients
         If no client is left to be scored.
     """
     if config.evaluate == "client":
+        before = nodes.absent
         with nodes.evaluate(server_round, shared) as link:
             found = evaluate_round(server, link, assembly.wire_codecs(config)[0], assembly.scoring(config))
         # Of who left in the middle only a part of the images was scored.
         found = {client: score for client, score in found.items() if client not in nodes.absent}
-        if not found:
+        if not found and nodes.absent - before:  # else no node has images to score on
             raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
         return found, link.sent.up + link.sent.down
     if shared is not None:  # all clients are the same: scored once
         found = _on_server(config, server, images, server_round, {0: shared})
-        return dict.fromkeys(assembly.clients(config), found[0]), 0
+        return dict.fromkeys(assembly.clients(config), found[0]) if found else {}, 0
     here = [client for client in assembly.clients(config) if client not in nodes.absent]
     if not here:
         raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
@@ -67,6 +70,8 @@ def _on_server(
     weights: Mapping[int, Weights | None],
 ) -> dict[int, Score]:
     """Score some clients on the server; those without weights have their initial segments."""
+    if not any(map(len, images.values())):
+        return {}
     network = assembly.model(config)
     template = network.client_segment(0)
     segments: dict[int, torch.nn.Module] = {}

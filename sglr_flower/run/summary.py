@@ -73,6 +73,11 @@ class Totals:
     evaluation_bytes: Count
     score: Score = ACCURACY
 
+    @property
+    def scored(self) -> bool:
+        """Whether anybody had test samples; else the scores are nan."""
+        return self.evaluated_images != 0
+
     def named(self) -> dict[str, Any]:
         """By the names that the file has."""
         counted = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "score"}

@@ -54,7 +54,7 @@ class ProgressView:
         self._first_round: int | None = None
         self._started = time.monotonic()
         self._shown = -1
-        self._announced = ""
+        self._announced = self._waiting = ""
         self._warnings, self._said = warnings, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -80,7 +80,9 @@ class ProgressView:
             self._live.stop()
 
     def _renderable(self) -> RenderableType:
-        return Group(self._progress, node_table(self._nodes)) if self._nodes else self._progress
+        below = [node_table(self._nodes)] if self._nodes else []
+        below += [Text(printable(self._waiting))] if self._waiting and self._console.is_terminal else []
+        return Group(self._progress, *below) if below else self._progress
 
     def update(self) -> None:
         """Show how far the run is now."""
@@ -98,6 +100,7 @@ class ProgressView:
             self._first_round, self._started = int(status["round"]), time.monotonic()
         figures = self._figures(status, done + part)
         description = f"round {status.get('round', 1)}/{self._rounds}" if "round" in status else "starting the nodes"
+        self._say_who_is_awaited(status.get("waiting", ""))
         self._progress.update(self._task, completed=done + part, description=description, figures=figures)
         self._nodes = cast("list[NodeEntry]", status.get("node_table", []))
         if not self._console.is_terminal:
@@ -113,6 +116,12 @@ class ProgressView:
                 style = "yellow" if saying["failed"] else ""
                 self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
         self._said = len(sayings)
+
+    def _say_who_is_awaited(self, line: str) -> None:
+        """Whom the server waits for: below the bar, or as a line where there is none."""
+        if line and line != self._waiting and not self._console.is_terminal:
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self._waiting = line
 
     def _say_who_left(self, server_round: int) -> None:
         """A line for each node that left or returned since the last look."""
@@ -186,10 +195,13 @@ def closing_table(summary: Summary, run_dir: Path) -> Table:
     loss = f"{totals.train_loss:.4f}" if math.isfinite(totals.train_loss) else _DIVERGED
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
     tested = _score(score, totals.test_score_mean, totals.test_score_std, one)
-    last = _score(score, totals.last_round_test_score_mean, totals.last_round_test_score_std, one)
+    on = f" on {totals.evaluated_images or 0:,} samples ({of} best validation round)"
+    last = _score(score, totals.last_round_test_score_mean, totals.last_round_test_score_std, one) + ", "
+    if not totals.scored:
+        tested, on, last = "none: no client has test samples", "", ""
     rows = {
-        f"test {score.words}": f"{tested} on {totals.evaluated_images or 0:,} samples ({of} best validation round)",
-        "last round": f"{last}, training loss {loss}",
+        f"test {score.words}": tested + on,
+        "last round": f"{last}training loss {loss}",
         "clients, nodes": f"{summary.clients} on {summary.nodes}, exchange: {summary.exchange}",
         "rounds, steps": f"{totals.rounds}, {totals.steps}",
         "time": f"{_duration(totals.seconds)}, median step {1000 * totals.step_seconds_median:.0f} ms",

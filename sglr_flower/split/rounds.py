@@ -7,6 +7,7 @@ the server reaches the sessions of all nodes. Every exchange is a link; `LocalLi
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,10 @@ class TrainSession:
 
 
 class EvaluateSession:
-    """A node's side of an evaluation: smashed data of its validation, then of its test samples, in chunks."""
+    """A node's side of an evaluation: smashed data of its validation, then of its test samples, in chunks.
+
+    One of the two may have no samples.
+    """
 
     def __init__(
         self,
@@ -104,7 +108,7 @@ class EvaluateSession:
         self._chunks = [
             (split, indices)
             for split in ("validation", "test")
-            if split in samples
+            if split in samples and len(samples[split])
             for indices in torch.arange(len(samples[split])).split(size)
         ]
         self._samples = samples
@@ -290,13 +294,13 @@ class Tally:
 
     @property
     def mean_score(self) -> float:
-        """Per sample: of classes the accuracy, in [0, 1]."""
-        return self.score / self.samples
+        """Per sample: of classes the accuracy, in [0, 1]; of no samples nan."""
+        return self.score / self.samples if self.samples else math.nan
 
     @property
     def mean_loss(self) -> float:
-        """Per sample: of classes the cross-entropy, nats."""
-        return self.loss / self.samples
+        """Per sample: of classes the cross-entropy, nats; of no samples nan."""
+        return self.loss / self.samples if self.samples else math.nan
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from sglr_flower.data.datasets import ensure_present, load, targets
+from sglr_flower.data.options import Options
+from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 
 
@@ -75,6 +77,48 @@ def test_hidden_folders_and_other_files_are_no_classes_and_sub_folders_are_searc
     assert sum(map(len, (splits.train, splits.validation, splits.test))) == 11
 
 
+CLASSES = Options(classes=("cat", "dog", "eel"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sizes"),
+    [
+        ({"cat": 12, "eel": 12}, {}, [16, 3, 5]),  # no folder of a class
+        ({"cat": 12, "dog": 0, "eel": 12}, {}, [16, 3, 5]),  # an empty one
+        ({"cat": 12, "dog": 12, "eel": 3}, {}, [18, 3, 6]),  # too few to have one of each in test
+        ({"dog": 7}, {}, [5, 0, 2]),  # one class alone
+        ({"dog": 5}, {}, [5, 0, 0]),  # nothing to spare
+        ({"eel": 1}, {}, [1, 0, 0]),
+        ({"cat": 12}, {"eel": 2}, [10, 2, 2]),
+        ({"cat": 12}, {"eel": 0}, [8, 1, 3]),
+    ],
+)
+def test_with_classes_given_a_folder_has_any_part_of_them(tmp_path, train, test, sizes):
+    write(tmp_path, "train", train)
+    write(tmp_path, "test", test)
+    splits = load("folder", str(tmp_path), 0, options=CLASSES)
+    assert targets("folder", "/nowhere", options=CLASSES) == Classes(("cat", "dog", "eel"))
+    assert splits.classes == ("cat", "dog", "eel")
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == sizes
+    numbers = {"cat": 0, "dog": 1, "eel": 2}
+    counts = torch.bincount(torch.cat([splits.train.labels, splits.validation.labels, splits.test.labels]), minlength=3)
+    assert counts.tolist() == [train.get(name, 0) + test.get(name, 0) for name in numbers]
+    assert splits.test.images.shape[1:] == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        ({"cat": 3, "fox": 1}, "has the class 'fox', which is none of the run's: cat, dog, eel"),
+        ({"cat": 0}, "has no image of any class (cat, dog, eel)"),
+    ],
+)
+def test_with_classes_given_a_folder_has_none_beside_them(tmp_path, train, sentence):
+    write(tmp_path, "train", train)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load("folder", str(tmp_path), 0, options=CLASSES)
+
+
 @pytest.mark.parametrize("use", [targets, ensure_present, lambda *arguments: load(*arguments, 0)])
 def test_data_dir_is_needed(use, monkeypatch, tmp_path):
     monkeypatch.setenv("SGLR_DATA_DIR", str(tmp_path))
@@ -88,7 +132,7 @@ def test_data_dir_is_needed(use, monkeypatch, tmp_path):
         ({}, "it must have a folder train with a folder of images for every class (No such file or directory)"),
         ({"train": {}}, "for each of two or more classes: it has none"),
         ({"train": {"cat": 5}}, "for each of two or more classes: it has cat"),
-        ({"train": {"cat": 9, "dog": 0}}, "train/dog has no image: add some (.jpg, .jpeg, .png"),
+        ({"train": {"cat": 9, "dog": 0}}, "train/dog has no image: add some (.jpg, .png, .tif or any other format"),
         (
             {"train": {"cat": 9, "dog": 4}},
             "train/dog has 4 of the at least 5 images that every class needs",

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from sglr_flower.data.images import read_image, resize
+from sglr_flower.data import images
+from sglr_flower.data.images import read_image, read_picture, resize
+from sglr_flower.data.options import Options
 from sglr_flower.errors import UserError
 
 
@@ -26,8 +28,8 @@ def test_resize_is_torchvisions_on_pil_images(source, size, channels):
 
 
 def test_resize_leaves_images_of_the_size_as_they_are():
-    images = torch.from_numpy(levels(2, 3, 8, 8))
-    assert resize(images, 8) is images
+    stored = torch.from_numpy(levels(2, 3, 8, 8))
+    assert resize(stored, 8) is stored
 
 
 def test_read_image_resizes_and_keeps_colours_apart(tmp_path):
@@ -62,10 +64,74 @@ def test_sixteen_bits_become_eight_without_clipping(tmp_path):
     assert torch.equal(read[0].flatten().int(), torch.arange(256, dtype=torch.int32))
 
 
-def test_levels_of_unknown_range_are_refused(tmp_path):
-    Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "image.tif")
-    with pytest.raises(UserError, match=r"image\.tif has levels of 32 bits"):
-        read_image(tmp_path / "image.tif", 3, 16)
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [(np.arange(256), 8), (np.arange(256) << 2, 10), (np.arange(256) << 4, 12), (np.arange(256) << 6, 14)],
+)
+def test_values_of_fewer_bits_than_their_file_keep_their_range(tmp_path, values, bits):
+    Image.fromarray(values.astype(np.uint16).reshape(16, 16)).save(tmp_path / "image.tif")
+    every = torch.arange(256, dtype=torch.uint8).expand(3, -1)
+    assert torch.equal(read_image(tmp_path / "image.tif", 3, 16).flatten(1), every)
+    assert torch.equal(read_image(tmp_path / "image.tif", 3, 16, Options(levels=str(bits))).flatten(1), every)
+    darker = read_image(tmp_path / "image.tif", 1, 16, Options(levels="16")).flatten()
+    assert torch.equal(darker.int(), torch.arange(256, dtype=torch.int32) >> (16 - bits))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "levels"),
+    [
+        (0.0, 1.0, np.float32, "auto"),
+        (-3.0, 5.0, np.float32, "auto"),
+        (0.0, 2.0, np.float32, "0:2"),
+        (-70_000, 900_000, np.int32, "auto"),
+    ],
+)
+def test_values_of_32_bits_have_their_own_range(tmp_path, low, high, dtype, levels):
+    values = np.linspace(low, high, 256).astype(dtype)
+    Image.fromarray(values.reshape(16, 16)).save(tmp_path / "image.tif")
+    read = read_image(tmp_path / "image.tif", 1, 16, Options(levels=levels)).flatten()
+    assert (read.int() - torch.arange(256)).abs().max() <= (dtype is np.int32)  # whole numbers are rounded before
+
+
+def test_values_that_are_no_numbers_are_black(tmp_path):
+    values = np.array([[np.nan, 0.0], [0.5, 1.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    assert read_image(tmp_path / "image.tif", 1, 2).flatten().tolist() == [0, 0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("ground", "seen"), [("white", [255] * 3), ("black", [0] * 3), ("#0080ff", [0, 128, 255]), ("none", [10, 20, 30])]
+)
+def test_what_is_seen_through_a_transparent_image(tmp_path, ground, seen):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png", 3, 8, Options(ground=ground))[:, 4, 4].tolist() == seen
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(tmp_path / "image.gif", transparency=1)
+    assert read_image(tmp_path / "image.gif", 3, 8)[:, 4, 4].tolist() == [255, 255, 255]
+
+
+def test_of_several_frames_the_first(tmp_path):
+    frames = [Image.new("L", (8, 8), level) for level in (50, 200)]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    read = read_picture(tmp_path / "image.gif", 1, 8)
+    assert read.frames
+    assert read.pixels.eq(50).all()
+
+
+def test_a_very_large_jpeg_is_read_small_and_others_are_one_sentence(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(images, "_MOST_PIXELS", 200 * 200)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself would refuse both
+    Image.new("RGB", (800, 600), (0, 200, 0)).save(tmp_path / "large.jpg")
+    Image.new("RGB", (800, 600), (0, 200, 0)).save(tmp_path / "large.png")
+    assert read_image(tmp_path / "large.jpg", 3, 16)[1].float().mean() == pytest.approx(200, abs=2)
+    with pytest.raises(UserError, match=r"large\.png cannot be read \(800 x 600 pixels, more than 0 million\)"):
+        read_image(tmp_path / "large.png", 3, 16)
+    assert not recwarn.list
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_a_photo_is_turned_upright(tmp_path):

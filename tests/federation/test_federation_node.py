@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import ssl
+import threading
 from pathlib import Path
 
 import pytest
@@ -167,18 +169,34 @@ def refuse(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     return starts
 
 
-def test_a_key_that_was_never_taken_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = node.read_device(node_folder(tmp_path), None, None, "")
-    starts = refuse(monkeypatch, 5)
-    with pytest.raises(UserError, match="does not take the key of node beta"):
-        node.run(device, lambda line: None)
-    assert len(starts) == 1
+def test_a_node_waits_for_a_superlink_that_does_not_know_all_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a port that answers as the gate does."""
+    statuses, said = [503, 503, 200], list[str]()
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(node, "RETRY_SECONDS", 0.0)
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as port:
+        threading.Thread(target=port.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{port.server_port}"
+        node._wait_for_superlink(
+            node.read_device(node_folder(tmp_path, insecure=True), None, None, address), said.append
+        )
+        port.shutdown()
+    assert statuses == []
+    assert said == [f"node beta: waiting for the SuperLink at {address} (it is taking the keys of its nodes)"]
 
 
-def test_the_key_of_a_killed_node_is_tried_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_refused_is_tried_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = node.read_device(node_folder(tmp_path), None, None, "")
-    (device.folder / "supernode").mkdir()
-    (device.folder / "supernode" / node.TAKEN).write_text(node._digest(device))
     starts, said = refuse(monkeypatch, 3), list[str]()
     with pytest.raises(Ended):
         node.run(device, said.append)
@@ -186,7 +204,5 @@ def test_the_key_of_a_killed_node_is_tried_for_a_while(tmp_path: Path, monkeypat
     assert all("counts as connected for up to a minute" in line for line in said)
     monkeypatch.setattr(node, "REFUSED_SECONDS", 0.0)
     refuse(monkeypatch, 3)
-    with pytest.raises(UserError, match="does not take the key"):
+    with pytest.raises(UserError, match="does not take the key of node beta"):
         node.run(device, said.append)
-    (device.folder / "node.key").write_bytes(b"another")
-    assert not node._was_taken(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,16 @@ def post(app: App, path: str, caller: str, headers: dict[str, str]) -> tuple[int
 def test_whoever_calls_reaches_what_nodes_need(caller: str) -> None:
     assert status(FLEET, caller) == 200
     assert status("/health", caller) == 200
+
+
+def test_it_is_not_up_for_nodes_before_their_keys_are_known(tmp_path: Path) -> None:
+    """Also not for those on its own machine; what the server itself needs until then goes through."""
+    behind = Starlette(routes=[Route("/{rest:path}", lambda request: PlainTextResponse("up"), methods=["POST"])])
+    gate = Gate(behind, [], tmp_path / "ready")
+    assert post(gate, "/health", DEVICE, {}) == post(gate, "/health", LOOPBACK, {}) == (503, "")
+    assert post(gate, CONTROL, LOOPBACK, {}) == post(gate, FLEET, DEVICE, {}) == (200, "up")
+    (tmp_path / "ready").touch()
+    assert post(gate, "/health", DEVICE, {}) == (200, "up")
 
 
 @pytest.mark.parametrize("path", [CONTROL, RUNTIME])

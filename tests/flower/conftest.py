@@ -6,7 +6,7 @@ import pytest
 from flower.fakegrid import Clock
 from flwr.supercore.task_identity import TaskIdentity
 
-from sglr_flower.flower import delivery, greeting, roster, strategy
+from sglr_flower.flower import delivery, greeting, roster, strategy, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +20,6 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time of the server's side."""
     made = Clock()
-    for module in (delivery, greeting, roster, strategy):
+    for module in (delivery, greeting, roster, strategy, waiting):
         monkeypatch.setattr(module, "time", made)
     return made

@@ -68,9 +68,13 @@ REASONS: dict[str, tuple[Reply, Failure]] = {
     ),
     "silent error": (saying(Error(2, "")), Failure("it gave no reason")),
     "refused": (saying(RecordDict({ANSWER: Refusal("its\nsentence").to_record()})), Failure("its sentence", True)),
+    "refused by name": (
+        saying(RecordDict({ANSWER: Refusal("its sentence", "attic").to_record()})),
+        Failure("its sentence", True, name="attic"),
+    ),
     "refused with more": (
         saying(RecordDict({ANSWER: ConfigRecord({"error": "x", "more": 1})})),
-        Failure("its refusal: unknown key 'more'; its keys are error", nonsense=True),
+        Failure("its refusal: unknown key 'more'; its keys are error, name", nonsense=True),
     ),
     "another app's": (saying(RecordDict()), Failure("its reply is not one of this app's", nonsense=True)),
     "odd": (

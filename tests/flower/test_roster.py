@@ -13,16 +13,17 @@ from flwr.app import Error, RecordDict
 
 from sglr_flower.errors import TooFewClients, UserError
 from sglr_flower.exchange.wire import ExchangeError
+from sglr_flower.federation.folder import VARIABLE
 from sglr_flower.flower.attendance import Attendance
 from sglr_flower.flower.delivery import Failure
 from sglr_flower.flower.greeting import ASK_SECONDS
-from sglr_flower.flower.protocol import AssignOrder, HelloAnswer
+from sglr_flower.flower.protocol import ANSWER, AssignOrder, HelloAnswer, Refusal
 from sglr_flower.flower.roster import NOT_YET, Roster
 from sglr_flower.flower.seating import Seating
 from sglr_flower.flower.staterecords import STATES, unpack_states
 from sglr_flower.run import assembly, checkpoint
 from sglr_flower.run.config import RunConfig
-from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.rundir import RunDirectory, read_json
 
 SETTINGS: dict[str, Any] = {
     "model": "flower.smallnet:network",
@@ -87,13 +88,65 @@ def test_two_nodes_of_one_partition_are_not_numbered(tmp_path: Path, clock: Cloc
 def test_a_node_config_with_no_number_is_the_nodes_own_sentence(tmp_path: Path, clock: Clock) -> None:
     made = devices(tmp_path)
     made[0].context.node_config["partition-id"] = "one"
-    with pytest.raises(UserError, match="node-config key partition-id = 'one': it should be a whole number from 0"):
+    said = r"node device-0 \(11\): node-config key partition-id = 'one': it should be a whole number from 0"
+    with pytest.raises(UserError, match=said):
         roster(tmp_path, FakeGrid(made)).gather(None)
 
 
-def test_a_strict_run_waits_for_all_and_gives_up(tmp_path: Path, clock: Clock) -> None:
-    with pytest.raises(ExchangeError, match=r"1 of 2 node\(s\) were there after 300 s$"):
+def test_a_strict_run_waits_for_all_and_gives_up_after_start_timeout(tmp_path: Path, clock: Clock) -> None:
+    began = clock.now
+    with pytest.raises(ExchangeError, match=r"^still missing after 20 s \(start-timeout\): 1 of 2 node\(s\)$"):
         roster(tmp_path, FakeGrid(devices(tmp_path)[:1])).gather(None)
+    assert 20 < clock.now - began < 21
+
+
+def test_it_says_for_whom_it_waits_by_the_names_of_the_federation(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "lab" / "keys"
+    keys.mkdir(parents=True)
+    for name in ("device-0", "device-1", "attic"):
+        (keys / f"{name}.pub").touch()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "lab"))
+    grid, told = FakeGrid(devices(tmp_path, 3)[:2]), list[str]()
+    waiting = roster(tmp_path, grid, **{"start-timeout": 40.0})
+    status = RunDirectory.status
+
+    def noted(self: RunDirectory, **changes: Any) -> None:
+        told.extend([changes["waiting"]] if "waiting" in changes else [])
+        status(self, **changes)
+
+    monkeypatch.setattr(RunDirectory, "status", noted)
+    with pytest.raises(ExchangeError, match=r"1 of 3 node\(s\): attic$"):
+        waiting.gather(None)
+    assert told == [f"waiting for 1 of 3 node(s): attic, {left} s left (start-timeout)" for left in (25, 10)]
+
+
+def test_a_node_that_is_slow_to_read_its_data_is_named(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    made = devices(tmp_path)
+    made[0].changes["query.assign"] = lambda content: None
+    gathered = roster(tmp_path, FakeGrid(made), **TOLERANT)
+    gathered.gather(None)
+    assert gathered.reasons() == "node device-0 (11): no reply within 300 s"
+    assert "waiting for 1 node(s) that make their data ready: node device-0 (11), 285 s left" in caplog.text
+    assert read_json(tmp_path / "run" / "status.json")["waiting"] == ""
+
+
+def test_a_strict_run_ends_with_the_first_node_that_cannot_not_when_the_others_have_answered(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """One device has no such data and another's answer is lost: it is not waited for."""
+    made = devices(tmp_path, 3)
+    made[0].changes["query.assign"] = lambda content: None
+    made[1].changes["query.assign"] = lambda content: RecordDict({ANSWER: Refusal("no images", "device-1").to_record()})
+    began = clock.now
+    with pytest.raises(UserError, match=r"^node device-1 \(12\): no images$"):
+        roster(tmp_path, FakeGrid(made)).gather(None)
+    assert clock.now - began < 1
 
 
 def test_a_tolerant_run_begins_without_one_which_takes_its_place_later(tmp_path: Path, clock: Clock) -> None:
@@ -231,7 +284,7 @@ def test_when_all_have_left_and_nobody_comes_back(two: tuple[Roster, FakeGrid], 
 @pytest.mark.parametrize(
     ("failure", "error", "sentence"),
     [
-        (Failure("batch-size = 0", mistake=True), UserError, "batch-size = 0"),
+        (Failure("batch-size = 0", mistake=True), UserError, r"^node device-0 \(11\): batch-size = 0"),
         (Failure("no memory"), ExchangeError, r"node device-0 \(11\) failed: no memory"),
         (Failure("rubbish", nonsense=True), ExchangeError, r"node device-0 \(11\) failed: rubbish"),
     ],

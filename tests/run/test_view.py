@@ -213,3 +213,19 @@ def test_what_trackers_say_is_a_line_said_once(tmp_path: Path, warnings: bool, e
         view.update()
 
     assert output.getvalue().splitlines() == [said["sentence"] for said in expected]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_it_shows_for_whom_the_server_waits(tmp_path: Path, terminal: bool) -> None:
+    run = Run(tmp_path, terminal=terminal)
+
+    def see(waiting: str) -> None:
+        (tmp_path / "status.json").write_text(json.dumps({"state": "starting", "waiting": waiting}))
+        run.view.update()
+
+    see("waiting for attic, 25 s left")
+    see("waiting for attic, 25 s left")
+    assert [line for line in run.lines() if "attic" in line] == ([] if terminal else ["waiting for attic, 25 s left"])
+    assert ("waiting for attic" in shown(run.view._renderable())) == terminal
+    see("")
+    assert "attic" not in shown(run.view._renderable())

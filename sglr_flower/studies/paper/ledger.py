@@ -20,8 +20,9 @@ from filelock import FileLock
 
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, keys, parse_assignment
+from sglr_flower.run.config import RunConfig, keys
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.settings import parse_assignment
 from sglr_flower.studies.paper import progress
 from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell
 from sglr_flower.studies.paper.measures import CROSS_ENTROPY, EPSILON, LEAKAGE, Figures

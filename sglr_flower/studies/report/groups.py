@@ -88,8 +88,8 @@ class Group:
 
     @property
     def score(self) -> Estimate | None:
-        """The test score, of accuracy in [0, 1], each client at its best validation round; None while unfinished."""
-        results = [run.result.totals for run in self.runs if run.result is not None]
+        """The test score, of accuracy in [0, 1], each client at its best validation round; None if there is none."""
+        results = [run.result.totals for run in self.runs if run.result is not None and run.result.totals.scored]
         if not results:
             return None
         return _estimate([r.test_score_mean for r in results], [r.test_score_std for r in results])

@@ -170,7 +170,7 @@ def runs(report: Report) -> Table:
         for run in group.runs:
             done, rounds = len(run.rows), run.config.num_server_rounds
             state = "finished" if run.result else f"failed: {run.error}" if run.error else "unfinished"
-            tested = run.result.totals if run.result else None
+            tested = run.result.totals if run.result and run.result.totals.scored else None
             mean = Estimate(tested.test_score_mean, tested.test_score_std) if tested else None
             nodes = f"{run.result.nodes}, {run.result.exchange}" if run.result else NOTHING
             cells = (

@@ -149,7 +149,7 @@ def folder_target(model: Trained, folder: Path) -> Target:
         As `imagefiles.read_folder`.
     """
     folder = folder.expanduser().absolute()
-    images = imagefiles.read_folder(folder, model.classes, model.channels, model.image_size)
+    images = imagefiles.read_folder(folder, model.classes, model.channels, model.image_size, model.options)
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:6]  # there may be two folders of one name
     return Target(images, f"images-{folder.name}-{mark}", {"images": str(folder)})
 

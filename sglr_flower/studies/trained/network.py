@@ -17,6 +17,7 @@ from sglr_flower import imports, models
 from sglr_flower.data import datasets, tables
 from sglr_flower.data.download import DATA_DIR_VARIABLE
 from sglr_flower.data.inputs import to_input
+from sglr_flower.data.options import Options
 from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, checkpoint
@@ -72,6 +73,11 @@ class Trained:
     _shared: Mapping[str, Tensor] | None
     _client_segment: nn.Sequential
     _server_segment: nn.Sequential
+
+    @property
+    def options(self) -> Options:
+        """How its image files are read."""
+        return assembly.data_of(self.config)[-1]
 
     def network(self, client: int) -> nn.Sequential:
         """A client's segment and the server segment as one unsplit network.
@@ -164,7 +170,8 @@ class Trained:
     def best_client(self) -> int:
         """The client with the best validation score in the run's history, the first on a tie; else the first."""
         sign = 1 if self.history.score.higher_is_better else -1
-        scored = {client: sign * best.validation_score for client, best in self.history.best.items()}
+        best = {client: best.validation_score for client, best in self.history.best.items()}
+        scored = {client: sign * score for client, score in best.items() if score is not None}
         return max(self.clients, key=lambda client: (scored.get(client, -math.inf), -client))
 
 
@@ -192,7 +199,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
     shared = newest.shared_weights()
     states = client_states(directory.path, newest, config) if shared is None else {}
     classes = _classes(directory.path, config)
-    channels, size = datasets.channels(*_data(config)), datasets.inputs(*_data(config)).image_size
+    channels, size = datasets.channels(*assembly.data_of(config)), datasets.inputs(*assembly.data_of(config)).image_size
     if not classes or not channels or not size:
         raise UserError(
             f"{directory.path}: what is done with a trained network here is for square images of classes, and dataset "
@@ -233,12 +240,8 @@ def _classes(run_dir: Path, config: RunConfig) -> tuple[str, ...]:
     names = read_json(run_dir / "partition.json").get("classes") or ()
     if names and not imports.is_path(config.dataset) and config.dataset not in tables.NAMES:
         return tuple(names)
-    kind = datasets.targets(*_data(config))
+    kind = datasets.targets(*assembly.data_of(config))
     return tuple(names or kind.names) if isinstance(kind, Classes) else ()
-
-
-def _data(config: RunConfig) -> tuple[str, str, int, int]:
-    return config.dataset, config.data_dir, config.seed, config.image_size
 
 
 def client_states(run_dir: Path, newest: checkpoint.Checkpoint, config: RunConfig) -> Mapping[int, dict[str, Tensor]]:

@@ -57,7 +57,7 @@ def command(run_dir: Path, images: Sequence[Path], client: int | None, top: int,
     refused: list[str] = []
     for path in images:
         try:
-            read[path] = read_image(path, model.channels, model.image_size)
+            read[path] = read_image(path, model.channels, model.image_size, model.options)
         except UserError as error:  # the others are still predicted
             refused.append(str(error).rstrip("."))
     if read:

@@ -1,0 +1,115 @@
+"""Folders of images, one for each class: their names, and the files in them that are images."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from sglr_flower.errors import UserError
+
+_SYSTEM = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
+"""What systems leave in folders, in small letters, beside names that begin with a dot."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The image files of some class folders.
+
+    Attributes
+    ----------
+    files : tuple of (str, int)
+        Path and class number, by folder and name.
+    hidden : int
+        Hidden and system files and folders that were passed over, each folder as one.
+    others : Counter of str
+        Endings of files that are no images, such as ``.txt``, and how many files have them.
+    """
+
+    files: tuple[tuple[str, int], ...] = ()
+    hidden: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+
+@lru_cache(maxsize=1)
+def endings() -> frozenset[str]:
+    """The endings, in small letters, of all formats that the installed Pillow can read."""
+    from PIL import Image, ImageFile
+
+    def reads(name: str) -> bool:
+        opener = Image.OPEN[name][0] if name in Image.OPEN else None
+        is_stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+        return opener is not None and not is_stub and name != "MPEG"  # of a film Pillow knows the size alone
+
+    Image.init()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if reads(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's or an editor's rather than its user's."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def text(name: str) -> str:
+    r"""A file's or folder's name that can be shown and sent: composed, bytes that are not UTF-8 as ``\xNN``."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def class_folders(folder: Path) -> dict[str, str]:
+    """Name of each class that has a folder in ``folder``, in their order -> the name of that folder.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    UserError
+        Two of the folders' names look the same.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted((text(entry.name), entry.name) for entry in entries if entry.is_dir())
+    found: dict[str, str] = {}
+    for name, own in names:
+        if is_hidden(own):
+            continue
+        if name in found:
+            raise UserError(
+                f"Folder {text(str(folder))} has two folders whose names both read {name!r}, one composed and one of "
+                "letters and accents: put their images into one."
+            )
+        found[name] = own
+    return found
+
+
+def find(folder: Path, numbers: Mapping[str, int]) -> Found:
+    """Find all image files below some class folders, in folders of their own too.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Has the class folders.
+    numbers : Mapping of str to int
+        Name of each of these folders -> its class number.
+    """
+    files: list[tuple[str, int]] = []
+    hidden, others, known = 0, Counter[str](), endings()
+    for own, number in numbers.items():
+        reached: list[tuple[str, list[str]]] = []
+        for place, below, names in os.walk(folder / own, followlinks=True):
+            shown = [name for name in below if not is_hidden(name)]
+            hidden += len(below) - len(shown)
+            below[:] = shown
+            reached.append((place, names))
+        for place, names in sorted(reached):
+            for name in sorted(names):
+                ending = os.path.splitext(name)[1].lower()
+                if is_hidden(name):
+                    hidden += 1
+                elif ending in known:
+                    files.append((os.path.join(place, name), number))
+                else:
+                    others[ending or "no ending"] += 1
+    return Found(tuple(files), hidden, others)
