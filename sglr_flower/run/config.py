@@ -199,7 +199,7 @@ class RunConfig(BaseModel):
     nopeek_weight: float = Field(
         0.0,
         ge=0,
-        description="NoPeek: weight of the distance correlation between a client's images and its smashed data in its "
+        description="NoPeek: weight of the distance correlation between a client's inputs and its smashed data in its "
         "loss; 0: off",
     )
     smashed_clip: float = Field(
@@ -260,7 +260,7 @@ class RunConfig(BaseModel):
         "averages or hands on segments",
     )
     sample_order: Literal["every-epoch", "once"] = Field(
-        "every-epoch", description="a client's images are shuffled every epoch, or once and reused"
+        "every-epoch", description="a client's samples are shuffled every epoch, or once and reused"
     )
     exchange: Literal["auto", "stream", "grid"] = Field(
         "auto",
@@ -300,8 +300,8 @@ class RunConfig(BaseModel):
     )
     evaluate: Literal["server", "client"] = Field(
         "server",
-        description="server: client segments come up and are scored on the server's images; client: smashed "
-        "test images go up, no weights leave",
+        description="server: client segments come up and are scored on the server's samples; client: smashed "
+        "test samples go up, no weights leave",
     )
     evaluate_every: int = Field(
         1,
@@ -311,7 +311,7 @@ class RunConfig(BaseModel):
     evaluate_samples: int = Field(
         1000,
         ge=0,
-        description="validation images, and as many test images, scored per client at an evaluation; 0: all",
+        description="validation samples, and as many test samples, scored per client at an evaluation; 0: all",
     )
     stop_if_diverged: bool = Field(
         False,
