@@ -194,7 +194,8 @@ class RunConfig(BaseModel):
     )
     cut_gradient_scale: Literal["own", "joint"] = Field(
         "own",
-        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
+        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean: with sgd "
+        "a factor of the clients' number, with adam next to nothing, as its steps do not depend on a gradient's scale",
     )
     nopeek_weight: float = Field(
         0.0,
