@@ -218,6 +218,12 @@ def save(
     return folder
 
 
+def discard_unfinished(checkpoints: Path) -> None:
+    """Remove what a write that failed has left: on a full disk it takes the room of what is still to be said."""
+    for partial in checkpoints.glob(".round-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def rounds(checkpoints: Path) -> list[int]:
     """The rounds of the checkpoints in a folder, newest first."""
     return [int(folder.name.removeprefix("round-")) for folder in _rounds(checkpoints)]

@@ -591,6 +591,9 @@ class RunConfig(BaseModel):
         UserError
             With one sentence that names the first offending key, its value and what is allowed.
         """
+        for key, value in values.items():
+            if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+                raise UserError(f"run-config key {_kebab(key)} = {value!a}: it must be UTF-8 text")
         try:
             return cls.model_validate(hyphened(values))
         except ValidationError as error:
