@@ -113,7 +113,7 @@ class SegmentCheck:
         plan : RoundPlan
             The round, or the turn of it.
         sizes : Mapping[int, int]
-            Client -> train images, of those that trained there.
+            Client -> train samples, of those that trained there.
         whole : bool
             Whether it trained whole networks by itself.
 

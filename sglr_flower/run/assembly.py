@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import datasets, partition, pinned
+from sglr_flower.data import by, datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
 from sglr_flower.data.levels import AUTO
@@ -26,7 +27,7 @@ from sglr_flower.run import accounting, track, trial
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
 from sglr_flower.run.task import Task
-from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr
+from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr, vanishing
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
@@ -137,7 +138,15 @@ def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
     kept = pinned.read(config.run_dir)
     levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
-    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
+    options = Options(
+        config.class_names,
+        config.channels,
+        levels,
+        config.ground,
+        config.unreadable == "skip",
+        config.run_dir,
+        config.cache,
+    )
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
@@ -154,6 +163,14 @@ def inputs(config: RunConfig) -> Inputs:
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
     return datasets.targets(*data_of(config))
+
+
+def has_data(config: RunConfig) -> bool:
+    """Whether the server has the run's data: it must where it scores, and may where they are a folder."""
+    if config.evaluate == "server":
+        return True
+    is_folder = config.dataset == "folder" and config.partition != "own" and config.data_dir != ""
+    return is_folder and (Path(config.data_dir) / "train").is_dir()
 
 
 def pin_data(config: RunConfig) -> None:
@@ -266,6 +283,9 @@ def _labels(source: Source) -> Tensor | int:
 
 @functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
 def _shares(config: RunConfig) -> list[Tensor]:
+    if partition.parse(config.partition)[0] == "by":
+        values = by.of_train(config.partition, *data_of(config))
+        return by.shares(values, config.partition, config.num_clients, config.samples_per_client, config.seed)
     labels = _labels(splits(config))
     return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
 
@@ -415,13 +435,30 @@ def _joint(config: RunConfig) -> bool:
 
 def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
     """What can be trained and may not be meant, a sentence each; ``sizes``: client -> its number of samples."""
-    own = imports.is_path(config.model)
+    found, own = _remarks_on_averages(config), imports.is_path(config.model)
     if not own and config.batch_size > 1 and 1 not in sizes.values():
-        return []  # ours are as they are meant, and need not be built for this
+        return found  # ours are as they are meant, and need not be built for this
     parts, batch = _tried(config, model(config))
     outputs = trial.network(parts, batch).outputs if own else None
-    found = trial.remarks(parts, outputs, losses.get(config.loss))
+    found += trial.remarks(parts, outputs, losses.get(config.loss))
     return found + trial.ones(parts, sizes, config.batch_size, _joint(config))
+
+
+def _remarks_on_averages(config: RunConfig) -> list[str]:
+    """Whether SplitAvg over clients and samples gives the clients nothing to learn from, in a sentence."""
+    method, rounds = methods.get(config.method), (plan(config, 1), plan(config, config.num_server_rounds))
+    if config.splitavg_over == "clients" or method.cut_gradient is not splitavg.average:
+        return []
+    if not any(splitavg.num_active(each.phi, len(each.clients)) == len(each.clients) for each in rounds):
+        return []  # with fewer active it is the others' sum that they get, see docs/convergence.md
+    network = model(config.replace(autocast="none"))
+    if not vanishing.mean_vanishes(network.server_segment(), network.smashed_shape()):
+        return []
+    return [
+        "run-config key splitavg-over = 'clients-and-samples': with all clients active and batch norm where the server "
+        "segment begins, the mean cut gradient is zero whatever the loss, so the clients learn nothing: it should be "
+        "clients, or splitavg-phi smaller (docs/convergence.md)"
+    ]
 
 
 def _check_loss(config: RunConfig) -> None:
@@ -461,7 +498,7 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         )
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
-    if config.resume and config.evaluate == "server":
+    if config.resume and has_data(config):
         pin_data(config)
     network = model(config)
     _check_task(config, network)

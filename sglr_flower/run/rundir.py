@@ -46,6 +46,9 @@ UNDER_WAY = ("starting", "training")
 LAUNCH = "launch.toml"
 """File that says how `sglr run` started the run, for `sglr resume`."""
 
+KEPT_IMAGES = "images.safetensors"
+"""What `data.imagecache` keeps while the run lasts."""
+
 LOCK_SECONDS = 10.0
 """How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
 
@@ -172,6 +175,7 @@ class RunDirectory:
             import torch.utils.tensorboard  # noqa: F401 - half a second, while the nodes start
 
             yield
+            (self.path / KEPT_IMAGES).unlink(missing_ok=True)
             self.status(state="finished")
         except BaseException as error:
             if self._status:
