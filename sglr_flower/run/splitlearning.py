@@ -502,7 +502,12 @@ def _first_line(error: Exception) -> str:
 def _made(make: MakeModule, name: str, what: str) -> nn.Module:
     if isinstance(make, nn.Module) or not callable(make):
         raise UserError(f"{name}: it must be a function that makes {what}, not a {type(make).__name__}")
-    module = make()
+    try:
+        module = make()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own function does
+        raise UserError(f"{name}: making {what} fails with {imports.told(error, make)}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{name}: it must give a torch.nn.Module, not an {type(module).__name__}")
     return module

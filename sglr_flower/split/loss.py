@@ -153,10 +153,9 @@ def refusal(loss: Loss, outputs: Tensor, targets: Tensors) -> str:
             return f"it must give a scalar tensor, the mean over the samples, not {found}"
         mean.backward()
     except Exception as error:  # whatever the user's own function does
-        reason = str(error).strip().partition("\n")[0]
         several = [targets] if isinstance(targets, Tensor) else list(targets.values())
         kinds = " and ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (outputs, *several))
-        return f"it fails with outputs and targets of {kinds}: {reason}"
+        return f"it fails with outputs and targets of {kinds}: {imports.told(error)}"
     return "" if outputs.grad is not None else "it does not depend on the outputs"
 
 

@@ -225,6 +225,7 @@ def learning(name: str, *, counts: tuple[int, ...] = (16, 16), **changes: Any) -
 @pytest.mark.parametrize(
     ("name", "said", "counts"),
     [
+        ("typo", "lower: making a client segment fails with AttributeError: 'Sequential' object has no", (16, 16)),
         ("two_outputs", "lower: it must give one tensor, not a tuple", (16, 16)),
         ("detached", "lower and upper: lower gives a tensor without a graph", (16, 16)),
         (
