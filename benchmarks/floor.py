@@ -16,7 +16,8 @@ import torch
 
 from sglr_flower.models.compute import training_flops
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_config
 
 _SIDES = {"cpu": 1024, "cuda": 8192}
 """Type of device -> side of a matrix that is large enough to show its speed."""
@@ -56,7 +57,7 @@ def synchronize(place: torch.device) -> None:
 
 def main() -> None:
     """Write the seconds that a step's operations take at that speed."""
-    operations = step_operations(RunConfig.parse(read_toml(Path(sys.argv[1]))))
+    operations = step_operations(RunConfig.parse(read_config(Path(sys.argv[1]))))
     Path(sys.argv[2]).write_text(json.dumps([operations / operations_per_second()]), encoding="utf-8")
 
 

@@ -21,7 +21,8 @@ from benchmarks.floor import synchronize
 from sglr_flower.data.inputs import to_input
 from sglr_flower.data.samples import Share
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_config
 from sglr_flower.seeds import generator
 from sglr_flower.split.splitavg import draw_active
 
@@ -113,7 +114,7 @@ def weights(loop: PlainLoop) -> dict[str, dict[str, Tensor]]:
 
 def main() -> None:
     """Train as a run-config says; write the seconds per step."""
-    config = RunConfig.parse(read_toml(Path(sys.argv[1])))
+    config = RunConfig.parse(read_config(Path(sys.argv[1])))
     loop = PlainLoop(config)
     for server_round in range(1, config.num_server_rounds + 1):
         loop.round(server_round)

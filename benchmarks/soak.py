@@ -25,7 +25,7 @@ from benchmarks.deployment import Federation, federation
 from benchmarks.models import NARROW
 from benchmarks.progress import duration
 from sglr_flower.run import drawing
-from sglr_flower.run.rundir import read_json
+from sglr_flower.run.rundir import RunDirectory, read_json
 
 SECONDS_BETWEEN_SAMPLES = 2.0
 SAMPLES_BETWEEN_LINES = 15
@@ -78,14 +78,14 @@ def main(
             samples = list(watch(running, process, run_dir))
             if process.wait() != 0:
                 raise RuntimeError(f"the run failed:\n{run_dir.with_suffix('.log').read_text()[-3000:]}")
-            summary = read_json(run_dir / "summary.json")
-    assert summary["steps"] == steps
+            totals = RunDirectory(run_dir).summary().totals
+    assert totals.steps == steps
     growth = {name: slope(of) for name, of in by_process(samples).items()}
     result = {
         "machine": described,
         "run": settings,
         "steps": steps,
-        "step_seconds_median": summary["step_seconds_median"],
+        "step_seconds_median": totals.step_seconds_median,
         "growth_mb_per_1000_steps_second_half": growth,
         "samples": [asdict(sample) for sample in samples],
     }

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, keys, read_toml
+from sglr_flower.run.config import RunConfig, keys
+from sglr_flower.run.settings import read_config
 from sglr_flower.split import splitavg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ COMMAND = (
 
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
-    return RunConfig.parse(read_toml(ROOT / "configs" / "authors_command.toml"))
+    return RunConfig.parse(read_config(ROOT / "configs" / "authors_command.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_documents_values_are_the_configurations(document: str, config: RunC
     stated = {key: RunConfig.parse({**values, key: _read(text)}).values()[key] for key, text in named.items()}
     stated["splitavg-phi"] = 1.0  # stated for --comm_flag 0 too
     assert {key: values[key] for key in stated} == stated
-    assert set(read_toml(ROOT / "configs" / "authors_command.toml")) <= {*named, "splitavg-phi", "checkpoint-every"}
+    assert set(read_config(ROOT / "configs" / "authors_command.toml")) <= {*named, "splitavg-phi", "checkpoint-every"}
 
 
 def _read(text: str) -> str | float | int:

@@ -7,9 +7,10 @@ from typing import Any
 
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
+from sglr_flower.run.summary import Summary
 
 
-def run(run_dir: Path, **changes: Any) -> dict[str, Any]:
+def run(run_dir: Path, **changes: Any) -> Summary:
     """Train two clients on 16 digits each; returns the run's summary. ``changes``: run-config keys with underscores."""
     values = {
         "num-clients": 2,

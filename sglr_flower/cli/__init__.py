@@ -15,7 +15,8 @@ import typer
 
 from sglr_flower.cli import completion
 from sglr_flower.cli.app import app
-from sglr_flower.errors import UserError
+from sglr_flower.cli.run import TRACEBACK
+from sglr_flower.errors import UserError, traceback_of
 
 
 def main() -> None:
@@ -29,7 +30,10 @@ def main() -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
         from rich.console import Console
 
-        Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        if TRACEBACK in sys.argv and (details := traceback_of(error)):  # an option of the commands that train
+            console.print(details.rstrip())
+        console.print(f"sglr: {error}", style="red")
         sys.exit(1)
     except click.ClickException as error:
         error.show()

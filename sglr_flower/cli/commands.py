@@ -33,9 +33,10 @@ from sglr_flower.federation.connection import Connection
 from sglr_flower.federation.simulation import Resources, Simulation, check_fits, ray_was_late
 from sglr_flower.federation.submit import submit
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_cpus, slow_autocast
 from sglr_flower.run.rundir import LAUNCH, UNDER_WAY, RunDirectory, new_run_dir, read_json
+from sglr_flower.run.settings import parse_assignment, read_config, read_toml
 from sglr_flower.run.view import ProgressView, closing_table
 
 STOP_SECONDS = 60.0
@@ -109,7 +110,7 @@ def run(
     in_process: bool,
 ) -> None:
     """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
-    values: dict[str, Any] = read_toml(config) if config else {}
+    values: dict[str, Any] = read_config(config) if config else {}
     values |= dict(parse_assignment(text) for text in settings or [])
     if run_dir is not None:
         values["run-dir"] = str(run_dir)
@@ -161,10 +162,9 @@ def resume(run_dir: Path, *, changed_data: bool = False) -> None:
     directory = RunDirectory(run_dir.absolute())
     config = directory.read_config()
     launch = _read_launch(directory)
-    summary = read_json(directory.path / "summary.json")
-    if "rounds" in summary:
+    if directory.is_finished():
         Console().print("this run is finished already")
-        Console().print(closing_table(summary, directory.path))
+        Console().print(closing_table(directory.summary(), directory.path))
         return
     _wait_until_free(directory, launch)
     if changed_data:
@@ -262,7 +262,7 @@ def _train(checked: _Checked) -> None:
         _draw(directory.path)
     except Exception as error:  # the training is done and saved; a picture must not make it a failure
         console.print(f"the pictures could not be drawn: {error}", style="yellow", markup=False)
-    console.print(closing_table(read_json(directory.path / "summary.json"), directory.path))
+    console.print(closing_table(directory.summary(), directory.path))
 
 
 def _draw(run_dir: Path) -> None:

@@ -1,9 +1,14 @@
-"""Which client holds which training images.
+"""Which client holds which training samples.
 
 "balanced" is drawn as the authors of SGLR do (arXiv 2112.05929 and its code): every client the same number of
-images of every class. The others are partitioners of Flower Datasets
-(https://flower.ai/docs/datasets/ref-api/flwr_datasets.partitioner.html), which see the images in an order
+samples of every class. The others are partitioners of Flower Datasets
+(https://flower.ai/docs/datasets/ref-api/flwr_datasets.partitioner.html), which see the samples in an order
 drawn with the run's seed, since several of them cut the list as it comes.
+
+Their DirichletPartitioner (flwr-datasets 0.6.1) rounds each class's shares down where it cuts, in the order of the
+clients: with few samples of a class for each client the first one gets about half of what the others have, the last
+one half as much again, whatever ALPHA is. So its shares go to the clients in an order drawn with the run's seed; that
+there are two such shares remains, and the share of a given client is another than before that was so.
 """
 
 import math
@@ -51,11 +56,11 @@ def parse(spec: str) -> tuple[str, float]:
           uneven (DirichletPartitioner, arXiv 1905.12022);
         - ``pathological:K``: K classes for each client; with few clients some classes go to nobody
           (PathologicalPartitioner, first-deterministic as in arXiv 2102.02079);
-        - ``shards:K``: the images sorted by class, cut into equal shards, K shards for each client, the
+        - ``shards:K``: the samples sorted by class, cut into equal shards, K shards for each client, the
           remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
         - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
           (LinearPartitioner, SquarePartitioner);
-        - ``own``: each node's images are its clients' alone (`deal`);
+        - ``own``: each node's samples are its clients' alone (`deal`);
         - ``by:LEVEL-OR-COLUMN``: a client for each folder of a level, or value of a column (`by`).
 
     Returns
@@ -71,15 +76,15 @@ def parse(spec: str) -> tuple[str, float]:
     name, colon, text = spec.partition(":")
     if name not in _PARAMETERS:
         allowed = ", ".join(f"{known}:{kind}" if kind else known for known, kind in _PARAMETERS.items())
-        raise UserError(f"partition is {spec!r}, which is not one of {allowed}.")
+        raise _refused(spec, f"it must be one of {allowed}")
     kind = _PARAMETERS[name]
     if not kind:
         if colon:
-            raise UserError(f"partition is {spec!r}, but {name} takes no parameter: write {name!r}.")
+            raise _refused(spec, f"{name} takes no parameter: write {name!r}")
         return name, 0.0
     if kind == "LEVEL-OR-COLUMN":
         if not text:
-            raise UserError(f"partition is {spec!r}, but {name}:{kind} must name one, such as by:1 or by:writer.")
+            raise _refused(spec, f"{name}:{kind} must name one, such as by:1 or by:writer")
         return name, 0.0
     try:
         value = float(text) if kind == "ALPHA" else float(int(text))
@@ -87,20 +92,24 @@ def parse(spec: str) -> tuple[str, float]:
         value = math.nan
     if not 0 < value < math.inf:
         wanted = "a positive number such as 0.5" if kind == "ALPHA" else "a positive whole number such as 2"
-        raise UserError(f"partition is {spec!r}, but the {kind} of {name}:{kind} must be {wanted}.")
+        raise _refused(spec, f"the {kind} of {name}:{kind} must be {wanted}")
     return name, value
+
+
+def _refused(spec: str, why: str) -> UserError:
+    return UserError(f"run-config key partition = {spec!r}: {why}")
 
 
 _BY_CLASS = ("dirichlet", "pathological", "shards")
 
 
 def partition(labels: Tensor | int, spec: str, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
-    """Divide the training images among the clients, alike on every node and in every process.
+    """Divide the training samples among the clients, alike on every node and in every process.
 
     Parameters
     ----------
     labels : torch.Tensor or int
-        int64 [n], the class of every training image, from 0 up; of samples without classes only how many there are.
+        int64 [n], the class of every training sample, from 0 up; of samples without classes only how many there are.
     spec : str
         The run-config's ``partition``, see `parse`.
     num_clients : int
@@ -114,24 +123,22 @@ def partition(labels: Tensor | int, spec: str, num_clients: int, samples_per_cli
     Returns
     -------
     list of torch.Tensor
-        For each client the int64 [n_i] indices of its images, ascending, n_i at least 1; no image is in two.
+        For each client the int64 [n_i] indices of its samples, ascending, n_i at least 1; no sample is in two.
 
     Raises
     ------
     UserError
-        `spec`, `num_clients` or `samples_per_client` is out of range, there are too few images (of a class), or
+        `spec`, `num_clients` or `samples_per_client` is out of range, there are too few samples (of a class), or
         a client is left with none; or `spec` is by classes and there are none; or it is ``own``, as there is no one set
-        of images to divide then.
+        of samples to divide then.
     """
     name, parameter = parse(spec)
     if name == "own":
-        raise UserError("partition is 'own': every node has images of its own, so there is nothing to divide.")
+        raise _refused(spec, "every node has samples of its own, so there is nothing to divide")
     if name == "by":
-        raise UserError(
-            f"partition is {spec!r}, which is by what the samples are of (`by.shares`), not by their classes."
-        )
+        raise _refused(spec, "it is by what the samples are of (`by.shares`), not by their classes")
     if isinstance(labels, int) and name in _BY_CLASS:
-        raise UserError(f"partition is {spec!r}, which is by classes, and the data set has none: take balanced or iid.")
+        raise _refused(spec, "it is by classes, and the data set has none: take balanced or iid")
     classes = _classes(labels)
     _check_sizes(len(classes), num_clients, samples_per_client)
     if name == "balanced":
@@ -149,12 +156,12 @@ def _classes(labels: Tensor | int) -> npt.NDArray[np.int64]:
 
 
 def deal(labels: Tensor | int, num_clients: int, samples_per_client: int, seed: int) -> list[Tensor]:
-    """Divide the images that a node has of its own evenly among the clients it hosts (partition ``own``).
+    """Divide the samples that a node has of its own evenly among the clients it hosts (partition ``own``).
 
     Parameters
     ----------
     labels : torch.Tensor or int
-        int64 [n], the class of every training image of the node; or how many there are, as in `partition`.
+        int64 [n], the class of every training sample of the node; or how many there are, as in `partition`.
     num_clients : int
         How many clients the node hosts.
     samples_per_client : int
@@ -170,26 +177,26 @@ def deal(labels: Tensor | int, num_clients: int, samples_per_client: int, seed: 
     Raises
     ------
     UserError
-        There are fewer images than clients.
+        There are fewer samples than clients.
     """
     classes = _classes(labels)
     if num_clients > len(classes):
-        raise UserError(f"partition is 'own', but this node has {len(classes)} train images for {num_clients} clients.")
+        raise _refused("own", f"this node has {len(classes)} train samples for {num_clients} clients")
     shares = _balanced(classes, num_clients, 0, seed) if num_clients else []
     return [torch.from_numpy(np.sort(share)) for share in _capped(tuple(shares), samples_per_client, seed)]
 
 
 def class_counts(labels: Tensor | int, shares: Sequence[Tensor], num_classes: int) -> list[list[int]]:
-    """Count each client's images of every class.
+    """Count each client's samples of every class.
 
     Parameters
     ----------
     labels : torch.Tensor or int
-        int64 [n], the class of every training image; or how many there are, all of one class.
+        int64 [n], the class of every training sample; or how many there are, all of one class.
     shares : sequence of torch.Tensor
-        For each client the int64 [n_i] indices of its images, see `partition`.
+        For each client the int64 [n_i] indices of its samples, see `partition`.
     num_classes : int
-        How many classes there are, also such as no image is of.
+        How many classes there are, also such as no sample is of.
 
     Returns
     -------
@@ -202,25 +209,27 @@ def class_counts(labels: Tensor | int, shares: Sequence[Tensor], num_classes: in
 
 def _check_sizes(available: int, num_clients: int, samples_per_client: int) -> None:
     if num_clients < 1:
-        raise UserError(f"num-clients is {num_clients}, but there must be at least 1.")
+        raise UserError(f"run-config key num-clients = {num_clients}: it must be at least 1")
     if samples_per_client < 0:
-        raise UserError(f"samples-per-client is {samples_per_client}, but must be 0 (all there are) or more.")
+        raise UserError(
+            f"run-config key samples-per-client = {samples_per_client}: it must be at least 0 (which is all there are)"
+        )
     if num_clients > available:
         raise UserError(
-            f"num-clients is {num_clients}, but every client needs a train image, and there are {available}."
+            f"run-config key num-clients = {num_clients}: every client needs a train sample, and there are {available}"
         )
     if num_clients * samples_per_client > available:
         raise UserError(
-            f"num-clients {num_clients} with samples-per-client {samples_per_client} asks for "
-            f"{num_clients * samples_per_client} train images, but there are {available}: "
-            f"samples-per-client must be at most {available // num_clients} (0 divides all there are)."
+            f"run-config key samples-per-client = {samples_per_client}: with num-clients {num_clients} that is "
+            f"{num_clients * samples_per_client} train samples, but there are {available}; it must be at most "
+            f"{available // num_clients} (0 divides all there are)"
         )
 
 
 def _balanced(
     classes: npt.NDArray[np.int64], num_clients: int, samples_per_client: int, seed: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Deal the images out like cards sorted by class: a class's counts differ by one at most."""
+    """Deal the samples out like cards sorted by class: a class's counts differ by one at most."""
     draw = generator(seed, "partition")
     order = balanced_order(classes, draw)
     if samples_per_client:
@@ -235,26 +244,26 @@ def _check_smallest_class(classes: npt.NDArray[np.int64], num_clients: int, samp
     balanced = len(counts) * int(counts.min())
     if num_clients * samples_per_client > balanced:
         raise UserError(
-            f"num-clients {num_clients} with samples-per-client {samples_per_client} asks for more than the "
-            f"{counts.min()} train images of the smallest class: with partition balanced, "
-            f"samples-per-client must be at most {balanced // num_clients} (0 divides all there are)."
+            f"run-config key samples-per-client = {samples_per_client}: with num-clients {num_clients} that is more "
+            f"than the {counts.min()} train samples of the smallest class; with partition balanced it must be at most "
+            f"{balanced // num_clients} (0 divides all there are)"
         )
 
 
 def _check_parameter(classes: npt.NDArray[np.int64], spec: str, name: str, parameter: float, num_clients: int) -> None:
     if name == "pathological" and parameter > (present := len(np.unique(classes))):
-        raise UserError(f"partition is {spec!r}, but there are only {present} classes, so K can be at most {present}.")
+        raise _refused(spec, f"there are only {present} classes, so K can be at most {present}")
     if name == "shards" and parameter * num_clients > len(classes):
-        raise UserError(
-            f"partition is {spec!r}, but {len(classes)} train images and num-clients {num_clients} allow for "
-            f"at most {len(classes) // num_clients} shards each."
+        most = len(classes) // num_clients
+        raise _refused(
+            spec, f"{len(classes)} train samples and num-clients {num_clients} allow for at most {most} shards each"
         )
 
 
 # Remembered in the process: a node's process asks again every round, and DirichletPartitioner takes a while.
 @lru_cache(maxsize=2)
 def _flower_shares(labels: bytes, spec: str, num_clients: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """Let a partitioner of Flower Datasets divide the images.
+    """Let a partitioner of Flower Datasets divide the samples.
 
     Parameters
     ----------
@@ -266,7 +275,7 @@ def _flower_shares(labels: bytes, spec: str, num_clients: int, seed: int) -> tup
     Returns
     -------
     tuple of numpy.ndarray
-        For each client the int64 indices of its images, in no particular order.
+        For each client the int64 indices of its samples, in no particular order.
     """
     # Imported here because it takes more than 2 s, which the default partition need not wait for.
     from datasets import Dataset
@@ -280,13 +289,22 @@ def _flower_shares(labels: bytes, spec: str, num_clients: int, seed: int) -> tup
             # A table in memory: nothing of it touches the Hugging Face hub, nor a cache on disk.
             partitioner.dataset = Dataset.from_dict({"index": order, "label": classes[order]})
             shares = tuple(
-                np.asarray(partitioner.load_partition(client)["index"][:], np.int64) for client in range(num_clients)
+                np.asarray(partitioner.load_partition(number)["index"][:], np.int64)
+                for number in _dealt(spec, num_clients, seed)
             )
     except ValueError as error:
         raise _too_thin(spec, num_clients, len(classes)) from error
     if not all(len(share) for share in shares):
         raise _too_thin(spec, num_clients, len(classes))
     return shares
+
+
+def _dealt(spec: str, num_clients: int, seed: int) -> list[int]:
+    """Which of the partitioner's shares each client gets: of Dirichlet's in a random order (see above)."""
+    if parse(spec)[0] != "dirichlet":
+        return list(range(num_clients))
+    order: list[int] = generator(seed, "shares").permutation(num_clients).tolist()
+    return order
 
 
 def _partitioner(spec: str, num_clients: int, seed: int) -> "Partitioner":
@@ -313,9 +331,10 @@ def _partitioner(spec: str, num_clients: int, seed: int) -> "Partitioner":
 
 
 def _too_thin(spec: str, num_clients: int, available: int) -> UserError:
-    return UserError(
-        f"partition {spec!r} leaves some client without samples (train images {available}, num-clients "
-        f"{num_clients}): use fewer clients, or a partition that is less uneven."
+    return _refused(
+        spec,
+        f"it leaves some client without samples (train samples {available}, num-clients {num_clients}): use fewer "
+        "clients, or a partition that is less uneven",
     )
 
 

@@ -21,7 +21,6 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory, new_run_dir
 from sglr_flower.split import methods
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
-from sglr_flower.split.score import Score
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
@@ -60,25 +59,25 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
     assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
+        data = assembly.data_of(config)
         if config.evaluate == "server":
-            datasets.ensure_present(
-                config.dataset, config.data_dir, assembly.data_of(config)[-1]
-            )  # once here, before all nodes would
-            assembly.pin_data(config)
+            datasets.ensure_present(config.dataset, config.data_dir, data[-1])  # once here, before all nodes would
             assembly.splits(config)  # read now, while the nodes are being started, and kept
-            for note in datasets.notes(*assembly.data_of(config)):
+        if assembly.has_data(config):
+            assembly.pin_data(config)
+            for note in datasets.notes(*data):
                 log.info("%s", note)
         with ExitStack() as stack:
             streams = _open_port(config)
             if streams is not None:
                 stack.callback(streams.stop)
             summary = SplitStrategy(grid, config, directory, streams).start()
-        score = Score.from_json(summary)
-        if (mean := summary[f"test_{score.name}_mean"]) is None:
-            log.info("no client has test samples, so there is no test %s", score.words)
+        totals = summary.totals
+        if not totals.scored:
+            log.info("no client has test samples, so there is no test %s", totals.score.words)
             return
         log.info(
             "test %s %s over the clients, each at its best validation round",
-            score.words,
-            score.text(mean, summary[f"test_{score.name}_std"]),
+            totals.score.words,
+            totals.score.text(totals.test_score_mean, totals.test_score_std),
         )

@@ -13,7 +13,6 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -37,6 +36,7 @@ from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodes import Attended, OpenRound, Weights
 from sglr_flower.run.rundir import STATUS_INTERVAL, RunDirectory
+from sglr_flower.run.summary import Summary
 from sglr_flower.split import averaging, methods
 from sglr_flower.split.messages import Upload
 from sglr_flower.split.plan import RoundPlan
@@ -233,13 +233,13 @@ class SplitStrategy(Strategy):
                 log.info("\t├──> %s", protection)
         log.info("\t└──> run directory: %s", self._directory.path)
 
-    def start(self) -> dict[str, Any]:  # type: ignore[override]  # the grid is the constructor's, all else the run's
+    def start(self) -> Summary:  # type: ignore[override]  # the grid is the constructor's, all else the run's
         """Greet the nodes, hand out the clients, and train all rounds that are left.
 
         Returns
         -------
-        dict[str, Any]
-            What ``summary.json`` holds.
+        Summary
+            What it came to.
 
         Raises
         ------

@@ -5,38 +5,17 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from sglr_flower.models.compute import segment_flops
 from sglr_flower.models.footprint import footprint
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodetable import NodeRow
+from sglr_flower.run.summary import Client, ClientCost
 from sglr_flower.split.plan import draw_participants
 
 # Below Flower's logger, so that a run's messages go where Flower's go.
 log = logging.getLogger("flwr.sglr")
-
-
-@dataclass(frozen=True)
-class ClientCost:
-    """Of a client; the same for all, as their segments are of one architecture.
-
-    Attributes
-    ----------
-    forward_flops, backward_flops : int
-        Floating-point operations on one sample (see `compute.training_flops` for what is counted).
-    weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes : int
-        Memory in a step (see `footprint.Footprint`).
-    """
-
-    forward_flops: int
-    backward_flops: int
-    weight_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
 
 
 def client_cost(config: RunConfig) -> ClientCost:
@@ -79,15 +58,15 @@ def step_seconds(nodes: Iterable[NodeRow]) -> float | None:
     return statistics.median(times) if times else None
 
 
-def bore(config: RunConfig, rounds: int, sizes: Mapping[int, int], nodes: Iterable[NodeRow]) -> dict[str, Any]:
-    """What ``summary.json`` has under ``client``: a `ClientCost`, ``samples`` and ``step_seconds``.
+def bore(config: RunConfig, rounds: int, sizes: Mapping[int, int], nodes: Iterable[NodeRow]) -> Client:
+    """What one client bore in so many rounds.
 
     A network that cannot be counted does not make a run that is done a failure: operations and memory are then left
     out, and the log says why.
     """
-    counted: dict[str, Any] = {}
+    cost: ClientCost | None = None
     try:
-        counted = asdict(client_cost(config))
+        cost = client_cost(config)
     except Exception as error:
         log.warning("a client's operations and memory could not be counted: %s", error)
-    return {**counted, "samples": samples_trained(config, rounds, sizes), "step_seconds": step_seconds(nodes)}
+    return Client(cost, samples_trained(config, rounds, sizes), step_seconds(nodes))

@@ -1,7 +1,8 @@
 """The run-config: every key once, typed, with its unit, range and default.
 
-The same object is built from a TOML file, from ``-s key=value`` pairs and from Flower's ``context.run_config``;
-``RunConfig.parse`` is the only way in, and whatever is wrong ends as one `UserError` sentence.
+The same object is built from a TOML file and ``-s key=value`` pairs (`sglr_flower.run.settings`), from Flower's
+``context.run_config`` and from Python; ``RunConfig.parse`` is the only way in, and whatever is wrong ends as one
+`UserError` sentence.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomli_w
@@ -104,6 +103,11 @@ class RunConfig(BaseModel):
         description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
         "its folder may then have any part of them; empty: those of the folders in data-dir/train",
     )
+    channels: Literal[0, 1, 3] = Field(
+        0,
+        description="of an image as the model reads it: 3, grey ones repeated; 1, grey, for a model of one's own that "
+        "is made for it; 0: as 3",
+    )
     levels: str = Field(
         "auto",
         description="of image files with more than 8 bits: the range of values from black to white, as a number of "
@@ -132,13 +136,13 @@ class RunConfig(BaseModel):
     )
     partition: str = Field(
         "balanced",
-        description="how train images are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
+        description="how train samples are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
         "pathological:K, shards:K, linear, square; by:LEVEL or by:COLUMN: a client for each folder of a level below "
         "the class folders, or for each value of a column; own: each device has images of its own",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
-    samples_per_client: int = Field(120, ge=0, description="train images of one client; 0: all there are, divided")
-    batch_size: int = Field(8, ge=1, le=65_536, description="images of one client in one step")
+    samples_per_client: int = Field(120, ge=0, description="train samples of one client; 0: all there are, divided")
+    batch_size: int = Field(8, ge=1, le=65_536, description="samples of one client in one step")
     num_server_rounds: int = Field(40, ge=1, description="rounds to train")
     local_epochs: int = Field(1, ge=1, description="passes over a client's data in one round")
     fraction_train: float = Field(
@@ -404,6 +408,14 @@ class RunConfig(BaseModel):
             raise ValueError("it must be two or more different names with commas, or empty")
         return value
 
+    @field_validator("channels")
+    @classmethod
+    def _only_of_own_models(cls, value: int, info: ValidationInfo) -> int:
+        model = info.data.get("model", "")
+        if value == 1 and not imports.is_path(model):
+            raise ValueError(f"model {model} is made for three channels, one's own may be made for one")
+        return value
+
     @field_validator("levels")
     @classmethod
     def _known_levels(cls, value: str) -> str:
@@ -566,7 +578,7 @@ class RunConfig(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Validate kebab-case ``values``; keys left out take their defaults.
+        """Validate ``values``, whose keys may have underscores for hyphens; keys left out take their defaults.
 
         Raises
         ------
@@ -574,7 +586,7 @@ class RunConfig(BaseModel):
             With one sentence that names the first offending key, its value and what is allowed.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(hyphened(values))
         except ValidationError as error:
             raise UserError(_sentence(error)) from None
 
@@ -602,7 +614,7 @@ class RunConfig(BaseModel):
         return RunConfig.parse({**self.values(), **{_kebab(key): value for key, value in changes.items()}})
 
     def to_toml(self) -> str:
-        """The whole config as TOML text that `read_toml` and `flwr run --run-config` read."""
+        """The whole config as TOML text that `settings.read_config` and `flwr run --run-config` read."""
         return tomli_w.dumps(self.values())
 
 
@@ -614,6 +626,19 @@ def _optimizers(info: ValidationInfo) -> set[str]:
 def keys() -> tuple[str, ...]:
     """All run-config keys, kebab-case, in the order in which they are documented."""
     return tuple(_kebab(name) for name in RunConfig.model_fields)
+
+
+def hyphened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their kebab-case keys, for those who write ``num_clients``.
+
+    Raises
+    ------
+    UserError
+        If a key is there in both spellings.
+    """
+    if twice := [key for key in values if "_" in key and _kebab(key) in values]:
+        raise UserError(f"run-config key {_kebab(twice[0])} is given twice: as {twice[0]} too")
+    return {_kebab(key): value for key, value in values.items()}
 
 
 def documentation() -> list[tuple[str, str, str, str]]:
@@ -632,48 +657,8 @@ def documentation() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a flat TOML run-config.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read or is not TOML; the sentence names it.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} is not valid TOML: {error}") from None
-
-
-def parse_assignment(text: str) -> tuple[str, Scalar]:
-    """Read one ``key=value`` of the command line, the value typed by the key's own type.
-
-    Raises
-    ------
-    UserError
-        If the ``=`` is missing, or the key is unknown.
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"-s {text!r} must have the form key=value")
-    field = RunConfig.model_fields.get(key.strip().replace("-", "_"))
-    if field is None:
-        raise UserError(_unknown_key(key.strip()))
-    if field.annotation in (int, float, bool):
-        try:
-            parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
-            return key.strip(), value  # the validator names key, value and type
-        return key.strip(), parsed
-    return key.strip(), value.strip()
-
-
-def _unknown_key(key: str) -> str:
+def unknown_key(key: str) -> str:
+    """The sentence on a key that there is not, with the nearest that there is."""
     import difflib
 
     close = difflib.get_close_matches(key, keys(), n=1)
@@ -686,7 +671,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key, value = str(first["loc"][0]), first["input"]
     if first["type"] == "extra_forbidden":
-        return _unknown_key(key)
+        return unknown_key(key)
     key = _kebab(key)  # of a default that does not fit another key's value it is the field's name
     if first["type"] == "value_error":
         return f"run-config key {key} = {value!r}: {first['ctx']['error']}"

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from sglr_flower.run import assembly, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodes import Attended, OpenRound, Weights
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.summary import Summary
 from sglr_flower.split import averaging
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.plan import RoundPlan, spread
@@ -172,8 +172,8 @@ class _Recorded(OpenRound):
         return result
 
 
-def run(config: RunConfig, num_nodes: int = 1) -> dict[str, Any]:
-    """Train a run in this process; returns what ``summary.json`` holds.
+def run(config: RunConfig, num_nodes: int = 1) -> Summary:
+    """Train a run in this process; returns what it came to.
 
     Raises
     ------

@@ -1,13 +1,14 @@
-"""What a run measures: one row per round, the best round of every client, the summary."""
+"""What a run measures: one row per round, the best round of every client, their totals."""
 
 from __future__ import annotations
 
-import re
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from sglr_flower.run.summary import Totals
 from sglr_flower.split.score import ACCURACY, Score
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RoundMetrics:
 
     def named(self) -> dict[str, Any]:
         """The row by column."""
-        return _named({name: getattr(self, name) for name in _FIELDS}, self.score)
+        return self.score.named({name: getattr(self, name) for name in _FIELDS})
 
 
 def figures(row: RoundMetrics) -> dict[str, float]:
@@ -111,18 +112,7 @@ BYTE_COLUMNS = tuple(column for column in _FIELDS if column.startswith("bytes_")
 
 def columns(score: Score) -> tuple[str, ...]:
     """The columns of ``metrics.csv``."""
-    return tuple(_named(dict.fromkeys(_FIELDS), score))
-
-
-def _named(values: Mapping[str, Any], score: Score) -> dict[str, Any]:
-    """Names with the score's own in place of ``score``."""
-    return {name.replace("_score", f"_{score.name}"): value for name, value in values.items()}
-
-
-def unnamed(values: Mapping[str, Any], score: Score) -> dict[str, Any]:
-    """The same with ``score`` in place of the score's own name: ``test_score_mean`` of ``test_accuracy_mean``."""
-    own = re.compile(rf"((?:validation|test)_){score.name}(?=_mean$|_std$|$)")
-    return {own.sub(r"\1score", name): value for name, value in values.items()}
+    return tuple(score.named(dict.fromkeys(_FIELDS)))
 
 
 def byte_columns(sent: Sent) -> dict[str, int]:
@@ -185,7 +175,7 @@ class History:
 
     def named_best(self, client: int) -> dict[str, Any] | None:
         """A client's best round by the names that files have; None before its first."""
-        return _named(asdict(self.best[client]), self.score) if client in self.best else None
+        return self.score.named(asdict(self.best[client])) if client in self.best else None
 
     def last_evaluated(self) -> RoundMetrics | None:
         """The last row that has an evaluation."""
@@ -195,7 +185,7 @@ class History:
         """As plain values for JSON."""
         return {
             "rows": [row.named() for row in self.rows],
-            "best": {str(client): _named(asdict(best), self.score) for client, best in self.best.items()},
+            "best": {str(client): self.score.named(asdict(best)) for client, best in self.best.items()},
             **self.score.to_json(),
         }
 
@@ -204,30 +194,31 @@ class History:
         """Inverse of `to_json`."""
         score = Score.from_json(values)
         return cls(
-            [RoundMetrics(**unnamed(row, score), score=score) for row in values["rows"]],
-            {int(client): Best(**unnamed(best, score)) for client, best in values["best"].items()},
+            [RoundMetrics(**score.unnamed(row), score=score) for row in values["rows"]],
+            {int(client): Best(**score.unnamed(best)) for client, best in values["best"].items()},
             score,
         )
 
-    def summary(self) -> dict[str, Any]:
-        """The figures of ``summary.json``: totals, and the score over clients at each one's best validation round."""
+    def totals(self) -> Totals:
+        """What the rounds come to, and the score over clients at each one's best validation round."""
         tested = [best.test_score for best in self.best.values() if best.test_score is not None]
         last = self.last_evaluated()
-        scores = {
-            "test_score_mean": statistics.fmean(tested) if tested else None,
-            "test_score_std": statistics.pstdev(tested) if tested else None,
-            "last_round_test_score_mean": last.test_score_mean if last else None,
-            "last_round_test_score_std": last.test_score_std if last else None,
-        }
-        return {
-            "rounds": len(self.rows),
-            "steps": sum(row.steps for row in self.rows),
-            "seconds": sum(row.seconds for row in self.rows),
-            "step_seconds_median": statistics.median(row.step_seconds_median for row in self.rows),
-            **_named(scores, self.score),
-            "evaluated_images": last.evaluated_images if last else 0,
-            "train_loss": self.rows[-1].train_loss,
+        return Totals(
+            rounds=len(self.rows),
+            steps=sum(row.steps for row in self.rows),
+            seconds=sum(row.seconds for row in self.rows),
+            step_seconds_median=statistics.median(row.step_seconds_median for row in self.rows),
+            test_score_mean=statistics.fmean(tested) if tested else math.nan,
+            test_score_std=statistics.pstdev(tested) if tested else math.nan,
+            last_round_test_score_mean=_or_nan(last.test_score_mean if last else None),
+            last_round_test_score_std=_or_nan(last.test_score_std if last else None),
+            evaluated_images=last.evaluated_images if last else 0,
+            train_loss=self.rows[-1].train_loss,
             **{column: sum(getattr(row, column) for row in self.rows) for column in BYTE_COLUMNS},
-            "evaluation_bytes": sum(row.evaluation_bytes for row in self.rows),
-            **self.score.to_json(),
-        }
+            evaluation_bytes=sum(row.evaluation_bytes for row in self.rows),
+            score=self.score,
+        )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypedDict, cast, get_args
 
+from sglr_flower.run.summary import Departures
+
 NodeState = Literal["finished", "given up", "dropped", "away"]
 """How an attempt of a round ended for a node: it was there to the end, or until the attempt was given up; it left
 before; or it was not there at the beginning."""
@@ -108,8 +110,8 @@ def from_csv(text: str) -> list[NodeRow]:
     return rows
 
 
-def departures(rows: Sequence[NodeRow]) -> dict[str, int]:
-    """How often nodes left, and how many of them: the summary's ``departures`` and ``departed_nodes``.
+def departures(rows: Sequence[NodeRow]) -> Departures:
+    """How often nodes left, and how many of them.
 
     A node that stays away for many rounds left once. Nodes are told apart by their names, as one that is started
     again without a key of its own gets another id; those without a name by their ids; and places that no node has
@@ -127,7 +129,7 @@ def departures(rows: Sequence[NodeRow]) -> dict[str, int]:
         if row.state == "dropped" or (row.state == "away" and before.get(who) not in GONE):
             count[who] = count.get(who, 0) + 1
         before[who] = row.state
-    return {"departures": sum(count.values()), "departed_nodes": len(count)}
+    return Departures(sum(count.values()), len(count))
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglr_flower.run import drawing
-from sglr_flower.run.rundir import read_json
+from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.split.score import Score
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ def save_curves(run_dir: Path) -> Path:
     """
     with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    summary = read_json(run_dir / "summary.json")
+    summary = RunDirectory(run_dir).summary()
+    totals, score = summary.totals, summary.totals.score
     figure = drawing.new_figure(9, 3.6)
     loss, scores = figure.subplots(1, 2)
     _draw_loss(loss, rows)
-    score = Score.from_json(summary)
     mean = f"test_{score.name}_mean"
     _draw_scores(scores, score, [row for row in rows if row[mean]])
-    title = f"{summary['method']} with {summary['model']} on {summary['dataset']}, {summary['clients']} clients"
-    if summary.get(mean) is not None:
-        title += f", {score.text(summary[mean], summary[f'test_{score.name}_std'])}"
+    title = f"{summary.method} with {summary.model} on {summary.dataset}, {summary.clients} clients"
+    if math.isfinite(totals.test_score_mean):
+        title += f", {score.text(totals.test_score_mean, totals.test_score_std)}"
     figure.suptitle(title, parse_math=False)
     return _save(figure, run_dir / "curves.png")
 

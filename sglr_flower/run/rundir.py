@@ -11,7 +11,6 @@ import csv
 import io
 import itertools
 import json
-import math
 import os
 import secrets
 import sys
@@ -28,9 +27,12 @@ from filelock import FileLock, Timeout
 from sglr_flower.data import pinned
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import NodeRow, from_csv, to_csv
+from sglr_flower.run.settings import read_config, read_toml
+from sglr_flower.run.summary import Summary
+from sglr_flower.run.summary import read as read_summary
 
 if TYPE_CHECKING:
     from sglr_flower.run.checkpoint import Checkpoint
@@ -146,7 +148,7 @@ class RunDirectory:
         if code_dir and code_dir not in sys.path:
             sys.path.append(code_dir)
         try:
-            values = read_toml(self.path / "config.toml")
+            values = read_config(self.path / "config.toml")
             if values.get("dataset") == "folder":  # before there was the key, what an image file had below was seen
                 values = {"ground": "none", **values}
             return RunConfig.parse({**values, "run-dir": str(self.path)})  # it may have been moved
@@ -279,13 +281,27 @@ class RunDirectory:
             self._status_due = now + STATUS_INTERVAL
             write_atomic(self.path / "status.json", json.dumps(self._status).encode(), durable=False)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``; a figure that is not finite becomes null, as JSON knows no other."""
-        summary = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in summary.items()
-        }
-        write_atomic(self.path / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    def finish(self, summary: Summary) -> None:
+        """Write ``summary.json``, with which the run is finished."""
+        write_atomic(self.path / "summary.json", (json.dumps(summary.to_json(), indent=2) + "\n").encode())
+
+    def summary(self) -> Summary:
+        """What the run came to.
+
+        Raises
+        ------
+        UserError
+            If its summary is damaged, or there is none, as the run is not finished.
+        """
+        return read_summary(self.path / "summary.json")
+
+    def is_finished(self) -> bool:
+        """Whether there is a summary that can be read; a damaged one is made again by whoever continues the run."""
+        try:
+            self.summary()
+        except UserError:
+            return False
+        return True
 
     def partition(self, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
         """Write ``partition.json``: the class names, and for each client its number of samples of each class."""

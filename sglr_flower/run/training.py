@@ -26,6 +26,7 @@ from sglr_flower.run.metrics import History, RoundMetrics, byte_columns, evaluat
 from sglr_flower.run.nodes import Nodes, Weights
 from sglr_flower.run.nodetable import departures
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.summary import Spent, Summary
 from sglr_flower.split import methods
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import Score
@@ -39,7 +40,7 @@ States = Mapping[int, dict[str, Tensor]]
 
 def train(
     config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None = None
-) -> dict[str, Any]:
+) -> Summary:
     """Train all rounds that are left and record them in the run directory.
 
     Parameters
@@ -55,8 +56,8 @@ def train(
 
     Returns
     -------
-    dict[str, Any]
-        What ``summary.json`` holds.
+    Summary
+        What it came to.
     """
     with track.observers(config, directory) as observers:
         training = Training.begin(config, nodes, directory, restored)
@@ -147,6 +148,7 @@ class Training:
         cls, config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None
     ) -> Training:
         """Set up the server's side, in the state of ``restored`` if there is one, and what the directory holds."""
+        assembly.check_batches_of_one(config, nodes.sizes)
         server = assembly.server(config)
         history, shared = History(score=assembly.scoring(config).score), None
         if restored is not None:
@@ -265,29 +267,25 @@ class Training:
             self.config.checkpoints_kept,
         )
 
-    def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+    def summary(self) -> Summary:
+        """What the run came to."""
         from sglr_flower.run import client_cost  # its counter's import is not the training's to wait for
 
-        config, clients = self.config, len(assembly.clients(self.config))
-        sums = self.history.summary()
-        nodes = self.directory.nodes()
-        return {
-            "method": config.method,
-            "model": config.model,
-            "dataset": config.dataset,
-            "clients": clients,
-            "one_network": methods.get(config.method).one_network,
-            "nodes": self.nodes.count,
-            "exchange": self.nodes.exchange,
-            **sums,
-            # What training sent for a client on the average over all of the run's, as Table 6 divides: totals by |C|.
-            **{f"{column}_per_client": sums[column] / clients for column in ("bytes_up", "bytes_down")},
-            **departures(nodes),
-            "client": client_cost.bore(config, len(self.history.rows), self.nodes.sizes, nodes),
-            "seed": config.seed,
-            **self._privacy(),
-        }
+        config, nodes = self.config, self.directory.nodes()
+        return Summary(
+            method=config.method,
+            model=config.model,
+            dataset=config.dataset,
+            clients=len(assembly.clients(config)),
+            one_network=methods.get(config.method).one_network,
+            nodes=self.nodes.count,
+            exchange=self.nodes.exchange,
+            totals=self.history.totals(),
+            left=departures(nodes),
+            client=client_cost.bore(config, len(self.history.rows), self.nodes.sizes, nodes),
+            seed=config.seed,
+            spent=self._privacy(),
+        )
 
     # ---- what differential privacy has spent
 
@@ -314,11 +312,11 @@ class Training:
                 f"to {ledger.cost(plan, self.nodes.sizes):.4g}, and no round before it is there with an evaluation"
             )
 
-    def _privacy(self) -> dict[str, Any]:
+    def _privacy(self) -> Spent | None:
         if self.ledger is None:
-            return {}
+            return None
         ended = len(self.history.rows) < self.config.num_server_rounds
-        return {"epsilon": self.ledger.epsilon, "delta": self.ledger.delta, "ended_by_privacy_budget": ended}
+        return Spent(self.ledger.epsilon, self.ledger.delta, ended)
 
     # ---- what a person sees
 

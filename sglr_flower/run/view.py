@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from sglr_flower.run.nodetable import GONE, NodeEntry, printable
 from sglr_flower.run.rundir import read_json
+from sglr_flower.run.summary import Client, Departures, Spent, Summary, Totals
 from sglr_flower.run.units import flops
 from sglr_flower.split.score import Score
 from sglr_flower.split.sent import KINDS
@@ -23,6 +25,7 @@ from sglr_flower.split.sent import KINDS
 MOST_NODES = 12
 """Rows of the table of nodes: what fits on a terminal below the bar."""
 
+_DIVERGED = "not a number: it diverged"
 _MISSING = (*GONE, "returning")
 _STYLES = {"dropped": "red", "away": "red", "returning": "yellow", "finished": "green"}
 
@@ -183,76 +186,71 @@ def node_table(nodes: Sequence[NodeEntry]) -> RenderableType:
     return Group(table, *reasons)
 
 
-def closing_table(summary: dict[str, Any], run_dir: Path) -> Table:
-    """The table at the end of a run, from its ``summary.json``."""
-    table = Table(title=f"{summary['method']} with {summary['model']} on {summary['dataset']}", show_header=False)
+def closing_table(summary: Summary, run_dir: Path) -> Table:
+    """The table at the end of a run."""
+    totals, one, score = summary.totals, summary.one_network, summary.totals.score
+    table = Table(title=f"{summary.method} with {summary.model} on {summary.dataset}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    loss = "not a number: it diverged" if summary["train_loss"] is None else f"{summary['train_loss']:.4f}"
-    one = summary.get("one_network", False)
+    loss = f"{totals.train_loss:.4f}" if math.isfinite(totals.train_loss) else _DIVERGED
     of = "the network of all clients, at its" if one else "mean ± std over clients, each at its"
-    score = Score.from_json(summary)
-    tested = _score(summary, f"test_{score.name}", one)
-    on = f" on {summary['evaluated_images']:,} samples ({of} best validation round)"
-    if not summary["evaluated_images"]:
-        tested, on = "none: no client has test samples", ""
-    last = _score(summary, f"last_round_test_{score.name}", one) + ", " if on else ""
+    tested = _score(score, totals.test_score_mean, totals.test_score_std, one)
+    on = f" on {totals.evaluated_images or 0:,} samples ({of} best validation round)"
+    last = _score(score, totals.last_round_test_score_mean, totals.last_round_test_score_std, one) + ", "
+    if not totals.scored:
+        tested, on, last = "none: no client has test samples", "", ""
     rows = {
         f"test {score.words}": tested + on,
         "last round": f"{last}training loss {loss}",
-        "clients, nodes": f"{summary['clients']} on {summary['nodes']}, exchange: {summary['exchange']}",
-        "rounds, steps": f"{summary['rounds']}, {summary['steps']}",
-        "time": f"{_duration(summary['seconds'])}, median step {1000 * summary['step_seconds_median']:.0f} ms",
-        "exchanged": f"{_bytes(summary['bytes_up'])} up, {_bytes(summary['bytes_down'])} down",
+        "clients, nodes": f"{summary.clients} on {summary.nodes}, exchange: {summary.exchange}",
+        "rounds, steps": f"{totals.rounds}, {totals.steps}",
+        "time": f"{_duration(totals.seconds)}, median step {1000 * totals.step_seconds_median:.0f} ms",
+        "exchanged": f"{_bytes(totals.bytes_up)} up, {_bytes(totals.bytes_down)} down",
     }
-    if parts := _parts(summary):
+    if parts := _parts(totals):
         rows["of that"] = parts
-    rows |= _client(summary)
-    if summary.get("departures"):
-        rows["nodes that left"] = _departures(summary)
-    if "epsilon" in summary:
-        rows["privacy"] = _privacy(summary)
+    if summary.client is not None:
+        rows |= _client(summary, summary.client)
+    if summary.left is not None and summary.left.departures:
+        rows["nodes that left"] = _departures(summary.left)
+    if summary.spent is not None:
+        rows["privacy"] = _privacy(summary.spent)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _client(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What one client bore; nothing of a run of a version that did not know it."""
-    client, rows = summary.get("client", {}), {}
-    if "forward_flops" in client:
-        forward, backward = client["forward_flops"], client["backward_flops"]
-        whole = flops((forward + backward) * client["samples"])
-        rows["a client computed"] = f"{flops(forward)} forward, {flops(backward)} backward per sample; {whole} in all"
-        parts = {name: client[f"{name}_bytes"] for name in ("activation", "optimizer", "weight", "gradient")}
+def _client(summary: Summary, client: Client) -> dict[str, str]:
+    """What one client bore."""
+    rows = {}
+    if (cost := client.cost) is not None:
+        each = f"{flops(cost.forward_flops)} forward, {flops(cost.backward_flops)} backward per sample"
+        rows["a client computed"] = f"{each}; {flops(cost.flops * client.samples)} in all"
+        parts = {name: getattr(cost, f"{name}_bytes") for name in ("activation", "optimizer", "weight", "gradient")}
         listed = ", ".join(f"{name}s {_bytes(size)}".replace("optimizers", "optimizer") for name, size in parts.items())
-        rows["it held"] = f"{_bytes(sum(parts.values()))}: {listed}"
-    if client:
-        up, down = (_bytes(summary[f"bytes_{way}"] / summary["clients"]) for way in ("up", "down"))
-        step = client.get("step_seconds")
-        rows["its exchange"] = f"{up} up, {down} down" + (
-            "" if step is None else f"; a step took it {1000 * step:.3g} ms"
-        )
+        rows["it held"] = f"{_bytes(cost.memory)}: {listed}"
+    step = "" if client.step_seconds is None else f"; a step took it {1000 * client.step_seconds:.3g} ms"
+    rows["its exchange"] = f"{_bytes(summary.per_client('up'))} up, {_bytes(summary.per_client('down'))} down{step}"
     return rows
 
 
-def _parts(summary: Mapping[str, Any]) -> str:
+def _parts(totals: Totals) -> str:
     """What the bytes were, without what there was none of; the framing of both ways as one. Empty of an old run."""
     kinds = sorted(KINDS.items(), key=lambda kind: kind[0] in ("labels", "framing"))  # what Table 6 counts comes first
-    sizes = {name: sum(summary.get(f"bytes_{part}", 0) for part in parts) for name, parts in kinds}
+    sizes = {name: sum(getattr(totals, f"bytes_{part}") or 0 for part in parts) for name, parts in kinds}
     return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size)
 
 
-def _privacy(summary: Mapping[str, Any]) -> str:
-    if summary["epsilon"] is None:
+def _privacy(spent: Spent) -> str:
+    if spent.epsilon is None:
         return "no epsilon: its noise can be drawn again from noise-seed"
-    ended = "; the budget allowed no further round" if summary["ended_by_privacy_budget"] else ""
-    return f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}{ended}"
+    ended = "; the budget allowed no further round" if spent.ended_by_privacy_budget else ""
+    return f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g}{ended}"
 
 
-def _departures(summary: Mapping[str, Any]) -> str:
-    times, nodes = int(summary["departures"]), int(summary["departed_nodes"])
+def _departures(left: Departures) -> str:
+    times, nodes = left.departures, left.departed_nodes
     return f"{times} departure{'s' * (times > 1)} of {nodes} node{'s' * (nodes > 1)}, see nodes.csv"
 
 
@@ -270,11 +268,8 @@ def _ranges(clients: str) -> str:
     return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs)
 
 
-def _score(summary: dict[str, Any], figure: str, one: bool) -> str:
-    mean, spread = summary[f"{figure}_mean"], summary[f"{figure}_std"]
-    if mean is None:  # as JSON writes what is no number
-        return "not a number: it diverged"
-    return Score.from_json(summary).text(mean, None if one else spread)
+def _score(score: Score, mean: float, spread: float, one: bool) -> str:
+    return score.text(mean, None if one else spread) if math.isfinite(mean) else _DIVERGED
 
 
 def _duration(seconds: float) -> str:

@@ -69,6 +69,15 @@ class Score:
     def _digits(self, value: float) -> str:
         return f"{100 * value:.2f}" if self.fraction else f"{value:.4g}"
 
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The names that files have, its own in place of ``score``: ``test_accuracy_mean`` of ``test_score_mean``."""
+        return {name.replace("_score", f"_{self.name}"): value for name, value in values.items()}
+
+    def unnamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Inverse of `named`."""
+        own = re.compile(rf"((?:validation|test)_){self.name}(?=_mean$|_std$|$)")
+        return {own.sub(r"\1score", name): value for name, value in values.items()}
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; nothing of accuracy, which is what runs have that do not say it."""
         return {} if self == ACCURACY else {"score": asdict(self)}

@@ -16,7 +16,8 @@ from flwr.cli.app import app as flwr_app
 from benchmarks import machine
 from sglr_flower.cli.app import app
 from sglr_flower.errors import UserError
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import parse_assignment, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,7 +107,7 @@ def check_settings(context: click.Context) -> None:
     """Check the run-config of a command that takes one: its file and its keys."""
     config, settings = context.params.get("config"), context.params.get("settings")
     try:
-        values = read_toml(ROOT / config) if str(config).endswith(".toml") else {}
+        values = read_config(ROOT / config) if str(config).endswith(".toml") else {}
         RunConfig.parse(values | dict(parse_assignment(text) for text in settings or ()))
     except UserError as error:
         raise Unknown(str(error)) from None

@@ -63,7 +63,7 @@ def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "clients", "sentence"),
     [
-        ("by:1", 4, r"num-clients is 4, but must be 3 with partition 'by:1'.*north, south, west\)"),
+        ("by:1", 4, r"num-clients = 4: with partition 'by:1' it must be 3, .*north, south, west\)"),
         ("by:2", 3, r"lies in 1 folder\(s\) below its class folder, not in 2"),
         ("by:site", 3, "with dataset folder it must be by:1 for the folder below the class folder"),
     ],
@@ -79,7 +79,7 @@ def test_other_data_sets_have_neither_levels_nor_columns() -> None:
 
 
 def test_a_level_or_column_has_to_be_named() -> None:
-    with pytest.raises(UserError, match="partition is 'by:', but by:LEVEL-OR-COLUMN"):
+    with pytest.raises(UserError, match="partition = 'by:': by:LEVEL-OR-COLUMN"):
         partition.parse("by:")
     with pytest.raises(UserError, match="by:LEVEL-OR-COLUMN"):
         partition.parse("nothing")

@@ -34,7 +34,7 @@ def test_samples_per_client_is_a_limit() -> None:
 
 
 def test_a_node_with_fewer_images_than_clients_is_refused() -> None:
-    with pytest.raises(UserError, match="this node has 22 train images for 23 clients"):
+    with pytest.raises(UserError, match="this node has 22 train samples for 23 clients"):
         partition.deal(LABELS, 23, 0, seed=1)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sglr_flower.errors import UserError
-from sglr_flower.run.config import RunConfig, documentation, keys, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig, documentation, keys
+from sglr_flower.run.settings import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_flowers_defaults_are_ours() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
-    RunConfig.parse(read_toml(path))
+    RunConfig.parse(read_config(path))
 
 
 def test_every_key_is_there_and_documented() -> None:
@@ -96,32 +97,3 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(values: di
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert all(word in sentence for word in words), sentence
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("num-clients=20", ("num-clients", 20)),
-        ("splitavg-phi = 0.5", ("splitavg-phi", 0.5)),
-        ("data-dir=/some/where=odd", ("data-dir", "/some/where=odd")),
-        ("client-lr=1e-2", ("client-lr", 0.01)),
-        ("num-clients=many", ("num-clients", "many")),
-    ],
-)
-def test_assignments_are_typed_by_their_key(text: str, expected: tuple[str, object]) -> None:
-    assert parse_assignment(text) == expected
-
-
-@pytest.mark.parametrize(("text", "word"), [("num-clients", "key=value"), ("clients=3", "num-clients")])
-def test_a_wrong_assignment(text: str, word: str) -> None:
-    with pytest.raises(UserError, match=word):
-        parse_assignment(text)
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.toml"
-    broken.write_text("method = = 3")
-    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML"):
-        read_toml(broken)
-    with pytest.raises(UserError, match=r"missing\.toml does not exist"):
-        read_toml(tmp_path / "missing.toml")

@@ -20,6 +20,7 @@ from sglr_flower.run.nodetable import (
     to_csv,
 )
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.summary import Departures
 from sglr_flower.split.score import ACCURACY
 
 FINISHED = NodeRow(1, 1, 7, "attic", (0, 1, 2), "finished", 40, 0.0125, 1000, 900)
@@ -103,14 +104,14 @@ def test_a_run_without_nodes_writes_no_table_of_them(tmp_path: Path) -> None:
 )
 def test_a_departure_is_counted_once_however_long_it_lasts(states: str, expected: tuple[int, int]) -> None:
     rows = [row(number, state=state) for number, state in enumerate(states.split(), 1)]  # type: ignore[arg-type]
-    assert departures(rows) == dict(zip(("departures", "departed_nodes"), expected, strict=True))
+    assert departures(rows) == Departures(*expected)
 
 
 def test_a_named_node_that_comes_back_with_another_id_is_the_same_node() -> None:
     rows = [row(1, node=5, name="attic", state="dropped"), row(2, node=6, name="attic", state="dropped")]
-    assert departures(rows) == {"departures": 2, "departed_nodes": 1}
+    assert departures(rows) == Departures(2, 1)
     unnamed = [replace(entry, name="") for entry in rows]
-    assert departures(unnamed) == {"departures": 2, "departed_nodes": 2}
+    assert departures(unnamed) == Departures(2, 2)
 
 
 def test_the_history_of_an_older_version_reads_as_undisturbed_rounds() -> None:

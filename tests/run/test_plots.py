@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import summaries
 from PIL import Image
 
 from sglr_flower.run import plots
 from sglr_flower.run.metrics import columns
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.split.score import ACCURACY
 
 
@@ -40,9 +42,7 @@ def write_run(run_dir, accuracies):
             values = {"test_accuracy_mean": accuracy, "test_accuracy_std": None if accuracy is None else 0.01}
             writer.writerow({"round": index + 1, "train_loss": 2 / (index + 1), **values})
     tested = [accuracy for accuracy in accuracies if accuracy is not None]
-    best = {"test_accuracy_mean": max(tested), "test_accuracy_std": 0.01} if tested else {}
-    summary = {"method": "sglr", "model": "resnet16", "dataset": "digits", "clients": 4} | best
-    (run_dir / "summary.json").write_text(json.dumps(summary))
+    RunDirectory(run_dir).finish(summaries.summary(test_score_mean=max(tested, default=float("nan"))))
 
 
 def test_curves_have_a_point_for_every_round_and_every_evaluation(tmp_path, figures):
@@ -55,11 +55,8 @@ def test_curves_have_a_point_for_every_round_and_every_evaluation(tmp_path, figu
     assert figures[0].get_suptitle() == "sglr with resnet16 on digits, 4 clients, 75.00 ± 1.00 %"
 
 
-@pytest.mark.parametrize("nothing", [{}, {"test_accuracy_mean": None, "test_accuracy_std": None}])
-def test_a_run_without_an_evaluation_has_a_loss_and_says_so(tmp_path, figures, nothing):
+def test_a_run_without_an_evaluation_has_a_loss_and_says_so(tmp_path, figures):
     write_run(tmp_path, [None, None])
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    (tmp_path / "summary.json").write_text(json.dumps(summary | nothing))
     check_picture(plots.save_curves(tmp_path))
     loss, accuracy = figures[0].axes
     assert len(loss.lines[0].get_xydata()) == 2

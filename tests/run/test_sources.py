@@ -207,7 +207,7 @@ def test_a_report_names_the_score_and_ranks_the_lowest_error_first(tmp_path: Pat
     assert "the lowest test mse is that of client-lr 0.01" in text
     assert f"{summary['test_mse_mean']:.4g} ± " in text
     assert "accuracy" not in text
-    (tmp_path / "fast" / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "fast" / "summary.json").write_text(json.dumps(summary.to_json()))
     shown = [str(cell) for column in closing_table(summary, tmp_path).columns for cell in column.cells]
     assert "test mse" in shown
     assert not any("%" in cell for cell in shown[: len(shown) // 2])

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from sglr_flower.run.nodetable import NodeEntry
+from sglr_flower.run.summary import Summary
 from sglr_flower.run.view import MOST_NODES, ProgressView, closing_table, node_table
 
 
@@ -146,19 +148,25 @@ SUMMARY = {
     **dict.fromkeys(("clients", "nodes", "rounds", "steps", "seconds", "bytes_up", "bytes_down"), 4),
     **dict.fromkeys(("test_accuracy_mean", "test_accuracy_std", "train_loss", "step_seconds_median"), 0.5),
     **dict.fromkeys(("last_round_test_accuracy_mean", "last_round_test_accuracy_std"), 0.5),
+    **dict.fromkeys(("evaluation_bytes", "seed"), 0),
     "evaluated_images": 10,
 }
+"""As an earlier version wrote it."""
+
+
+def closed(**changes: Any) -> Table:
+    return closing_table(Summary.from_json({**SUMMARY, **changes}), Path("/run"))
 
 
 def test_the_closing_table_says_what_the_bytes_were_and_nothing_of_what_there_was_none() -> None:
     parts = {"smashed": 2_000_000, "labels": 500, "unicast": 1_000_000, "broadcast": 500_000, "segments_up": 0}
     parts |= {"framing_up": 300, "framing_down": 200}
-    text = shown(closing_table({**SUMMARY, **{f"bytes_{part}": n for part, n in parts.items()}}, Path("/run")))
+    text = shown(closed(**{f"bytes_{part}": n for part, n in parts.items()}))
     assert "smashed data 2 MB, own gradients 1 MB, averages 500 kB, labels 500 B, framing 500 B" in " ".join(
         text.replace("│", " ").split()
     )
     assert "segments" not in text
-    assert "of that" not in shown(closing_table(SUMMARY, Path("/run")))  # of a version that did not count them
+    assert "of that" not in shown(closed())  # of a version that did not count them
 
 
 @pytest.mark.parametrize(
@@ -166,8 +174,8 @@ def test_the_closing_table_says_what_the_bytes_were_and_nothing_of_what_there_wa
     [(3, 2, "3 departures of 2 nodes, see nodes.csv"), (1, 1, "1 departure of 1 node, see nodes.csv"), (0, 0, "")],
 )
 def test_the_closing_table_says_how_many_nodes_left(departures: int, nodes: int, expected: str) -> None:
-    old = shown(closing_table(SUMMARY, Path("/run")))
-    text = shown(closing_table({**SUMMARY, "departures": departures, "departed_nodes": nodes}, Path("/run")))
+    old = shown(closed())
+    text = shown(closed(departures=departures, departed_nodes=nodes))
     assert ("nodes that left" in text) == bool(expected)
     assert expected in text
     assert "nodes that left" not in old  # runs of versions that did not count
@@ -177,18 +185,18 @@ def test_the_closing_table_says_what_a_client_bore() -> None:
     sizes = {"activation": 1_500_000, "optimizer": 343_168, "weight": 173_584, "gradient": 171_584}
     client = {f"{name}_bytes": size for name, size in sizes.items()}
     client |= {"forward_flops": 9_134_080, "backward_flops": 18_046_976, "samples": 3600.0, "step_seconds": 0.0071}
-    text = shown(closing_table({**SUMMARY, "bytes_up": 8_000_000, "client": client}, Path("/run")), width=140)
+    text = shown(closed(bytes_up=8_000_000, client=client), width=140)
     assert "9.13 MFLOP forward, 18 MFLOP backward per sample; 97.9 GFLOP in all" in text
     assert "2.188 MB: activations 1.5 MB, optimizer 343.2 kB, weights 173.6 kB, gradients 171.6 kB" in text
     assert "2 MB up, 1 B down; a step took it 7.1 ms" in text
 
 
 def test_without_nodes_a_clients_step_has_no_time_and_an_older_run_none_of_it() -> None:
-    text = shown(closing_table({**SUMMARY, "client": {"samples": 3.0, "step_seconds": None}}, Path("/run")))
+    text = shown(closed(client={"samples": 3.0, "step_seconds": None}))
     assert "its exchange" in text
     assert "a step took" not in text
     assert "a client computed" not in text
-    assert "its exchange" not in shown(closing_table(SUMMARY, Path("/run")))
+    assert "its exchange" not in shown(closed())
 
 
 SAID = {"sentence": "mlflow: run 7 in sqlite:////srv/mlflow.db", "failed": False}

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from sglr_flower.cli import studies
 from sglr_flower.errors import UserError
 from sglr_flower.run import inprocess
-from sglr_flower.run.config import RunConfig, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import read_config
 from sglr_flower.studies import report
 from sglr_flower.studies.report import curves, groups, tables
 
@@ -82,7 +83,7 @@ def edit_summary(run_dir: Path, **changes: Any) -> None:
 
 
 def edit_config(run_dir: Path, **changes: Any) -> None:
-    values = read_toml(run_dir / "config.toml") | {key.replace("_", "-"): value for key, value in changes.items()}
+    values = read_config(run_dir / "config.toml") | {key.replace("_", "-"): value for key, value in changes.items()}
     (run_dir / "config.toml").write_text(tomli_w.dumps(values))
 
 

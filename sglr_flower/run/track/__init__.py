@@ -18,6 +18,7 @@ from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import RoundMetrics
 from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.summary import Summary
 from sglr_flower.run.track.apart import Apart
 from sglr_flower.run.track.tensorboard import TensorBoard
 
@@ -35,7 +36,7 @@ class Observer(Protocol):
     def round(self, row: RoundMetrics) -> None:
         """A round is done; must return at once."""
 
-    def end(self, summary: Mapping[str, Any]) -> None:
+    def end(self, summary: Summary) -> None:
         """The run has come to its end; not called of one that fails or is stopped."""
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class Observers:
         """Tell of a round."""
         self._each(lambda observer: observer.round(row))
 
-    def end(self, summary: Mapping[str, Any]) -> None:
+    def end(self, summary: Summary) -> None:
         """Tell that the run has come to its end."""
         self._each(lambda observer: observer.end(summary))
 

@@ -29,6 +29,7 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import RoundMetrics, figures
 from sglr_flower.run.nodetable import printable
 from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.run.summary import Summary
 from sglr_flower.run.track.tracker import TrackedRun, Tracker
 
 FOLDER = "tracking"
@@ -100,7 +101,7 @@ class Apart:
         self._tell({"round": row.round, "figures": figures(row)})
         self._listen()
 
-    def end(self, summary: Mapping[str, Any]) -> None:
+    def end(self, summary: Summary) -> None:
         """Hand the summary over."""
         self._deadline = time.monotonic() + END_SECONDS
         self._tell({"summary": dict(_flat(summary))})

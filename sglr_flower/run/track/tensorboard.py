@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sglr_flower.run.metrics import RoundMetrics, figures
+from sglr_flower.run.summary import Summary
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +39,7 @@ class TensorBoard:
             self._events.add_scalar(name, value, row.round)
         self._events.flush()
 
-    def end(self, summary: Mapping[str, Any]) -> None:
+    def end(self, summary: Summary) -> None:
         """Nothing: a summary is no curve."""
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ from sglr_flower.models import SplitModel
 from sglr_flower.models.compute import Compute, training_flops
 from sglr_flower.models.footprint import training_bytes, weight_bytes
 from sglr_flower.run import assembly
-from sglr_flower.run.config import RunConfig, parse_assignment, read_toml
+from sglr_flower.run.config import RunConfig
+from sglr_flower.run.settings import parse_assignment, read_config
 from sglr_flower.split import methods
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.costs.communication import Average, EpochBytes, Sizes, client_down, epoch_bytes
@@ -160,7 +161,7 @@ class Estimator:
 
 def command(config: Path | None, settings: Sequence[str] | None, up: float, down: float, gflops: float) -> None:
     """Show the estimates of a run-config; ``up`` and ``down`` in Mbit/s, ``gflops`` in 10^9 operations per second."""
-    values = read_toml(config) if config else {}
+    values = read_config(config) if config else {}
     values |= dict(parse_assignment(text) for text in settings or [])
     parsed = RunConfig.parse(values)
     estimator = Estimator(parsed, Device(up * 1e6 / 8, down * 1e6 / 8, gflops * 1e9))

@@ -28,7 +28,8 @@ class Fidelity:
     psnr : float
         Peak signal-to-noise ratio in decibels.
     ssim : float | None
-        Structural similarity (Wang et al. 2004), at most 1; None of images that are smaller than its window.
+        Structural similarity (Wang et al. 2004) over the windows that lie inside, at most 1; None of images that are
+        smaller than its window.
     """
 
     cross_entropy: float
@@ -52,7 +53,10 @@ def fidelity(original: Tensor, reconstructed: Tensor) -> Fidelity:
     noise = peak_signal_noise_ratio(guess, target, data_range=1.0, dim=(1, 2, 3))
     structure = None
     if min(target.shape[-2:]) >= _SSIM_WINDOW:
-        structure = torch.as_tensor(structural_similarity_index_measure(guess, target, data_range=1.0)).item()
+        _, windows = structural_similarity_index_measure(guess, target, data_range=1.0, return_full_image=True)
+        # torchmetrics' own mean is of a map with mirrored borders; that of Wang et al. is of whole windows alone.
+        border = _SSIM_WINDOW // 2
+        structure = torch.as_tensor(windows)[..., border:-border, border:-border].mean().item()
     return Fidelity(
         cross_entropy=F.binary_cross_entropy(guess, target).item(),
         entropy=F.binary_cross_entropy(target, target).item(),

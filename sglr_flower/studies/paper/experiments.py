@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sglr_flower.run.config import RunConfig, Scalar, parse_assignment
+from sglr_flower.run.config import RunConfig, Scalar
+from sglr_flower.run.settings import parse_assignment
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.paper import published
 from sglr_flower.studies.paper.cells import Cell, Label

@@ -20,8 +20,9 @@ from filelock import FileLock
 
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
-from sglr_flower.run.config import RunConfig, keys, parse_assignment
-from sglr_flower.run.rundir import read_json
+from sglr_flower.run.config import RunConfig, keys
+from sglr_flower.run.rundir import RunDirectory
+from sglr_flower.run.settings import parse_assignment
 from sglr_flower.studies.paper import progress
 from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell
 from sglr_flower.studies.paper.measures import CROSS_ENTROPY, EPSILON, LEAKAGE, Figures
@@ -194,17 +195,17 @@ def _row(result: Result) -> Row | None:
         return None
     summary = result.directory / "summary.json"
     finished = datetime.fromtimestamp(summary.stat().st_mtime, UTC)
-    there = read_json(summary)
+    there = RunDirectory(result.directory).summary()
     figures = {name: result.figures.get(name) for name in _FIGURES}
     fields = {
         "method": result.cell.config.method,
-        "clients": str(there["clients"]),
+        "clients": str(there.clients),
         "seed": str(result.cell.config.seed),
         **{name: "" if value is None or math.isnan(value) else repr(value) for name, value in figures.items()},
         "curve": progress.to_text(result.curve),
         **{name: result.made.get(name, "") for name in MADE},
-        "nodes": str(there["nodes"]),
-        "exchange": str(there["exchange"]),
+        "nodes": str(there.nodes),
+        "exchange": there.exchange,
         "finished": f"{finished:%Y-%m-%dT%H:%M:%SZ}",
         "run": result.run,
         "settings": settings(result.cell.config),

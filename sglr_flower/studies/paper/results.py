@@ -108,7 +108,7 @@ def _read(directory: Path, cell: Cell) -> Result:
 
 
 def _figures(directory: Path, attacked: bool) -> dict[str, Any]:
-    summary = read_json(directory / "summary.json")
+    summary = RunDirectory(directory).summary().to_json()
     figures = {name: summary.get(name) for name in ("clients", "nodes", "epsilon", *SUMMARY_COLUMNS)}
     measures = read_json(directory / FOLDER / RESULT).get("measures", {}) if attacked else {}
     return figures | {name: figure["mean"] for name, figure in measures.items() if figure}

@@ -24,7 +24,7 @@ import tomli_w
 from sglr_flower.errors import UserError
 from sglr_flower.federation.processes import held, let_go
 from sglr_flower.files import write_atomic
-from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.studies.leakage.record import is_attacked
 from sglr_flower.studies.paper.cells import NOT_LEARNED, Cell
 from sglr_flower.studies.paper.leash import GRACE_SECONDS
@@ -92,7 +92,7 @@ def is_finished(folder: Path, cell: Cell) -> bool:
 def _step(folder: Path, cell: Cell) -> Step | None:
     """What is to be done next for a cell; None: it is finished."""
     directory = run_dir(folder, cell)
-    if "test_accuracy_mean" not in read_json(directory / "summary.json"):
+    if not RunDirectory(directory).is_finished():
         return "train"
     return "attack" if cell.attack and not is_attacked(directory, cell.config) else None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sglr_flower.run.rundir import read_json
+from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.studies.paper.sweep import Failure, Running
 
 _REDRAW_SECONDS = 0.5
@@ -69,9 +69,9 @@ class SweepView:
     def finished(self, running: Running) -> None:
         """Say what a cell's result is, and rebuild what is made of it."""
         self._close(running.cell.name)
-        summary = read_json(running.run_dir / "summary.json")
+        totals = RunDirectory(running.run_dir).summary().totals
         seconds = time.monotonic() - running.started
-        self._say(f"{running.cell.name}: {100 * summary['test_accuracy_mean']:.2f} % in {seconds:.0f} s")
+        self._say(f"{running.cell.name}: {totals.score.text(totals.test_score_mean)} in {seconds:.0f} s")
         self._rebuild()
 
     def failed(self, failure: Failure) -> None:

@@ -89,11 +89,10 @@ class Group:
     @property
     def score(self) -> Estimate | None:
         """The test score, of accuracy in [0, 1], each client at its best validation round; None if there is none."""
-        results = [run.result for run in self.runs if run.result is not None]
-        means = [result.test_score_mean for result in results if result.test_score_mean is not None]
-        if not means:
+        results = [run.result.totals for run in self.runs if run.result is not None and run.result.totals.scored]
+        if not results:
             return None
-        return _estimate(means, [result.test_score_std or 0.0 for result in results])
+        return _estimate([r.test_score_mean for r in results], [r.test_score_std for r in results])
 
     @property
     def last_score(self) -> Estimate | None:

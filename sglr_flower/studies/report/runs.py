@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig
-from sglr_flower.run.metrics import unnamed
 from sglr_flower.run.rundir import RunDirectory, read_json
+from sglr_flower.run.summary import Summary, check_fraction, complaint
 from sglr_flower.split.score import ACCURACY, Score
 
 PARTITION_PICTURE = "partition.png"
@@ -48,36 +47,6 @@ class Row(BaseModel):
     bytes_framing_down: int = Field(0, ge=0)
 
 
-class Client(BaseModel):
-    """What one client bore, in ``summary.json``; see `sglr_flower.run.client_cost`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    forward_flops: int | None = Field(default=None, ge=0)
-    backward_flops: int | None = Field(default=None, ge=0)
-    weight_bytes: int | None = Field(default=None, ge=0)
-    gradient_bytes: int | None = Field(default=None, ge=0)
-    optimizer_bytes: int | None = Field(default=None, ge=0)
-    activation_bytes: int | None = Field(default=None, ge=0)
-    samples: float = Field(ge=0)
-    step_seconds: float | None = Field(ge=0)
-
-
-class Result(BaseModel):
-    """What only ``summary.json`` knows: the score with each client at its best validation round, and the nodes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    test_score_mean: float | None  # None where nobody had test samples
-    test_score_std: float | None = Field(ge=0)
-    nodes: int = Field(ge=1)
-    exchange: str
-    clients: int = Field(default=1, ge=1)
-    client: Client | None = None  # runs of versions that did not know it lack it
-    ended_by_privacy_budget: bool = False
-    one_network: bool = False
-
-
 @dataclass(frozen=True)
 class Run:
     """One run as its directory tells it.
@@ -90,7 +59,7 @@ class Run:
         Its resolved settings.
     rows : tuple[Row, ...]
         One per round that is done: rounds 1, 2, ...
-    result : Result | None
+    result : Summary | None
         None while the run is unfinished.
     error : str
         Why it failed, if its status says so; else empty.
@@ -103,7 +72,7 @@ class Run:
     path: Path
     config: RunConfig
     rows: tuple[Row, ...]
-    result: Result | None
+    result: Summary | None
     error: str
     partition: bytes
     score: Score = ACCURACY
@@ -167,12 +136,14 @@ def read(run_dir: Path) -> Run:
     UserError
         If it holds no run, or a file of it is damaged.
     """
-    config = RunDirectory(run_dir).read_config()
+    directory = RunDirectory(run_dir)
+    config = directory.read_config()
     status = read_json(run_dir / "status.json")
     score = Score.from_json(status)
     rows = _read_rows(run_dir / "metrics.csv", score)
-    result = _read_result(run_dir / "summary.json", score)
-    if result is not None and len(rows) != config.num_server_rounds and not result.ended_by_privacy_budget:
+    result = directory.summary() if (run_dir / "summary.json").exists() else None
+    early = result is not None and result.spent is not None and result.spent.ended_by_privacy_budget
+    if result is not None and len(rows) != config.num_server_rounds and not early:
         raise UserError(
             f"{run_dir / 'metrics.csv'} is damaged: it has {len(rows)} rounds of a finished run of "
             f"{config.num_server_rounds}"
@@ -208,46 +179,12 @@ def _read_row(path: Path, number: int, record: dict[str | Any, str | Any], score
     if None in record or None in record.values():  # csv's marks of a field too many, and of one too few
         raise UserError(f"{path} is damaged: its row {number} does not have as many fields as the header")
     try:
-        row = Row.model_validate(unnamed({column: value or None for column, value in record.items()}, score))
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged: its row {number} has {_complaint(error, score)}") from None
-    _check_fraction(f"{path} is damaged: its row {number} has", record, row, score)
-    return row
-
-
-def _check_fraction(wrong: str, values: Mapping[str, Any], found: Row | Result, score: Score) -> None:
-    """Refuse a fraction that is none."""
-    for name in ("mean", "std"):
-        value = getattr(found, f"test_score_{name}")
-        if score.fraction and value is not None and not 0 <= value <= 1:
-            column = f"test_{score.name}_{name}"
-            bound = "less than or equal to 1" if value > 1 else "greater than or equal to 0"
-            raise UserError(f"{wrong} {column} = {values[column]!r}, but it should be {bound}")
-
-
-def _read_result(path: Path, score: Score) -> Result | None:
-    if not path.exists():
-        return None
-    try:
-        values = from_json(path.read_bytes())
-        result = Result.model_validate(unnamed(values, score) if isinstance(values, dict) else values)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged: it has {_complaint(error, score)}") from None
+        row = Row.model_validate(score.unnamed({column: value or None for column, value in record.items()}))
+        check_fraction(record, row, score)
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    _check_fraction(f"{path} is damaged: it has", values, result, score)
-    return result
-
-
-def _complaint(error: ValidationError, score: Score) -> str:
-    """Pydantic's first complaint as field, value and what it should be."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]).replace("_score_", f"_{score.name}_") or "content"
-    if first["type"] == "missing":
-        return f"no {name}"
-    return f"{name} = {first['input']!r}, but {str(first['msg']).replace('Input', 'it')}"
+        wrong = complaint(error, score) if isinstance(error, ValidationError) else error
+        raise UserError(f"{path} is damaged: its row {number} has {wrong}") from None
+    return row
 
 
 def _read_partition(path: Path) -> bytes:

@@ -170,8 +170,8 @@ def runs(report: Report) -> Table:
         for run in group.runs:
             done, rounds = len(run.rows), run.config.num_server_rounds
             state = "finished" if run.result else f"failed: {run.error}" if run.error else "unfinished"
-            tested = run.result.test_score_mean if run.result else None
-            mean = Estimate(tested, run.result.test_score_std or 0.0) if run.result and tested is not None else None
+            tested = run.result.totals if run.result and run.result.totals.scored else None
+            mean = Estimate(tested.test_score_mean, tested.test_score_std) if tested else None
             nodes = f"{run.result.nodes}, {run.result.exchange}" if run.result else NOTHING
             cells = (
                 str(run.path),
@@ -231,21 +231,15 @@ def _client(group: Group) -> tuple[str, ...] | None:
     found = [(run, run.result, run.result.client) for run in group.runs if run.result and run.result.client]
     if not found:
         return None
-    client = found[0][2]
-    parts = (client.weight_bytes, client.gradient_bytes, client.optimizer_bytes, client.activation_bytes)
-    known = [part for part in parts if part is not None]
-    counted = [NOTHING] * 3
-    if client.forward_flops is not None and client.backward_flops is not None:
-        each = client.forward_flops + client.backward_flops
-        whole = statistics.fmean(each * own.samples for _, _, own in found)
-        counted = [flops(client.forward_flops), flops(client.backward_flops), flops(whole)]
+    counted = [NOTHING] * 6
+    if (cost := found[0][2].cost) is not None:
+        whole = statistics.fmean(cost.flops * own.samples for _, _, own in found)
+        held = (cost.memory, cost.activation_bytes, cost.optimizer_bytes)
+        counted = [flops(cost.forward_flops), flops(cost.backward_flops), flops(whole), *map(decimal, held)]
     times = [own.step_seconds for _, _, own in found if own.step_seconds is not None]
     return (
         group.name,
         *counted,
-        decimal(sum(known)) if len(known) == len(parts) else NOTHING,
-        NOTHING if client.activation_bytes is None else decimal(client.activation_bytes),
-        NOTHING if client.optimizer_bytes is None else decimal(client.optimizer_bytes),
         decimal(round(statistics.fmean(run.bytes_up / result.clients for run, result, _ in found))),
         decimal(round(statistics.fmean(run.bytes_down / result.clients for run, result, _ in found))),
         f"{1000 * statistics.fmean(times):.3g} ms" if times else NOTHING,

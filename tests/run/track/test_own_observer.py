@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from sglr_flower.run import inprocess, track
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import RoundMetrics
 from sglr_flower.run.rundir import read_json
+from sglr_flower.run.summary import Summary
 
 SMALL = {
     "dataset": "wine",
@@ -34,8 +35,8 @@ class Told:
     def round(self, row: RoundMetrics) -> None:
         self.said.append((row.round, row.train_loss))
 
-    def end(self, summary: Mapping[str, Any]) -> None:
-        self.said.append(summary["rounds"])
+    def end(self, summary: Summary) -> None:
+        self.said.append(summary.totals.rounds)
 
     def close(self) -> None:
         self.said.append("closed")
@@ -52,7 +53,7 @@ class Failing(Told):
 nobody = object()
 
 
-def run(path: Path, name: str) -> dict[str, Any]:
+def run(path: Path, name: str) -> Summary:
     keys = {**SMALL, "track": f"{__name__}:{name}", "run-dir": str(path)}
     return inprocess.run(RunConfig.parse(keys))
 
@@ -63,11 +64,11 @@ def test_it_is_told_of_every_round(tmp_path: Path) -> None:
     begun, *rounds, ended, closed = Told.said
     assert (begun, ended, closed) == (0, 3, "closed")
     assert [number for number, _ in rounds] == [1, 2, 3]
-    assert rounds[-1][1] == summary["train_loss"]
+    assert rounds[-1][1] == summary.totals.train_loss
 
 
 def test_one_that_fails_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
-    assert run(tmp_path / "run", "Failing")["rounds"] == 3
+    assert run(tmp_path / "run", "Failing").totals.rounds == 3
     said = read_json(tmp_path / "run" / "status.json")["observers"]
     assert [one["sentence"] for one in said if one["failed"]] == [
         f"{__name__}:Failing is off: no more paper; the run goes on without it"

@@ -10,14 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sglr_flower.run import track
 from sglr_flower.run.config import RunConfig
-from sglr_flower.run.metrics import RoundMetrics, columns, unnamed
+from sglr_flower.run.metrics import RoundMetrics, columns
 from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.split.score import ACCURACY
 
 
 def row(number: int, loss: float) -> RoundMetrics:
     values = dict.fromkeys(columns(ACCURACY), 1)
-    return RoundMetrics(**{**unnamed(values, ACCURACY), "round": number, "train_loss": loss, "test_loss_mean": None})
+    return RoundMetrics(**{**ACCURACY.unnamed(values), "round": number, "train_loss": loss, "test_loss_mean": None})
 
 
 def claimed(folder: Path) -> RunDirectory:

@@ -34,6 +34,25 @@ def test_ssim_is_1_of_equal_images_and_less_of_others() -> None:
     assert noisy < 0.3
 
 
+def test_ssim_is_the_mean_over_the_windows_inside() -> None:
+    """Wang et al. (2004), equations 13 to 16, window by window: 36 of them lie inside 16 x 16 pixels."""
+    draw = torch.Generator().manual_seed(0)
+    original = torch.rand(1, 1, 16, 16, generator=draw, dtype=torch.float64)
+    guess = (original + 0.1 * torch.randn(1, 1, 16, 16, generator=draw, dtype=torch.float64)).clamp(0, 1)
+    bell = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    weights = torch.outer(bell, bell) / bell.sum() ** 2
+    values = []
+    for row in range(6):
+        for column in range(6):
+            x, y = (image[0, 0, row : row + 11, column : column + 11] for image in (original, guess))
+            mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+            spread_x, spread_y = (weights * (x - mean_x) ** 2).sum(), (weights * (y - mean_y) ** 2).sum()
+            both = (weights * (x - mean_x) * (y - mean_y)).sum()
+            light = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+            values.append(light * (2 * both + 0.03**2) / (spread_x + spread_y + 0.03**2))
+    assert fidelity(original, guess).ssim == pytest.approx(torch.stack(values).mean().item(), abs=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_cross_entropy_is_not_below_its_floor(seed: int) -> None:

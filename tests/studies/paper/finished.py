@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from pathlib import Path
 
+import summaries
+
 from sglr_flower.run.metrics import columns
+from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.split.score import ACCURACY
 from sglr_flower.studies.paper.cells import Cell
-from sglr_flower.studies.paper.results import SUMMARY_COLUMNS
 from sglr_flower.studies.paper.sweep import run_dir
 
 COLUMNS = columns(ACCURACY)
@@ -20,15 +21,8 @@ def finish(folder: Path, cell: Cell, percent: float, curve: tuple[float, ...] = 
     """Write what a finished run of ``cell`` leaves, as far as tables and pictures read it."""
     directory = run_dir(folder, cell)
     directory.mkdir(parents=True)
-    summary = dict.fromkeys(SUMMARY_COLUMNS, 7) | {
-        "test_accuracy_mean": percent / 100,
-        "train_loss": None,
-        "clients": 4,
-        "nodes": 1,
-        "exchange": "in-process",
-    }
     (directory / "run-id").write_text(hashlib.sha256(f"{directory}".encode()).hexdigest()[:32])
-    (directory / "summary.json").write_text(json.dumps(summary))
+    RunDirectory(directory).finish(summaries.summary(test_score_mean=percent / 100, train_loss=float("nan")))
     rows = [
         dict.fromkeys(COLUMNS, "") | {"round": number, "test_accuracy_mean": value / 100}
         for number, value in enumerate(curve, start=1)

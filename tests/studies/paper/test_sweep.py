@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
+import summaries
 
 from sglr_flower.errors import UserError
 from sglr_flower.studies.leakage.attack import Settings
@@ -75,11 +76,11 @@ def test_a_sweep_killed_by_sigkill_goes_on_without_redoing_finished_cells(tmp_pa
     sweep.check_same(tmp_path, smoke_cells())
 
 
-WRITE_RESULT = """
-import json, pathlib, sys
+WRITE_RESULT = f"""
+import pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
-(folder / "summary.json").write_text(json.dumps({"test_accuracy_mean": 0.5}))
+(folder / "summary.json").write_text({json.dumps(summaries.summary().to_json())!r})
 """
 FAIL = "import sys; print('a line'); print('sglr: the data are missing', file=sys.stderr); sys.exit(1)"
 DIE = "import os, signal; print('the last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)"

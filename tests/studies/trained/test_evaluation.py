@@ -17,7 +17,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower.cli.trained import evaluate
-from sglr_flower.data.imagefiles import class_folder, grey
+from sglr_flower.data.imagefiles import class_folder
+from sglr_flower.data.inputs import grey
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source
 from sglr_flower.data.targets import Classes
