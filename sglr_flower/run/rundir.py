@@ -149,8 +149,8 @@ class RunDirectory:
             sys.path.append(code_dir)
         try:
             values = read_config(self.path / "config.toml")
-            if values.get("dataset") == "folder":  # before there was the key, what an image file had below was seen
-                values = {"ground": "none", **values}
+            if values.get("dataset") == "folder":  # before there were these keys images were read so
+                values = {"ground": "none", "levels": "16", **values}
             return RunConfig.parse({**values, "run-dir": str(self.path)})  # it may have been moved
         except UserError as error:
             raise UserError(f"{self.path / 'config.toml'} cannot be used: {error}") from None
