@@ -137,3 +137,10 @@ def _misspelt(gradients: Mapping[int, Tensor], active: Sequence[int], over: str)
 
 
 misspelt = methods.Method(cut_gradient=_misspelt, phi=1.0)
+
+
+def norm_first(num_classes: int, image_size: int) -> nn.Sequential:
+    """Batch norm where the server segment begins, with no more than a linear layer before it."""
+    lower = nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, 16))
+    upper = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+    return nn.Sequential(OrderedDict(lower=lower, upper=upper))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sglr_flower.data import datasets, folder, hub
 from sglr_flower.data.classfolders import text
 from sglr_flower.data.options import Options
+from sglr_flower.data.partition import refused
 from sglr_flower.data.samples import Indexed, Samples, Share
 from sglr_flower.errors import UserError
 from sglr_flower.seeds import numpy_generator as generator
@@ -45,8 +46,8 @@ def shares(values: Sequence[Value], spec: str, num_clients: int, samples_per_cli
     if len(distinct) != num_clients:
         listed = ", ".join(map(str, distinct[:_NAMED])) + (", ..." if len(distinct) > _NAMED else "")
         raise UserError(
-            f"run-config key num-clients = {num_clients}: with partition {spec!r} it must be {len(distinct)}, a client "
-            f"for each value among the train samples ({listed})"
+            f"run-config key num-clients = {num_clients}: it must be {len(distinct)} with partition {spec!r}, as the "
+            f"train samples have so many values of it, a client for each ({listed})"
         )
     draw = generator(seed, "samples-per-client")
     every = [np.flatnonzero(client == number) for number in range(num_clients)]
@@ -73,29 +74,28 @@ def of_train(spec: str, dataset: str, data_dir: str, seed: int, image_size: int,
     if hub.is_name(dataset):
         return _column(datasets.load(dataset, data_dir, seed, image_size, options).train, of, spec)
     if dataset != "folder":
-        raise UserError(
-            f"{_key(spec)} it is for dataset folder and for those of Hugging Face (hf:NAME), not for {dataset!r}"
+        raise refused(
+            spec,
+            f"it is for dataset folder and for those of Hugging Face (hf:NAME), not for {dataset!r}",
         )
     if not of.isdecimal() or int(of) < 1:
-        raise UserError(
-            f"{_key(spec)} with dataset folder it must be by:1 for the folder below the class folder, "
-            "by:2 for the one in that, and so on"
+        raise refused(
+            spec,
+            "with dataset folder it must be by:1 for the folder below the class folder, by:2 for the one in that, and "
+            "so on",
         )
     root = folder.root(data_dir)
     return [_level(path, root, int(of), spec) for path in datasets.train_files(data_dir, seed, image_size, options)]
-
-
-def _key(spec: str) -> str:
-    return f"run-config key partition = {spec!r}:"
 
 
 def _level(path: str, root: Path, level: int, spec: str) -> str:
     """The name of the folder that an image lies in, so many levels below its class folder."""
     _, *folders, _ = Path(path).relative_to(root / "train").parts
     if len(folders) < level:
-        raise UserError(
-            f"{_key(spec)} {text(path)} lies in {len(folders)} folder(s) below its class folder, not in "
-            f"{level}{' or more' if level > 1 else ''}: give every image its folder"
+        raise refused(
+            spec,
+            f"{text(path)} lies in {len(folders)} folder(s) below its class folder, not in "
+            f"{level}{' or more' if level > 1 else ''}: give every image its folder",
         )
     return text(folders[level - 1])
 
@@ -108,9 +108,9 @@ def _column(samples: Samples, name: str, spec: str) -> list[Value]:
     assert isinstance(samples, Indexed)
     rows: Any = samples.data.rows
     if name not in rows.column_names:
-        raise UserError(f"{_key(spec)} the data set's columns are {', '.join(rows.column_names)}")
+        raise refused(spec, f"the data set's columns are {', '.join(rows.column_names)}")
     values = rows[name][:]
     names = getattr(rows.features[name], "names", None)  # of a column of classes
     if not all(isinstance(value, str | int | float) for value in values):
-        raise UserError(f"{_key(spec)} that column has other values than texts and numbers")
+        raise refused(spec, "that column has other values than texts and numbers")
     return [names[value] for value in values] if names else list(values)

@@ -71,7 +71,9 @@ def inputs(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0,
 def _input_size(dataset: str, image_size: int) -> int:
     """The side in pixels that a data set's images are resized to; 0 asks for its own default."""
     if image_size < 0:
-        raise UserError(f"image-size is {image_size}, but must be 0 (the data set's default) or more.")
+        raise UserError(
+            f"run-config key image-size = {image_size}: it must be at least 0 (which is the data set's default)"
+        )
     if image_size:
         return image_size
     match dataset:
@@ -153,7 +155,7 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: O
     if hub.is_name(dataset):
         return hub.load(dataset, seed, image_size or hub.INPUT_SIZE)
     if image_size and (dataset in tables.NAMES or _is_read_first(dataset)):
-        raise UserError(f"image-size is {image_size}, but must be 0 with dataset {dataset!r}, which is taken as it is.")
+        raise UserError(f"run-config key image-size = {image_size}: it must be 0 with dataset {dataset!r}")
     if dataset in tables.NAMES:
         return tables.load(dataset, seed)
     if _is_read_first(dataset):
@@ -189,12 +191,6 @@ def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: 
     return found.lines(folder.load(where, seed, _input_size(dataset, image_size), options), where)
 
 
-def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:
-    """The path of every train image of dataset "folder", in their order; parameters and raises as `load`."""
-    loaded = folder.load(folder.root(data_dir), seed, _input_size("folder", image_size), options)
-    return [loaded.pictures.files[index][0] for index in loaded.parts["train"].tolist()]
-
-
 def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
     """Keep in ``options.kept`` what data a run has, where that is not kept yet; else say what has changed since then.
 
@@ -213,6 +209,12 @@ def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Op
             return pinned.changes(kept, now)
     now.write(Path(options.kept))
     return []
+
+
+def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:
+    """The path of every train image of dataset "folder", in their order; parameters and raises as `load`."""
+    loaded = folder.load(folder.root(data_dir), seed, _input_size("folder", image_size), options)
+    return [loaded.pictures.files[index][0] for index in loaded.parts["train"].tolist()]
 
 
 def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
@@ -253,7 +255,8 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
 def _check_known(dataset: str) -> None:
     if dataset not in names() and not _is_read_first(dataset):
         raise UserError(
-            f"dataset is {dataset!r}, which is not one of {', '.join(names())}, hf:NAME or package.module:function."
+            f"run-config key dataset = {dataset!r}: it must be one of {', '.join(names())}, hf:NAME, or "
+            "package.module:function"
         )
 
 

@@ -1,7 +1,7 @@
 """What a frame has to be: every one is checked here before it is used, numbers and sizes before contents.
 
 The server knows what each node has to send in each step, so a check is exact: `TrainCheck` says which clients with how
-many samples, `EvaluateCheck` as much as the server can know of a node's images. A node checks the answers alike
+many samples, `EvaluateCheck` as much as the server can know of a node's samples. A node checks the answers alike
 (`check_answer`).
 """
 
@@ -16,6 +16,7 @@ from sglr_flower.data.targets import Kind, complaint, sample_bytes
 from sglr_flower.exchange.frames import FrameError, few
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import NOT_FINITE, OFF, Codec, Coded, Form
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
@@ -54,7 +55,7 @@ class TrainCheck:
     plan : RoundPlan
         The round.
     samples : Mapping[int, int]
-        The node's clients -> number of their training images; those that do not take part are passed over.
+        The node's clients -> number of their training samples; those that do not take part are passed over.
     shape : tuple[int, ...]
         One sample's smashed data.
     dtype : torch.dtype
@@ -96,14 +97,14 @@ class TrainCheck:
 
 
 class EvaluateCheck:
-    """One node's uploads of one evaluation, in their order: validation images, then test images, in chunks.
+    """One node's uploads of one evaluation, in their order: validation samples, then test samples, in chunks.
 
     Parameters
     ----------
     server_round : int
         After which it is.
     clients : Sequence[int]
-        The node's clients; each has smashed data of the same images.
+        The node's clients; each has smashed data of the same samples.
     shape, dtype, targets
         As in `TrainCheck`.
     samples : int
@@ -111,7 +112,7 @@ class EvaluateCheck:
     codec : Codec
         How smashed data travel.
     splits : tuple of str
-        Those of the two that the node has images of.
+        Those of the two that the node has samples of.
     """
 
     def __init__(
@@ -146,18 +147,18 @@ class EvaluateCheck:
         size = upload.sizes[0]
         if upload.clients != self._clients or set(upload.sizes) != {size}:
             raise FrameError(
-                f"clients {few(upload.clients)} with {few(upload.sizes)} images, "
+                f"clients {few(upload.clients)} with {few(upload.sizes)} samples, "
                 f"not {few(self._clients)} with the same number each"
             )
         seen = size + (self._seen if upload.split == self._split else 0)
         if size > self._chunk or (self._samples and seen > self._samples):
-            raise FrameError(f"{size} images in a chunk and {seen} {upload.split} images so far: too many")
+            raise FrameError(f"{size} samples in a chunk and {seen} {upload.split} samples so far: too many")
         if upload.last and upload.split != self._all[-1]:
-            raise FrameError(f"the node's last chunk is of {self._all[-1]} images")
+            raise FrameError(f"the node's last chunk is of {self._all[-1]} samples")
         _check_tensors(upload, self._form, self._targets)
         labels = [upload.labels] if isinstance(upload.labels, Tensor) else upload.labels.values()
         if not all(torch.equal(own, torch.cat([own[:size]] * len(self._clients))) for own in labels):
-            raise FrameError("the clients' labels differ, though all are scored on the same images")
+            raise FrameError("the clients' labels differ, though all are scored on the same samples")
         self._step, self._split, self._seen = self._step + 1, upload.split, seen
         self._splits = self._next_splits(upload)
 
@@ -197,13 +198,6 @@ def check_answer(upload: Upload, download: Download) -> None:
     for name, tensor in (("average", download.average), ("own", download.own)):
         if tensor is not None:
             _check_contents("cut gradients", tensor, coding.part(download.aside, name), form)
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither infinities nor NaN."""
-    # A sum is finite only if all its terms are, and needs one pass and no memory; of large terms it may overflow.
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[str]) -> None:

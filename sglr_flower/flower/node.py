@@ -196,7 +196,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
 
 
 def _held(config: RunConfig) -> tuple[int, ...] | None:
-    """How many validation and test images there are to be scored on, where that is done here."""
+    """How many validation and test samples there are to be scored on, where that is done here."""
     if config.evaluate != "client":
         return None
     return tuple(len(images) for images in assembly.evaluation_images(config).values())

@@ -60,9 +60,9 @@ class Roster:
     members : list[Member]
         The places, in the order of their clients.
     sizes : dict[int, int]
-        Client -> its number of train images, of those whose nodes have come.
+        Client -> its number of train samples, of those whose nodes have come.
     held : dict[int, tuple[int, ...]]
-        Node -> validation and test images that its clients are scored on there, where that is done there.
+        Node -> validation and test samples that its clients are scored on there, where that is done there.
     threads : int
         Threads that a node computes with; 0: its own default.
     simulated : bool
@@ -428,11 +428,11 @@ class Roster:
         return self._config.partition == "own"
 
     def _count(self, member: Member, answer: AssignAnswer) -> None:
-        """Take note of how many images of each class a node has, and write it down; 0 of those that have not come."""
+        """Take note of how many samples of each class a node has, and write it down; 0 of those that have not come."""
         for client, counts in zip(member.clients, answer.by_client(), strict=True):
             self._counts[client] = counts
             each = ", ".join(f"{name} {count}" for name, count in zip(self._counted, counts, strict=True))
-            log.info("%s: client %d has %d train images: %s", member, client, sum(counts), printable(each))
+            log.info("%s: client %d has %d train samples: %s", member, client, sum(counts), printable(each))
         none = (0,) * len(self._counted)
         every = [self._counts.get(client, none) for client in assembly.clients(self._config)]
         self._directory.partition(self._counted, every)

@@ -86,7 +86,7 @@ class SplitStrategy(Strategy):
 
     @property
     def sizes(self) -> Mapping[int, int]:
-        """Client -> its number of train images; without clients whose nodes have never come."""
+        """Client -> its number of train samples; without clients whose nodes have never come."""
         return self.roster.sizes
 
     @property
@@ -311,7 +311,7 @@ class SplitStrategy(Strategy):
             time.sleep(0.2)
 
     def _splits(self, member: Member) -> tuple[str, ...]:
-        """What a node has images of to score its clients on."""
+        """What a node has samples of to score its clients on."""
         held = self.roster.held.get(member.node, (1, 1))
         return tuple(split for split, images in zip(("validation", "test"), held, strict=True) if images)
 

@@ -102,7 +102,7 @@ class Ledger:
         return epsilon(self.noise, max(self.releases.values(), default=0), self.delta) if self.claims else None
 
     def affords(self, plan: RoundPlan, samples: Mapping[int, int]) -> bool:
-        """Whether the budget allows a round; ``samples``: client -> number of its training images."""
+        """Whether the budget allows a round; ``samples``: client -> number of its training samples."""
         return not self.budget or self.cost(plan, samples) <= self.budget
 
     def cost(self, plan: RoundPlan, samples: Mapping[int, int]) -> float:

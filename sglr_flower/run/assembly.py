@@ -27,7 +27,7 @@ from sglr_flower.run import accounting, track, trial
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
 from sglr_flower.run.task import Task
-from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr
+from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr, vanishing
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
@@ -435,10 +435,30 @@ def _joint(config: RunConfig) -> bool:
 
 def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
     """What can be trained and may not be meant, a sentence each; ``sizes``: client -> its number of samples."""
+    found, own = _remarks_on_averages(config), imports.is_path(config.model)
+    if not own and config.batch_size > 1 and 1 not in sizes.values():
+        return found  # ours are as they are meant, and need not be built for this
     parts, batch = _tried(config, model(config))
-    outputs = trial.network(parts, batch).outputs if imports.is_path(config.model) else None
-    found = trial.remarks(parts, outputs, losses.get(config.loss))
+    outputs = trial.network(parts, batch).outputs if own else None
+    found += trial.remarks(parts, outputs, losses.get(config.loss))
     return found + trial.ones(parts, sizes, config.batch_size, _joint(config))
+
+
+def _remarks_on_averages(config: RunConfig) -> list[str]:
+    """Whether SplitAvg over clients and samples gives the clients nothing to learn from, in a sentence."""
+    method, rounds = methods.get(config.method), (plan(config, 1), plan(config, config.num_server_rounds))
+    if config.splitavg_over == "clients" or method.cut_gradient is not splitavg.average:
+        return []
+    if not any(splitavg.num_active(each.phi, len(each.clients)) == len(each.clients) for each in rounds):
+        return []  # with fewer active it is the others' sum that they get, see docs/convergence.md
+    network = model(config.replace(autocast="none"))
+    if not vanishing.mean_vanishes(network.server_segment(), network.smashed_shape()):
+        return []
+    return [
+        "run-config key splitavg-over = 'clients-and-samples': with all clients active and batch norm where the server "
+        "segment begins, the mean cut gradient is zero whatever the loss, so the clients learn nothing: it should be "
+        "clients, or splitavg-phi smaller (docs/convergence.md)"
+    ]
 
 
 def _check_loss(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger("flwr.sglr")
 
 
 def client_cost(config: RunConfig) -> ClientCost:
-    """Count and measure on a client segment of the run's model, with a few images: a fraction of a second."""
+    """Count and measure on a client segment of the run's model, with a few samples: a fraction of a second."""
     model = assembly.model(config)
     segment = model.client_segment(0)
     forward, backward = segment_flops(segment, model.inputs)

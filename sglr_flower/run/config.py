@@ -138,7 +138,7 @@ class RunConfig(BaseModel):
         "balanced",
         description="how train samples are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
         "pathological:K, shards:K, linear, square; by:LEVEL or by:COLUMN: a client for each folder of a level below "
-        "the class folders, or for each value of a column; own: each device has images of its own",
+        "the class folders, or for each value of a column; own: each device has samples of its own",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
     samples_per_client: int = Field(120, ge=0, description="train samples of one client; 0: all there are, divided")
@@ -194,12 +194,13 @@ class RunConfig(BaseModel):
     )
     cut_gradient_scale: Literal["own", "joint"] = Field(
         "own",
-        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
+        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean: with sgd "
+        "a factor of the clients' number, with adam next to nothing, as its steps do not depend on a gradient's scale",
     )
     nopeek_weight: float = Field(
         0.0,
         ge=0,
-        description="NoPeek: weight of the distance correlation between a client's images and its smashed data in its "
+        description="NoPeek: weight of the distance correlation between a client's inputs and its smashed data in its "
         "loss; 0: off",
     )
     smashed_clip: float = Field(
@@ -260,7 +261,7 @@ class RunConfig(BaseModel):
         "averages or hands on segments",
     )
     sample_order: Literal["every-epoch", "once"] = Field(
-        "every-epoch", description="a client's images are shuffled every epoch, or once and reused"
+        "every-epoch", description="a client's samples are shuffled every epoch, or once and reused"
     )
     exchange: Literal["auto", "stream", "grid"] = Field(
         "auto",
@@ -300,8 +301,8 @@ class RunConfig(BaseModel):
     )
     evaluate: Literal["server", "client"] = Field(
         "server",
-        description="server: client segments come up and are scored on the server's images; client: smashed "
-        "test images go up, no weights leave",
+        description="server: client segments come up and are scored on the server's samples; client: smashed "
+        "test samples go up, no weights leave",
     )
     evaluate_every: int = Field(
         1,
@@ -311,7 +312,12 @@ class RunConfig(BaseModel):
     evaluate_samples: int = Field(
         1000,
         ge=0,
-        description="validation images, and as many test images, scored per client at an evaluation; 0: all",
+        description="validation samples, and as many test samples, scored per client at an evaluation; 0: all",
+    )
+    stop_if_diverged: bool = Field(
+        False,
+        description="end the run at the first round whose training loss is far above what it is without any learning, "
+        "or whose losses are not finite; the checkpoints before it stay. Otherwise it is only said",
     )
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
     checkpoints_kept: int = Field(

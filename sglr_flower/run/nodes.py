@@ -74,7 +74,7 @@ class TrainingNodes(Protocol):
 
     @property
     def sizes(self) -> Mapping[int, int]:
-        """Client -> its number of train images; without clients that were never reached."""
+        """Client -> its number of train samples; without clients that were never reached."""
 
     @property
     def absent(self) -> frozenset[int]:

@@ -54,7 +54,7 @@ def save_curves(run_dir: Path) -> Path:
 
 
 def save_partition(run_dir: Path) -> Path:
-    """Draw how many images of each class every client has, from ``partition.json`` into ``partition.png``.
+    """Draw how many samples of each class every client has, from ``partition.json`` into ``partition.png``.
 
     A bar for each client, or for many clients or classes a heat map below the clients' sizes.
 
@@ -125,7 +125,7 @@ def _bars(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     for number, colour in zip(range(len(classes)), colours, strict=False):
         handles.append(axes.barh(clients, counts[:, number], left=left, color=colour, height=0.8))
         left += counts[:, number]
-    axes.set(xlabel="train images", ylabel="client", ylim=(len(counts) - 0.4, -0.6))
+    axes.set(xlabel="train samples", ylabel="client", ylim=(len(counts) - 0.4, -0.6))
     axes.set_yticks(clients, [str(client) for client in clients], fontsize=8)
     drawing.whole_numbers(axes.xaxis)
     axes.set_axisbelow(True)
@@ -138,7 +138,7 @@ def _bars(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
 
 
 def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
-    """Clients along the x axis: above how many images each has, below of which classes."""
+    """Clients along the x axis: above how many samples each has, below of which classes."""
     from matplotlib.colors import PowerNorm
 
     few_names = len(classes) <= _MOST_NAMES
@@ -146,7 +146,7 @@ def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     sizes, heat = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(1.0, min(0.12 * len(classes), 3.5))))
     edges = np.arange(len(counts) + 1) - 0.5
     sizes.stairs(counts.sum(1), edges, fill=True, color="tab:gray")
-    sizes.set(ylabel="train images", ylim=(0, None))
+    sizes.set(ylabel="train samples", ylim=(0, None))
     drawing.plain(sizes, "")
     # Where clients are narrower than a pixel neighbours must be averaged, which imshow does along both axes alike:
     # with every class in many rows it does not mix the classes.
@@ -161,7 +161,7 @@ def _heat_map(classes: Sequence[str], counts: npt.NDArray[np.int64]) -> Figure:
     if few_names:
         heat.set_yticks(range(len(classes)), classes, fontsize=9, parse_math=False)
     drawing.whole_numbers(heat.xaxis)
-    figure.colorbar(shades, ax=heat, label="train images of a class", pad=0.01)
+    figure.colorbar(shades, ax=heat, label="train samples of a class", pad=0.01)
     return figure
 
 

@@ -32,7 +32,7 @@ def scores(
 ) -> tuple[dict[int, Score], int]:
     """Score every client, on the server with the ``states`` it was sent or over the nodes; and the bytes it took.
 
-    A client whose node has no images to score it on has no score.
+    A client whose node has no samples to score it on has no score.
 
     Raises
     ------
@@ -43,9 +43,9 @@ def scores(
         before = nodes.absent
         with nodes.evaluate(server_round, shared) as link:
             found = evaluate_round(server, link, assembly.wire_codecs(config)[0], assembly.scoring(config))
-        # Of who left in the middle only a part of the images was scored.
+        # Of who left in the middle only a part of the samples was scored.
         found = {client: score for client, score in found.items() if client not in nodes.absent}
-        if not found and nodes.absent - before:  # else no node has images to score on
+        if not found and nodes.absent - before:  # else no node has samples to score on
             raise TooFewClients(f"round {server_round}: no client is left to be evaluated")
         return found, link.sent.up + link.sent.down
     if shared is not None:  # all clients are the same: scored once

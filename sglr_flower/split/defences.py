@@ -1,7 +1,7 @@
 """What a client does to its smashed data against a server that is curious: NoPeek, clipping, noise.
 
 NoPeek (Vepakomma, Singh, Gupta & Raskar, "NoPeek: Information leakage reduction to share activations in distributed
-deep learning", arXiv 2008.09161) adds to the client's loss the distance correlation between its images and its smashed
+deep learning", arXiv 2008.09161) adds to the client's loss the distance correlation between its inputs and its smashed
 data. Clipping bounds the L2 norm of each sample's smashed data, and noise is Gaussian. What they protect from, and what
 not, is in docs/privacy.md. One's own is a `Defence` by its import path: ``defence = "package.module:name"``.
 """

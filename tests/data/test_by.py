@@ -63,7 +63,7 @@ def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "clients", "sentence"),
     [
-        ("by:1", 4, r"num-clients = 4: with partition 'by:1' it must be 3, .*north, south, west\)"),
+        ("by:1", 4, r"num-clients = 4: it must be 3 with partition 'by:1'.*north, south, west\)"),
         ("by:2", 3, r"lies in 1 folder\(s\) below its class folder, not in 2"),
         ("by:site", 3, "with dataset folder it must be by:1 for the folder below the class folder"),
     ],

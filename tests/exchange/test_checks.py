@@ -21,8 +21,9 @@ from rounds import (
     uploads,
 )
 
-from sglr_flower.exchange.checks import all_finite, check_answer, frame_bytes
+from sglr_flower.exchange.checks import check_answer, frame_bytes
 from sglr_flower.exchange.frames import FrameError, encode_upload
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.messages import Download, Upload
 
 
@@ -134,7 +135,7 @@ EVALUATION: dict[str, tuple[Callable[[Upload], Upload], str]] = {
     "one client": (lambda u: changed(u, clients=(2,), sizes=(400,)), r"clients \(2,\)"),
     "different sizes": (lambda u: changed(u, sizes=(199, 201)), r"with \(199, 201\)"),
     "different labels": (lambda u: changed(u, labels=u.labels.sort().values), "labels differ"),
-    "last too early": (lambda u: changed(u, last=True), "last chunk is of test images"),
+    "last too early": (lambda u: changed(u, last=True), "last chunk is of test samples"),
     "nan": (lambda u: changed(u, smashed=first_of(u, torch.nan)), "not finite"),
     "a label too high": (lambda u: changed(u, labels=u.labels + CLASSES), "labels from"),
 }
@@ -171,14 +172,14 @@ def test_an_evaluation_does_not_go_on_for_ever() -> None:
     check, first = evaluate_check(samples=1200), uploads(evaluate_session(700))[0]
     check(first)
     check(changed(first, step=1))
-    with pytest.raises(FrameError, match="1500 validation images so far: too many"):
+    with pytest.raises(FrameError, match="1500 validation samples so far: too many"):
         check(changed(first, step=2))
 
 
 def test_chunks_larger_than_a_node_may_send_are_refused() -> None:
     first = uploads(evaluate_session(700))[0]
     twice = changed(first, sizes=(501, 501), smashed=torch.zeros(1002, *SHAPE), labels=torch.zeros(1002).long())
-    with pytest.raises(FrameError, match="501 images in a chunk"):
+    with pytest.raises(FrameError, match="501 samples in a chunk"):
         evaluate_check()(twice)
 
 

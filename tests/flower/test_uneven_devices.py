@@ -1,6 +1,6 @@
 """Devices whose data are their own and uneven: any part of the classes, and maybe nothing to be scored on.
 
-Whole runs over a grid in this process; over a real federation: `tests/integration/test_uneven_devices.py`.
+Whole runs over a grid in this process; over a real federation: `tests/integration/test_uneven_devices_on_flower.py`.
 """
 
 from __future__ import annotations

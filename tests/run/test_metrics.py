@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from run.test_nodetable import metrics
@@ -34,12 +35,14 @@ def test_a_client_without_validation_samples_is_tested_in_the_last_round() -> No
         1: (2, 0.2),
         2: (3, None),
     }
-    assert round(history.summary()["test_accuracy_mean"], 9) == 0.3
+    assert round(history.totals().test_score_mean, 9) == 0.3
     assert History.from_json(history.to_json()) == history
 
 
 def test_a_run_in_which_nobody_is_scored_has_no_score() -> None:
     history = History()
     history.add(replace(metrics(1), **evaluation_columns({})), {})
-    summary = history.summary()
-    assert (summary["test_accuracy_mean"], summary["test_accuracy_std"], summary["evaluated_images"]) == (None, None, 0)
+    totals = history.totals()
+    assert math.isnan(totals.test_score_mean)
+    assert math.isnan(totals.test_score_std)
+    assert not totals.scored

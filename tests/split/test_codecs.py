@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sglr_flower.split import codecs
-from sglr_flower.split.codecs import Form, StandardCodec, decode, encode, parse
+from sglr_flower.split.codecs import Codec, Coded, Form, parse
+from sglr_flower.split.codecs.sparse import TopK
 
 ALL = ("none", "bfloat16", "float16", "int8", "int8-channel", "topk:0.25", "randtopk:0.25:0.1")
 unhurried = settings(deadline=None)  # torch's first call of a kind takes its time on a busy machine
@@ -27,8 +29,29 @@ def numbers(shape: tuple[int, ...], seed: int, spread: float, dtype: torch.dtype
     return (values * (torch.rand(shape, generator=draw) > 0.2)).to(dtype)
 
 
-def draws(codec: StandardCodec, samples: int, seed: int = 0) -> list[tuple[torch.Generator, int]]:
-    return [(torch.Generator().manual_seed(seed), samples)] if codec.kind == "randtopk" else []
+def encode(codec: Codec, tensor: Tensor, draws: Sequence[tuple[torch.Generator, int]] = ()) -> Coded:
+    return codec.encode(tensor, draws)
+
+
+def reader(coded: Coded) -> tuple[Codec, tuple[int, ...]]:
+    """A coded tensor says by itself how it is read: its codec, and the shape of a sample."""
+    if "positions" in coded.aside:
+        return parse("topk:0.5"), tuple(coded.aside["shape"].tolist())
+    return parse("int8" if "scale" in coded.aside else "none"), tuple(coded.values.shape[1:])
+
+
+def decode(coded: Coded, dtype: torch.dtype) -> Tensor:
+    codec, shape = reader(coded)
+    return codec.decode(coded, shape, dtype)
+
+
+def sent(coded: Coded) -> Tensor:
+    codec, shape = reader(coded)
+    return codec.sent(coded, shape)
+
+
+def draws(codec: Codec, samples: int, seed: int = 0) -> list[tuple[torch.Generator, int]]:
+    return [(torch.Generator().manual_seed(seed), samples)] if codec.random else []
 
 
 tensors = st.builds(
@@ -74,11 +97,10 @@ def test_int8_is_near_by_half_a_scale(tensor: Tensor, kind: str) -> None:
 @unhurried
 @given(tensors, st.floats(0.01, 0.99))
 def test_top_k_keeps_the_largest_as_they_are(tensor: Tensor, keep: float) -> None:
-    codec = StandardCodec("topk", keep)
+    codec = TopK(keep)
     coded = encode(codec, tensor)
     back, flat = decode(coded, tensor.dtype).flatten(1), tensor.flatten(1)
-    sent = codecs.sent(coded)
-    there = sent.flatten(1).bool()
+    there = sent(coded).flatten(1).bool()
     assert (there.sum(1) == codec.kept(flat.shape[1])).all()
     assert torch.equal(back, flat * there)
     for row, kept in zip(flat.abs(), there, strict=True):
@@ -90,7 +112,7 @@ def test_top_k_keeps_the_largest_as_they_are(tensor: Tensor, keep: float) -> Non
 def test_the_random_tail_sends_as_many_values_each_as_it_is(
     tensor: Tensor, keep: float, tail: float, seed: int
 ) -> None:
-    codec = StandardCodec("randtopk", keep, tail)
+    codec = TopK(keep, tail)
     coded = encode(codec, tensor, draws(codec, len(tensor), seed))
     positions = coded.aside["positions"].long()
     assert positions.shape[1] == codec.kept(tensor[0].numel())
@@ -103,7 +125,7 @@ def test_the_random_tail_sends_as_many_values_each_as_it_is(
 def test_one_draw_is_of_the_tail_with_its_probability_and_even_within_it() -> None:
     samples, tail = 40_000, 0.3
     tensor = torch.arange(10.0).flip(0).expand(samples, 10)  # the largest is the first
-    codec = StandardCodec("randtopk", 0.1, tail)
+    codec = TopK(0.1, tail)
     taken = encode(codec, tensor, draws(codec, samples)).aside["positions"].flatten()
     counts = torch.bincount(taken.long(), minlength=10) / samples
     # Standard deviations: 0.0023, and 0.0009 for each of the tail.
@@ -158,15 +180,15 @@ def test_top_k_by_hand() -> None:
     assert (coded.aside["positions"].tolist(), coded.aside["positions"].dtype) == ([[1, 2]], torch.int16)
     assert coded.aside["shape"].tolist() == [2, 2]
     assert decode(coded, torch.float32).tolist() == [[[0.0, -5.0], [3.0, 0.0]]]
-    assert codecs.sent(coded).tolist() == [[[0.0, 1.0], [1.0, 0.0]]]
+    assert sent(coded).tolist() == [[[0.0, 1.0], [1.0, 0.0]]]
 
 
 def test_far_positions_need_more_bits() -> None:
     tensor = torch.zeros(1, (1 << 15) + 1)
     tensor[0, -1] = 1.0
-    coded = encode(StandardCodec("topk", 1e-5), tensor)
+    coded = encode(TopK(1e-5), tensor)
     assert (coded.aside["positions"].tolist(), coded.aside["positions"].dtype) == ([[1 << 15]], torch.int32)
-    short = encode(StandardCodec("topk", 1e-5), tensor[:, 1:])
+    short = encode(TopK(1e-5), tensor[:, 1:])
     assert (short.aside["positions"].tolist(), short.aside["positions"].dtype) == ([[(1 << 15) - 1]], torch.int16)
 
 

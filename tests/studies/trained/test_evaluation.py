@@ -255,7 +255,7 @@ def test_a_class_whose_name_no_folder_can_have_has_another() -> None:
         (["--images", "somewhere", "--dataset", "mnist"], "--images somewhere: it cannot be combined with --dataset"),
         (["--images", "somewhere", "--split", "test"], "--images somewhere: it cannot be combined with --split"),
         (["--split", "train"], "--split train: it must be one of test, validation"),
-        (["--dataset", "nothing"], "dataset is 'nothing', which is not one of"),
+        (["--dataset", "nothing"], "run-config key dataset = 'nothing': it must be one of"),
         (["--client", "7"], "--client 7: "),
     ],
 )
