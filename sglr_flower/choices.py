@@ -30,7 +30,7 @@ EXPERIMENTS = (
 )
 """What `paper.experiments` trains."""
 CALCULATIONS = ("table6", "fig5")
-"""What `paper.communication` calculates."""
+"""What `paper.command` calculates."""
 SCALES = ("smoke", "small", "tiny", "short", "full")
 """Names of `paper.scales`."""
 KNOWS = ("client", "others")

@@ -22,6 +22,8 @@ SETTINGS: dict[str, object] = {
     "checkpoint-every": 1,
 }
 CASES: dict[str, tuple[dict[str, object], Parts]] = {
+    "model": ({"model": "own_parts:convolutions"}, Parts(ADAM, ADAM)),
+    "data": ({"dataset": "own_parts:readings", "model": "mlp"}, Parts(ADAM, ADAM)),
     "loss": ({"loss": "own_parts:smooth"}, Parts(ADAM, ADAM, own_parts.smooth)),
     "loss of torch": (
         {"loss": "torch.nn:MultiMarginLoss"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -15,6 +16,23 @@ from sglr_flower.split.defences import Defence
 from sglr_flower.split.noise import key, noised
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.server import ServerSegment
+
+
+def convolutions(num_classes: int, image_size: int) -> nn.Sequential:
+    """A model for images."""
+    below = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Tanh())
+    return nn.Sequential(OrderedDict(below=below, above=nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))))
+
+
+convolutions.cut = "below"  # type: ignore[attr-defined]
+
+
+def readings() -> dict[str, tuple[Tensor, Tensor]]:
+    """Data: six numbers a sample, of four classes."""
+    inputs = torch.randn(72, 6, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(72) % 4
+    cuts = {"train": slice(0, 48), "validation": slice(48, 60), "test": slice(60, 72)}
+    return {part: (inputs[where], targets[where]) for part, where in cuts.items()}
 
 
 def smooth(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from own_parts import Halves, Squashed
 from torch import Tensor
 from torch.nn import functional as F
 
-from sglr_flower.data.inputs import to_input
+from sglr_flower.data.inputs import to_inputs
 from sglr_flower.run import assembly
 from sglr_flower.run.config import RunConfig
 from sglr_flower.seeds import generator
@@ -49,7 +49,7 @@ def plain_loop(config: RunConfig, parts: Parts) -> dict[str, dict[str, Tensor]]:
             output, penalty, cut, labels = {}, {}, {}, {}
             for i in data:
                 batch = data[i].take(order[i][step])
-                inputs, labels[i] = to_input(batch.images, torch.float64), batch.labels
+                inputs, labels[i] = to_inputs(batch.inputs, torch.float64), batch.targets
                 smashed = clients[i](inputs)
                 penalty[i] = 0.01 * smashed.square().sum() / len(inputs) if parts.defence else 0.0
                 output[i] = 2 * torch.tanh(smashed / 2) if parts.defence else smashed

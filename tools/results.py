@@ -16,12 +16,14 @@ from pathlib import Path
 
 from sglr_flower.errors import UserError
 from sglr_flower.studies.paper import ledger, pace
+from sglr_flower.studies.paper.caption import caption, seeds, subtitle
 from sglr_flower.studies.paper.cells import Cell, select
-from sglr_flower.studies.paper.experiments import EXPERIMENTS, Experiment
+from sglr_flower.studies.paper.experiment import Experiment
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
 from sglr_flower.studies.paper.picture import draw
 from sglr_flower.studies.paper.results import Result
 from sglr_flower.studies.paper.scales import SCALES, Scale
-from sglr_flower.studies.paper.table import caption, entries, grid, seeds, subtitle
+from sglr_flower.studies.paper.table import entries, grid
 from tools import claims
 
 ROOT = Path(__file__).resolve().parents[1]

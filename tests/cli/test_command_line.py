@@ -19,7 +19,7 @@ import sglr_flower
 from sglr_flower import choices, models
 from sglr_flower.cli.app import app
 from sglr_flower.data import datasets
-from sglr_flower.studies.paper.communication import CALCULATIONS
+from sglr_flower.studies.paper.command import CALCULATIONS
 from sglr_flower.studies.paper.experiments import EXPERIMENTS
 from sglr_flower.studies.paper.scales import SCALES
 

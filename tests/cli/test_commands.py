@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sglr_flower.cli import bench, commands
-from sglr_flower.cli.commands import Launch
+from sglr_flower.cli import bench, training
+from sglr_flower.cli.launch import Launch
 from sglr_flower.errors import UserError
 from sglr_flower.federation.client import Outcome
 from sglr_flower.federation.simulation import Resources, Simulation
@@ -39,8 +39,8 @@ def train(outcomes: list[Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(simulation, "run", run)
     monkeypatch.setattr(simulation, "restart", lambda: None)
     size = Resources(2, 1, 0)
-    checked = commands._Checked(RunConfig.parse({}), RunDirectory(folder), Launch(), size, simulation)
-    commands._through_flower(checked, None)  # type: ignore[arg-type]
+    checked = training.Checked(RunConfig.parse({}), RunDirectory(folder), Launch(), size, simulation)
+    training.through_flower(checked, None)  # type: ignore[arg-type]
     return started
 
 

@@ -18,6 +18,9 @@ from sglr_flower.run.config import RunConfig
 pytestmark = pytest.mark.flower
 
 TRAINED = ("adamw", "momentum", "rmsprop", "all")
+"""Stopped after the first round and resumed, over every exchange."""
+ALONE = ("model", "data", "loss", "own optimizers", "codec", "defence", "server")
+"""Each part by itself, over streams."""
 WAYS = {"stream": "server", "grid": "client"}
 """Exchange -> evaluate: both kinds of evaluation on the way."""
 
@@ -31,7 +34,7 @@ def settings(case: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """All cases over both exchanges on two nodes, each stopped after its first round and resumed."""
+    """All cases on two nodes."""
     root = tmp_path_factory.mktemp("parts")
     shutil.copy(Path(__file__).parents[1] / "own_parts.py", root / "elsewhere_parts.py")
 
@@ -44,6 +47,8 @@ def trained(tmp_path_factory) -> Path:
                 (folder / "config.toml").write_text(RunConfig.parse(values).to_toml())
                 (folder / "summary.json").unlink()
                 serve(grid, {**values, "resume": True})
+        for case in ALONE:
+            serve(grid, {**settings(case), "exchange": "stream", "run-dir": str(root / f"{case}-stream")})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
@@ -53,8 +58,9 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("exchange", WAYS)
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize(
+    ("case", "exchange"), [*((case, way) for case in TRAINED for way in WAYS), *((case, "stream") for case in ALONE)]
+)
 def test_gives_the_weights_of_a_plain_loop(trained: Path, case: str, exchange: str) -> None:
     config = RunConfig.parse({**SETTINGS, **CASES[case][0]})
     assert largest_difference(final_weights(trained / f"{case}-{exchange}"), plain_loop(config, CASES[case][1])) < 1e-9

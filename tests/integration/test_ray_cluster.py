@@ -17,7 +17,7 @@ from integration.runs import final_weights, largest_difference
 from integration.simulation import in_time
 from ray.cluster_utils import Cluster
 
-from sglr_flower.cli import commands
+from sglr_flower.cli.launch import Launch
 from sglr_flower.errors import UserError
 from sglr_flower.federation import simulation
 from sglr_flower.flower import node
@@ -115,7 +115,7 @@ def test_a_node_computes_on_a_gpu_only_if_ray_sets_one_aside_for_it(
 )
 def test_a_nodes_share_of_the_gpus(gpus: int, nodes: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert commands.Launch(nodes=nodes).resources(gpus).gpus_per_node == share
+    assert Launch(nodes=nodes).resources(gpus).gpus_per_node == share
     assert not share or machine.gpu_places(gpus, share) >= nodes or share == 1
 
 

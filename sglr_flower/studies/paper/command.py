@@ -16,18 +16,22 @@ from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 from sglr_flower.studies.paper import ledger, pace, sweep, workers
+from sglr_flower.studies.paper.caption import caption, subtitle
 from sglr_flower.studies.paper.cells import Cell, select
-from sglr_flower.studies.paper.communication import CALCULATIONS
 from sglr_flower.studies.paper.computation import client_petaflops
-from sglr_flower.studies.paper.experiments import EXPERIMENTS, OF_RUNS, Experiment
+from sglr_flower.studies.paper.experiment import OF_RUNS, Experiment
+from sglr_flower.studies.paper.experiments import EXPERIMENTS
+from sglr_flower.studies.paper.figure5 import FIGURE_5
 from sglr_flower.studies.paper.layout import Grid
 from sglr_flower.studies.paper.picture import draw
 from sglr_flower.studies.paper.results import Result, read, seeds_there, to_csv
 from sglr_flower.studies.paper.scales import SCALES, Scale
 from sglr_flower.studies.paper.sweep import Failure
-from sglr_flower.studies.paper.table import caption, entries, grid, subtitle, to_markdown, to_terminal
+from sglr_flower.studies.paper.table import entries, grid, to_markdown, to_terminal
+from sglr_flower.studies.paper.table6 import TABLE_6
 from sglr_flower.studies.paper.view import SweepView
 
+CALCULATIONS = {"table6": TABLE_6, "fig5": FIGURE_5}
 _FILE_WIDTH = 240
 
 

@@ -1,209 +1,31 @@
-"""The experiments: each a value that says which cells it has, how its table is laid out, and what is drawn."""
+"""The experiments: the paper's tables and figures, and what else was compared."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
 
-from sglr_flower.run.config import RunConfig, Scalar
-from sglr_flower.run.settings import parse_assignment
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.paper import published
-from sglr_flower.studies.paper.cells import Cell, Label
-from sglr_flower.studies.paper.measures import ACCURACY, CROSS_ENTROPY, EPSILON, EXCESS, LEAKAGE, MEGABYTES, Measure
-from sglr_flower.studies.paper.scales import SCALES, Scale
-
-Grid = Mapping[str, Sequence[Label]]
-Picture = Literal["lines", "heat map", "points", "curves", "trade-off", "reconstructions", "feature maps"]
-OF_RUNS: tuple[Picture, ...] = ("reconstructions", "feature maps")
-"""Pictures that are made of run directories, and of one seed."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A table or a figure of the paper.
-
-    Attributes
-    ----------
-    name, title : str
-        As it is given to ``sglr paper``, and as it is headed.
-    rows, columns : str, tuple[str, ...]
-        The label that tells the rows of its table apart, and those that tell its columns apart (none: one column).
-    grids : Mapping[str, Grid]
-        Scale -> label -> its values; the cells are all combinations.
-    settings : Callable[[Mapping[str, Label]], dict[str, Scalar]]
-        The run-config values that follow from a combination, ``method`` among them.
-    paper : Callable[[Mapping[str, Label]], float | None]
-        What the paper reports for a cell's labels, in the unit of ``measure``.
-    picture : Picture
-        What is drawn.
-    note : str
-        What of the setting is our choice.
-    compute : bool
-        Whether the client's computation stands beside the accuracy (Table 4).
-    baseline : str
-        The row that the others are compared with, seed by seed; empty: none.
-    plain : Mapping[str, Label]
-        The labels of the cell without what the experiment is about, to whose accuracy others are timed; empty: none.
-    measure : Measure
-        What the table reports, beside the paper's.
-    beside : tuple[Measure, ...]
-        What stands beside it without the paper's; for tables of one column.
-    attack : bool
-        Whether each run is attacked when it is trained.
-    also : tuple[Picture, ...]
-        Further pictures.
-    """
-
-    name: str
-    title: str
-    rows: str
-    columns: tuple[str, ...]
-    grids: Mapping[str, Grid]
-    settings: Callable[[Mapping[str, Label]], dict[str, Scalar]]
-    paper: Callable[[Mapping[str, Label]], float | None]
-    picture: Picture
-    note: str = ""
-    compute: bool = False
-    baseline: str = ""
-    plain: Mapping[str, Label] = field(default_factory=dict)
-    measure: Measure = ACCURACY
-    beside: tuple[Measure, ...] = ()
-    attack: bool = False
-    also: tuple[Picture, ...] = ()
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """All that its table has."""
-        return (self.measure, *self.beside)
-
-    @property
-    def shows_runs(self) -> bool:
-        """Whether something of it is made from run directories, which no row of figures can take the place of."""
-        return self.attack or not set(OF_RUNS).isdisjoint(self.pictures.values())
-
-    @property
-    def pictures(self) -> dict[str, Picture]:
-        """File name -> what is drawn in it."""
-        return {"picture.png": self.picture} | {f"{kind.replace(' ', '_')}.png": kind for kind in self.also}
-
-    def base(self, scale: Scale) -> dict[str, Scalar]:
-        """The run-config values that all of its cells have in common."""
-        return scale.settings(curves=self.picture == "curves")
-
-    def cells(self, scale: Scale, seeds: Iterable[int]) -> list[Cell]:
-        """All cells, the first seed's first: a sweep that is stopped early has a whole table of fewer seeds."""
-        grid = self.grids[scale.name if scale.name in self.grids else scale.cells_of]
-        combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        return [self._cell(scale, labels, seed) for seed in seeds for labels in combinations]
-
-    def _cell(self, scale: Scale, labels: Mapping[str, Label], seed: int) -> Cell:
-        settings = self.settings(labels)
-        values = {**self.base(scale), "num-clients": int(labels["clients"]), **settings, "seed": seed}
-        labelled = {"method": str(settings["method"]), **labels, "seed": seed}
-        return Cell(labelled, RunConfig.parse(values), self.attack)
-
-
-def split_settings(alpha: float, phi: float, phase: str = "all") -> dict[str, Scalar]:
-    """SplitLr with ``alpha`` and SplitAvg with ``phi``, under the name of the method that this is."""
-    method = {(False, False): "psl", (True, False): "slr", (False, True): "sgl", (True, True): "sglr"}[
-        alpha > 0, phi > 0
-    ]
-    return {"method": method, "splitlr-alpha": alpha, "splitavg-phi": phi, "splitavg-phase": phase}
-
-
-def _by_alpha_and_phi(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    return split_settings(float(labels.get("alpha", 0)), float(labels.get("phi", 0)))
-
-
-def _by_phase(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    phase = str(labels["phase"])
-    if phase == "none":
-        return split_settings(1.0, 0.0)
-    return split_settings(1.0, 1.0, "all" if phase == "always" else phase)
-
-
-_HALVES = {"sglr": (0.5, 0.5), "slr": (0.5, 0.0), "sgl": (0.0, 0.5)}
-"""alpha and phi of the methods that have them, where methods are compared."""
-
-
-def _by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    method = str(labels["method"])
-    alpha, phi = _HALVES.get(method, (0.0, 0.0))
-    return {**split_settings(alpha, phi), "method": method}
-
-
-def _by_initial(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    return {**_by_method(labels), "initial-segments": str(labels["segments"])}
-
-
-def _by_codec(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    up, _, down = str(labels["codec"]).partition("+")
-    return {**split_settings(0.0, 0.0), "wire-up": up, "wire-down": down or up}
-
-
-def _with_keys(labels: Mapping[str, Label], label: str) -> dict[str, Scalar]:
-    """The run-config values that a label names as ``key=value`` with spaces between, or ``none``."""
-    named = str(labels[label]).split()
-    return dict(parse_assignment(pair) for pair in named if pair != "none")
-
-
-def _by_defence(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    # Noise follows from a number, so that the table can be made again: this attacker does not use that.
-    return {**split_settings(0.0, 0.0), "noise-seed": 0, **_with_keys(labels, "defence")}
-
-
-def _by_privacy(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    bounds: dict[str, Scalar] = {"dp-clip": 0.05, "dp-server-clip": 2.0}
-    return {**split_settings(0.5, 0.5), **bounds, **_with_keys(labels, "privacy")}
-
-
-def _alexnet_by_method(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    return {**_by_method(labels), "model": "alexnet"}
-
-
-def _paper_accuracy(labels: Mapping[str, Label]) -> float | None:
-    return published.accuracy(int(labels["clients"]), float(labels.get("alpha", 0)), float(labels.get("phi", 0)))
-
-
-def _paper_of_method(labels: Mapping[str, Label]) -> float | None:
-    method = str(labels["method"])
-    if method != "psl" and method not in _HALVES:
-        return None
-    return published.accuracy(int(labels["clients"]), *_HALVES.get(method, (0.0, 0.0)))
-
-
-def _paper_reconstruction(labels: Mapping[str, Label]) -> float | None:
-    return published.reconstruction(int(labels["clients"]), float(labels["phi"]))
-
-
-def _paper_alexnet(labels: Mapping[str, Label]) -> float | None:
-    row = published.alexnet(str(labels["method"]))
-    return row.accuracy if row else None
-
-
-_CYCLE = "cyclic:low=0.4,high=1.6,period=5"
-_SCHEDULES = {
-    "constant": ("constant", ""),
-    "step": ("step", ""),
-    "cosine": ("cosine", ""),
-    "cyclic-in-phase": (_CYCLE, ""),
-    "cyclic-out-of-phase": (_CYCLE, f"{_CYCLE},phase=0.5"),
-    "one-cycle": ("one-cycle:low=0.2,high=2", ""),
-}
-"""What ``cycles`` compares: the schedule of both sides, or the clients' and the server's."""
-
-
-def _by_schedule(labels: Mapping[str, Label]) -> dict[str, Scalar]:
-    both, server = _SCHEDULES[str(labels["schedule"])]
-    return {**split_settings(0.5, 0.5), "lr-schedule": both, "server-lr-schedule": server}
-
-
-def _paper_of_schedule(labels: Mapping[str, Label]) -> float | None:
-    return published.accuracy(int(labels["clients"]), 0.5, 0.5) if labels["schedule"] == "step" else None
-
+from sglr_flower.studies.paper.experiment import Experiment, Grid
+from sglr_flower.studies.paper.labels import (
+    SCHEDULES,
+    alexnet_by_method,
+    by_alpha_and_phi,
+    by_codec,
+    by_defence,
+    by_initial,
+    by_method,
+    by_phase,
+    by_privacy,
+    by_schedule,
+    paper_accuracy,
+    paper_alexnet,
+    paper_of_method,
+    paper_of_schedule,
+    paper_reconstruction,
+)
+from sglr_flower.studies.paper.measures import ACCURACY, CROSS_ENTROPY, EPSILON, EXCESS, LEAKAGE, MEGABYTES
+from sglr_flower.studies.paper.scales import SCALES
 
 _CLIENTS = (1, 2, 4, 6, 8, 10, 15, 20)
 _TABLE_4_METHODS = ("centralized", "fedavg", "sglr", "sfl", "psl")
@@ -261,8 +83,8 @@ EXPERIMENTS = {
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0)},
             },
-            settings=_by_alpha_and_phi,
-            paper=_paper_accuracy,
+            settings=by_alpha_and_phi,
+            paper=paper_accuracy,
             plain={"alpha": 0.0},
             picture="lines",
         ),
@@ -277,8 +99,8 @@ EXPERIMENTS = {
                 "small": {"clients": (2, 10, 20), "alpha": (0.0, 0.5, 1.0), "phi": (0.0, 0.25, 0.5, 0.75)},
                 "smoke": {"clients": (2, 4), "alpha": (0.0, 1.0), "phi": (0.0, 0.5)},
             },
-            settings=_by_alpha_and_phi,
-            paper=_paper_accuracy,
+            settings=by_alpha_and_phi,
+            paper=paper_accuracy,
             plain={"alpha": 0.0, "phi": 0.0},
             picture="heat map",
         ),
@@ -302,7 +124,7 @@ EXPERIMENTS = {
                 },
                 "smoke": {"clients": (2, 4), "phase": ("none", "first:0.6", "always")},
             },
-            settings=_by_phase,
+            settings=by_phase,
             paper=lambda labels: published.phased_accuracy(int(labels["clients"]), str(labels["phase"])),
             plain={"phase": "none"},
             picture="lines",
@@ -314,8 +136,8 @@ EXPERIMENTS = {
             rows="method",
             columns=(),
             grids={name: {"method": _TABLE_4_METHODS, "clients": (5,)} for name in SCALES},
-            settings=_alexnet_by_method,
-            paper=_paper_alexnet,
+            settings=alexnet_by_method,
+            paper=paper_alexnet,
             plain={"method": "psl"},
             picture="points",
             note=f"{_AT_HALF}; the paper does not say which form of AlexNet it is, ours is for small images",
@@ -327,8 +149,8 @@ EXPERIMENTS = {
             rows="phi",
             columns=("clients",),
             grids=_PHIS,
-            settings=_by_alpha_and_phi,
-            paper=_paper_reconstruction,
+            settings=by_alpha_and_phi,
+            paper=paper_reconstruction,
             picture="points",
             note="alpha 0 is our choice. Of each run one drawn client is attacked after training, by sglr attack as it "
             "is by default: the decoder is trained on validation images and their smashed data from that client's "
@@ -350,8 +172,8 @@ EXPERIMENTS = {
                 "small": {"clients": (6,), "alpha": (0.0, 0.5, 1.0, 1.5)},
                 "smoke": {"clients": (4,), "alpha": (0.0, 1.0)},
             },
-            settings=_by_alpha_and_phi,
-            paper=_paper_accuracy,
+            settings=by_alpha_and_phi,
+            paper=paper_accuracy,
             plain={"alpha": 0.0},
             picture="curves",
             note="phi is 0; the paper's column is Table 1's, the figure itself has no numbers",
@@ -366,8 +188,8 @@ EXPERIMENTS = {
                 "small": {"clients": (6,), "phi": (0.0, 0.25, 0.5, 0.75, 1.0)},
                 "smoke": {"clients": (4,), "phi": (0.0, 0.5, 1.0)},
             },
-            settings=_by_alpha_and_phi,
-            paper=_paper_accuracy,
+            settings=by_alpha_and_phi,
+            paper=paper_accuracy,
             plain={"phi": 0.0},
             picture="curves",
             note="alpha 0 and the number of clients are our choice; "
@@ -379,8 +201,8 @@ EXPERIMENTS = {
             rows="phi",
             columns=("clients",),
             grids=_PHIS,
-            settings=_by_alpha_and_phi,
-            paper=_paper_accuracy,
+            settings=by_alpha_and_phi,
+            paper=paper_accuracy,
             picture="feature maps",
             note="alpha 0, the client and the image are our choice; "
             "the paper's column is Table 2's, the figure itself has no numbers",
@@ -396,8 +218,8 @@ EXPERIMENTS = {
                 "small": {"method": tuple(METHODS), "clients": (10,)},
                 "smoke": {"method": tuple(METHODS), "clients": (4,)},
             },
-            settings=_by_method,
-            paper=_paper_of_method,
+            settings=by_method,
+            paper=paper_of_method,
             plain={"method": "psl"},
             picture="points",
             note=f"{_AT_HALF}; not a table of the paper, which has numbers for some cells in Table 2",
@@ -414,7 +236,7 @@ EXPERIMENTS = {
                 "short": {"method": _SPLIT_ALONE, "clients": (20,), "segments": ("shared",)},
                 "smoke": {"method": _SPLIT_ALONE, "clients": (4,), "segments": ("shared",)},
             },
-            settings=_by_initial,
+            settings=by_initial,
             paper=lambda labels: None,
             plain={"method": "psl"},
             picture="points",
@@ -428,12 +250,12 @@ EXPERIMENTS = {
             rows="schedule",
             columns=("clients",),
             grids={
-                "full": {"schedule": tuple(_SCHEDULES), "clients": (10, 20)},
-                "small": {"schedule": tuple(_SCHEDULES), "clients": (10, 20)},
-                "smoke": {"schedule": tuple(_SCHEDULES), "clients": (4,)},
+                "full": {"schedule": tuple(SCHEDULES), "clients": (10, 20)},
+                "small": {"schedule": tuple(SCHEDULES), "clients": (10, 20)},
+                "smoke": {"schedule": tuple(SCHEDULES), "clients": (4,)},
             },
-            settings=_by_schedule,
-            paper=_paper_of_schedule,
+            settings=by_schedule,
+            paper=paper_of_schedule,
             plain={"schedule": "constant"},
             picture="points",
             note="alpha and phi are 0.5; the paper names this as future work, its number beside step is Table 2's; the "
@@ -450,7 +272,7 @@ EXPERIMENTS = {
                 "small": {"codec": _CODECS, "clients": (10,)},
                 "smoke": {"codec": ("none", "int8", "randtopk:0.1:0.1+topk:0.1"), "clients": (4,)},
             },
-            settings=_by_codec,
+            settings=by_codec,
             paper=lambda labels: None,
             plain={"codec": "none"},
             picture="trade-off",
@@ -470,7 +292,7 @@ EXPERIMENTS = {
                 "small": {"defence": _DEFENCES, "clients": (6,)},
                 "smoke": {"defence": ("none", "smashed-clip=20 smashed-noise=2"), "clients": (4,)},
             },
-            settings=_by_defence,
+            settings=by_defence,
             paper=lambda labels: None,
             plain={"defence": "none"},
             picture="trade-off",
@@ -492,7 +314,7 @@ EXPERIMENTS = {
                 "small": {"privacy": _PRIVACY, "clients": (10,)},
                 "smoke": {"privacy": ("none", "dp-noise=0.01"), "clients": (4,)},
             },
-            settings=_by_privacy,
+            settings=by_privacy,
             paper=lambda labels: None,
             plain={"privacy": "none"},
             picture="trade-off",

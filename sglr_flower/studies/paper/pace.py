@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from sglr_flower.studies.paper import progress
 from sglr_flower.studies.paper.cells import Label, text
-from sglr_flower.studies.paper.experiments import Experiment
+from sglr_flower.studies.paper.experiment import Experiment
 from sglr_flower.studies.paper.layout import Grid
 from sglr_flower.studies.paper.progress import Point
 from sglr_flower.studies.paper.results import Result, by_place

@@ -10,7 +10,7 @@ import numpy as np
 from sglr_flower.run import drawing
 from sglr_flower.studies.paper import published
 from sglr_flower.studies.paper.cells import text
-from sglr_flower.studies.paper.experiments import OF_RUNS, Experiment, Picture
+from sglr_flower.studies.paper.experiment import OF_RUNS, Experiment, Picture
 from sglr_flower.studies.paper.results import Estimate, Result, by_place, estimate
 from sglr_flower.studies.paper.table import Entry, column_of
 

@@ -14,7 +14,7 @@ from sglr_flower.studies.leakage.pictures import Row, as_image, draw_rows, featu
 from sglr_flower.studies.leakage.record import EXAMPLES, FOLDER
 from sglr_flower.studies.leakage.smashed import smashed
 from sglr_flower.studies.paper.cells import text
-from sglr_flower.studies.paper.experiments import Experiment, Picture
+from sglr_flower.studies.paper.experiment import Experiment, Picture
 from sglr_flower.studies.paper.measures import CROSS_ENTROPY
 from sglr_flower.studies.paper.results import Result
 from sglr_flower.studies.trained import network as trained

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from sglr_flower.cli import paper
 from sglr_flower.errors import UserError
-from sglr_flower.studies.paper.communication import FIGURE_5, example, measured, seconds, training_time
+from sglr_flower.studies.paper.figure5 import FIGURE_5, seconds, training_time
+from sglr_flower.studies.paper.table6 import example, measured
 
 APP = typer.Typer()
 APP.command()(paper.paper)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from studies.paper.finished import finish
 
+from sglr_flower.studies.paper.caption import subtitle
 from sglr_flower.studies.paper.cells import select
 from sglr_flower.studies.paper.command import Book
 from sglr_flower.studies.paper.experiments import EXPERIMENTS
 from sglr_flower.studies.paper.results import SUMMARY_COLUMNS, estimate
 from sglr_flower.studies.paper.scales import SCALES
 from sglr_flower.studies.paper.sweep import run_dir
-from sglr_flower.studies.paper.table import subtitle
 
 
 def book(folder: Path, name: str, scale: str, seeds: int, only: str = "") -> Book:

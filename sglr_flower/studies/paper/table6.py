@@ -1,12 +1,11 @@
-"""Table 6 and Figure 5: what training moves, by the paper's formulas and as short real runs count it."""
+"""Table 6: what training moves, by the paper's formulas and as short real runs count it."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,82 +16,17 @@ from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
 from sglr_flower.split.methods import METHODS
 from sglr_flower.studies.costs.communication import Average, EpochBytes, Sizes, epoch_bytes
+from sglr_flower.studies.paper.calculation import CUT, PHI, Calculation, Part, Row
 from sglr_flower.studies.paper.layout import Grid
 from sglr_flower.studies.paper.published import TABLE_6_EXAMPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PHI = 0.5
-"""Of SGLR, as in the paper's worked example."""
 PARTS = ("smashed", "unicast", "broadcast", "segments")
-RATE = 100e6 / 8
-"""R of Figure 5 in bytes per second, both ways; the paper's is not known here, and it scales all bars alike."""
-SEGMENT_SHARE = 67 / 200
-"""S(w_c) / S(w) of Figure 5: that of the worked example, as the figure does not state it."""
-CUT = 0.024e6
-"""S(L) of the worked example, AlexNet's, in bytes; of Figure 5 too."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a CSV file: what it is of, and its figures, not rounded."""
-
-    labels: Mapping[str, str | int | float]
-    figures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A table of a calculation.
-
-    Attributes
-    ----------
-    name, title : str
-        Of its CSV file, and as it is headed.
-    caption : str
-        What the figures are of.
-    table : Grid
-        As it is shown.
-    rows : Sequence[Row]
-        The same for the CSV file; not empty.
-    """
-
-    name: str
-    title: str
-    caption: str
-    table: Grid
-    rows: Sequence[Row]
-
-    def to_csv(self) -> bytes:
-        """The rows with a header."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*self.rows[0].labels, *self.rows[0].figures])
-        writer.writerows([*row.labels.values(), *row.figures.values()] for row in self.rows)
-        return text.getvalue().encode()
-
-
-@dataclass(frozen=True)
-class Calculation:
-    """A table or figure of the paper that follows from formulas, without a sweep of trainings.
-
-    Attributes
-    ----------
-    title : str
-        As it is headed.
-    parts : Callable[[], list[Part]]
-        Makes its tables.
-    draw : Callable[[Sequence[Part]], bytes]
-        Makes its picture of them, a PNG.
-    """
-
-    title: str
-    parts: Callable[[], list[Part]]
-    draw: Callable[[Sequence[Part]], bytes]
-
-
-# ---- Table 6: the worked example
+# ---- the worked example
 
 
 @dataclass(frozen=True)
@@ -145,7 +79,7 @@ def example() -> Part:
     return Part("example", "Table 6: the worked example", caption, Grid(header, lines), rows)
 
 
-# ---- Table 6: formula and counters of real runs
+# ---- formula and counters of real runs
 
 _MEASURED = (
     _Reading("fedavg", "fedavg", ""),
@@ -242,42 +176,10 @@ def _parts(moved: EpochBytes) -> dict[str, float]:
     return dict(zip(PARTS, (moved.smashed, moved.unicast, moved.broadcast, segments), strict=True))
 
 
-# ---- Figure 5
-
-_FIGURE_5_METHODS = ("sglr", "psl", "sfl", "fedavg")
-_FIGURE_5_SAMPLES = (25_000, 50_000, 500_000, 2_000_000)
-_FIGURE_5_SETTINGS = ((20, 100e6), (100, 100e6), (100, 200e6))
+# ---- the picture
 
 
-def seconds(method: str, samples: int, clients: int, network: float) -> float:
-    """Seconds in which a client's share of an epoch's bytes travels (Table 6: per client, divided by R), without T."""
-    sizes = Sizes(clients, samples, 8, CUT, SEGMENT_SHARE * network, network)
-    return epoch_bytes(METHODS[method], sizes, PHI, "once").total / clients / RATE
-
-
-def training_time() -> Part:
-    """Figure 5's panels as a table."""
-    lines, rows = [], []
-    for samples in _FIGURE_5_SAMPLES:
-        for clients, network in _FIGURE_5_SETTINGS:
-            times = {method: seconds(method, samples, clients, network) for method in _FIGURE_5_METHODS}
-            place = [f"{samples:,}", f"{clients}", f"{network / 1e6:.0f}"]
-            lines.append([*place, *(f"{time:,.1f}" for time in times.values())])
-            rows.append(Row({"samples": samples, "clients": clients, "model_bytes": network}, times))
-    caption = (
-        "Seconds of an epoch in which a client's bytes travel, by Table 6's formulas. Samples, clients and model sizes "
-        f"are the figure's. Our choice, as the figure does not state them: R = {8 * RATE / 1e6:.0f} Mbit/s both ways, "
-        f"S(L) = {CUT / 1e6:g} MB, S(w_c) = {SEGMENT_SHARE:.3f} S(w) and phi = {PHI}, which are the worked example's. "
-        "The time T of computation is left out: no value of it is given."
-    )
-    header = ["samples", "clients", "model (MB)", *(f"{method} (s)" for method in _FIGURE_5_METHODS)]
-    return Part("seconds", FIGURE_5.title, caption, Grid(header, lines), rows)
-
-
-# ---- pictures
-
-
-def _draw_table_6(parts: Sequence[Part]) -> bytes:
+def _draw(parts: Sequence[Part]) -> bytes:
     """What each method moves, in its parts: the worked example, and the counters beside Table 6."""
     figure = drawing.new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
@@ -313,36 +215,4 @@ def _bars(axes: Axes, names: Sequence[str], rows: Sequence[Row], unit: float) ->
     drawing.plain(axes, "x")
 
 
-def _draw_figure_5(parts: Sequence[Part]) -> bytes:
-    """A panel for each number of samples, a group of bars for each number of clients and model size."""
-    figure = drawing.new_figure(10, 6)
-    panels = figure.subplots(2, 2, sharey=True).flat
-    for axes, samples in zip(panels, _FIGURE_5_SAMPLES, strict=True):
-        rows = [row for row in parts[0].rows if row.labels["samples"] == samples]
-        for index, method in enumerate(_FIGURE_5_METHODS):
-            positions = [group + 0.2 * (index - 1.5) for group in range(len(rows))]
-            bars = axes.bar(positions, [row.figures[method] for row in rows], 0.18, label=method)
-            axes.bar_label(bars, fmt="%.3g", fontsize="x-small")
-        axes.set_yscale("log")
-        axes.margins(y=0.15)
-        axes.set_xticks(
-            range(len(rows)),
-            [f"{row.labels['clients']} clients, {float(row.labels['model_bytes']) / 1e6:.0f} MB" for row in rows],
-            fontsize="small",
-        )
-        axes.set_title(f"{samples:,} samples", fontsize="medium")
-        axes.set_ylabel("seconds an epoch")
-        axes.set_axisbelow(True)
-        drawing.plain(axes, "y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(
-        f"{FIGURE_5.title}\nby formula, without computation; R = {8 * RATE / 1e6:.0f} Mbit/s", fontsize="medium"
-    )
-    return drawing.png(figure)
-
-
-TABLE_6 = Calculation("Table 6: what training moves", lambda: [example(), measured()], _draw_table_6)
-FIGURE_5 = Calculation(
-    "Figure 5: training time by clients, samples and model", lambda: [training_time()], _draw_figure_5
-)
-CALCULATIONS = {"table6": TABLE_6, "fig5": FIGURE_5}
+TABLE_6 = Calculation("Table 6: what training moves", lambda: [example(), measured()], _draw)
