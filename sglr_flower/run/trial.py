@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from sglr_flower import imports
 from sglr_flower.data.samples import Tensors, each, one
@@ -290,7 +291,7 @@ def check_weights(parts: Parts) -> None:
         words = f"has a weight that {parts.names[0]} has too ({both[0]}): each side would train one of its own"
         raise parts.refusal(1, f"{words}, so cut it where the weight is on one side, or make two")
     for part, segment in enumerate((parts.lower, parts.upper)):
-        places = [weight.data_ptr() for weight in segment.parameters() if weight.numel()]
+        places = [weight.data_ptr() for weight in segment.parameters() if not is_lazy(weight) and weight.numel()]
         if len(set(places)) < len(places):
             raise parts.refusal(part, "has two weights in the same memory: share the torch.nn.Parameter itself")
 

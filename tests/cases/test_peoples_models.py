@@ -74,6 +74,14 @@ def test_a_network_for_grey_images_is_told_of_the_key() -> None:
         assembly.check_parts(config_of("grey"))
 
 
+def test_a_network_for_grey_images_trains_with_the_key_and_is_exported(tmp_path: Path) -> None:
+    config = config_of("grey", channels=1, run_dir=str(tmp_path))
+    assembly.check(config)
+    assert inprocess.run(config)["steps"] == 2
+    folder = export.export(trained.load(tmp_path), 0)
+    assert torch.export.load(folder / "model.pt2").module()(torch.zeros(3, 1, 16, 16)).shape == (3, 10)
+
+
 def test_a_mistake_in_a_method_is_a_sentence_with_the_line() -> None:
     config = RunConfig.parse({**SMALL, "method": "case_models:misspelt", "model": "case_models:tied", "cut": "low"})
     with pytest.raises(
