@@ -220,12 +220,12 @@ def test_a_class_name_in_bytes_that_are_not_utf_8_is_trained_and_read_back(tmp_p
     summary = inprocess.run(settings)
     assert summary["evaluated_images"] == 10
     assert RunDirectory(tmp_path / "run").read_config() == settings
-    from sglr_flower.studies.trained import evaluation, network
+    from sglr_flower.studies.trained import evaluation, network, targets
 
     model = network.load(tmp_path / "run")
     assert model.classes == ("caf\\xe9", "stripe")
-    target = evaluation.run_target(model)
+    target = targets.run_target(model)
     folder = evaluation.save(evaluation.evaluate(model, target.images), model, target)
     assert "caf\\xe9" in (folder / "confusion.csv").read_text()
-    own = evaluation.folder_target(model, train)
+    own = targets.folder_target(model, train)
     assert torch.bincount(own.images.labels).tolist() == [24, 24]

@@ -18,7 +18,7 @@ from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
-from sglr_flower.studies.trained import evaluation, network
+from sglr_flower.studies.trained import network, targets
 
 
 def config(tmp_path: Path, **keys: object) -> RunConfig:
@@ -66,7 +66,7 @@ def test_an_image_that_is_added_moves_no_other_to_another_part(trained: RunConfi
     forget()
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
     model = network.load(tmp_path / "run")
-    target = evaluation.run_target(model)
+    target = targets.run_target(model)
     assert torch.equal(target.images.images, before[2])
     forget()
     moved = images(assembly.splits(trained.replace(run_dir=str(tmp_path / "other"))))[2]

@@ -24,7 +24,7 @@ from sglr_flower.data.source import Source
 from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
-from sglr_flower.studies.trained import evaluation
+from sglr_flower.studies.trained import evaluation, targets
 from sglr_flower.studies.trained import network as trained
 from sglr_flower.studies.trained.confusion import save_confusion
 from sglr_flower.studies.trained.evaluation import Evaluation
@@ -104,7 +104,7 @@ def test_it_agrees_with_what_the_run_itself_measured(model: Trained, summary: di
 
 
 def test_validation_agrees_with_the_run_too(model: Trained) -> None:
-    target = evaluation.run_target(model, "validation")
+    target = targets.run_target(model, "validation")
     row = model.history.rows[-1]
 
     assert target.name == "digits-validation"
@@ -160,7 +160,7 @@ def test_what_was_evaluated_names_the_folder(summary: dict[str, Any], runner: Cl
 def test_an_interrupted_writing_leaves_no_evaluation_that_looks_whole(
     model: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = evaluation.sample(evaluation.run_target(model), model, 10)
+    target = targets.sample(targets.run_target(model), model, 10)
     scored = evaluation.evaluate(model, target.images, [0])
     folder = evaluation.save(scored, model, target)
 
@@ -183,7 +183,7 @@ def test_own_images_are_scored_as_the_data_sets_own(model: Trained, tmp_path: Pa
         pixels = test.images[index, 0].numpy()
         Image.fromarray(pixels).convert("RGB" if index % 2 else "L").save(folder / f"{index}.png")
     (tmp_path / "own" / ".hidden").mkdir()
-    target = evaluation.folder_target(model, tmp_path / "own")
+    target = targets.folder_target(model, tmp_path / "own")
     expected = evaluation.evaluate(model, test.take(torch.arange(40)))
 
     assert target.name.startswith("images-own-")
@@ -204,8 +204,8 @@ def test_another_data_set_is_matched_by_its_classes_names(model: Trained, monkey
         asked.append(arguments)
         return Source(other, other, other, Classes(("7", "3")))
 
-    monkeypatch.setattr(evaluation.datasets, "load", load)
-    target = evaluation.dataset_target(model, "mnist")
+    monkeypatch.setattr(targets.datasets, "load", load)
+    target = targets.dataset_target(model, "mnist")
     own = evaluation.evaluate(model, test).total
 
     assert asked == [("mnist", "", 0, 16)]
@@ -227,22 +227,22 @@ def test_a_data_set_of_other_classes_is_refused_before_it_is_downloaded(
 ) -> None:
     monkeypatch.setenv("SGLR_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"^--dataset fashion-mnist: its class 'T-shirt/top' is none of the model's: 0"):
-        evaluation.dataset_target(model, "fashion-mnist")
+        targets.dataset_target(model, "fashion-mnist")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_an_unknown_class_is_refused_with_the_known_ones(model: Trained, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing: there is no such folder"):
-        evaluation.folder_target(model, tmp_path / "missing")
+        targets.folder_target(model, tmp_path / "missing")
     with pytest.raises(UserError, match=r"it must hold CLASS/IMAGE files; the classes are 0, 1, .* 9"):
-        evaluation.folder_target(model, tmp_path)
+        targets.folder_target(model, tmp_path)
     (tmp_path / "seven").mkdir()
     with pytest.raises(UserError, match=r"'seven' is no class of the model; they are 0, 1, .* 9"):
-        evaluation.folder_target(model, tmp_path)
+        targets.folder_target(model, tmp_path)
     (tmp_path / "seven").rename(tmp_path / "7")
     (tmp_path / "7" / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken\.png is not an image"):
-        evaluation.folder_target(model, tmp_path)
+        targets.folder_target(model, tmp_path)
 
 
 def test_a_class_whose_name_no_folder_can_have_has_another() -> None:
@@ -272,7 +272,7 @@ def test_many_clients_and_classes_are_summed_up(model: Trained) -> None:
     matrices = {i: np.diag(np.full(30, 10)).astype(np.int64) for i in range(21)}
     matrices[3][5] = np.roll(matrices[3][5], 1)
     many = Evaluation(names, matrices, 1.0)
-    overall, quantiles, classes = evaluation.tables(many, evaluation.run_target(model))
+    overall, quantiles, classes = evaluation.tables(many, targets.run_target(model))
 
     assert [column.header for column in quantiles.columns] == ["min", "5 %", "25 %", "median", "75 %", "95 %", "max"]
     assert next(iter(quantiles.columns[0].cells)) == "96.67"
