@@ -15,11 +15,27 @@ import typer
 
 from sglr_flower.cli import completion
 from sglr_flower.cli.app import app
-from sglr_flower.errors import UserError
+from sglr_flower.cli.run import TRACEBACK
+from sglr_flower.errors import UserError, traceback_of
+
+
+def _speak_utf8() -> None:
+    """Start anew with UTF-8 where the locale has another encoding: names of files and nodes, tables and logs are in it.
+
+    Python 3.15 does so by itself, and 3.11 to 3.14 in the locale C; processes that are started take it over.
+    """
+    if sys.getfilesystemencoding() == "utf-8" and sys.stdout.encoding.lower() in ("utf-8", "utf8"):
+        return
+    if sys.flags.utf8_mode or os.environ.get("PYTHONIOENCODING"):
+        return  # so it was meant
+    os.environ["PYTHONUTF8"] = "1"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 1; Ctrl-C ends what was started and gives 130."""
+    _speak_utf8()
     sys.path.append(os.getcwd())  # one's own models and methods; at the end, so that nothing of ours is shadowed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` blocks end the children
     command = typer.main.get_command(app)
@@ -29,7 +45,10 @@ def main() -> None:
     except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
         from rich.console import Console
 
-        Console(stderr=True).print(f"sglr: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        if TRACEBACK in sys.argv and (details := traceback_of(error)):  # an option of the commands that train
+            console.print(details.rstrip())
+        console.print(f"sglr: {error}", style="red")
         sys.exit(1)
     except click.ClickException as error:
         error.show()

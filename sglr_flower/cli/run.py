@@ -21,6 +21,8 @@ Settings = Annotated[
         autocompletion=completion.setting,
     ),
 ]
+TRACEBACK = "--traceback"
+Traceback = Annotated[bool, typer.Option(TRACEBACK, help="Of a mistake in your own code show the whole traceback.")]
 
 
 def run(
@@ -44,6 +46,7 @@ def run(
         Path | None, typer.Option(help="New folder for the run; default: runs/TIME-METHOD-DATA.")
     ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="Train without Flower, in this process.")] = False,
+    traceback: Traceback = False,
 ) -> None:
     """Train a new run through `flwr run`, on the local simulation engine or on a federation of real nodes."""
     from sglr_flower.cli import commands
@@ -65,6 +68,7 @@ def resume(
     changed_data: Annotated[
         bool, typer.Option("--changed-data", help="Go on although its data are not those that it began with.")
     ] = False,
+    traceback: Traceback = False,
 ) -> None:
     """Continue a run from its last whole checkpoint, to the weights that it would have had uninterrupted."""
     from sglr_flower.cli import commands

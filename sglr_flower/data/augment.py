@@ -16,7 +16,7 @@ def augment(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
     Parameters
     ----------
     images : torch.Tensor
-        uint8 [n, channels, height, width]; left as it is.
+        uint8 [n, channels, height, width], or int8 of `inputs.of_one_channel`; left as it is.
     generator : torch.Generator
         On the CPU; it alone decides, so that a forward which is computed again sees the same images. What it draws
         depends on n, height and width.
@@ -26,13 +26,14 @@ def augment(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
     Returns
     -------
     torch.Tensor
-        uint8 [n, channels, height, width] on the device of `images`.
+        As `images`, on their device.
     """
     count, _, height, width = images.shape
     border_y, border_x = height // _PADDING_SHARE, width // _PADDING_SHARE
     top = torch.randint(2 * border_y + 1, (count,), generator=generator)
     left = torch.randint(2 * border_x + 1, (count,), generator=generator)
-    padded = pad(images, (border_x, border_x, border_y, border_y))
+    black = -128 if images.dtype == torch.int8 else 0
+    padded = pad(images, (border_x, border_x, border_y, border_y), value=black)
     # A view of every crop there is: [n, channels, tops, lefts, height, width].
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     cropped = crops[torch.arange(count), :, top, left]

@@ -7,6 +7,7 @@ whatever a user's function returns (`own`). Images are resized to the model's in
 """
 
 import http.client
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from sglr_flower.data.inputs import Inputs, rgb
 from sglr_flower.data.options import DEFAULT, Options
 from sglr_flower.data.pinned import Pinned
 from sglr_flower.data.samples import Batch
-from sglr_flower.data.source import Source, held_out
+from sglr_flower.data.source import Source, held_out, one_channel
 from sglr_flower.data.targets import Classes, Kind
 from sglr_flower.errors import UserError
 
@@ -64,13 +65,15 @@ def inputs(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0,
     _check_known(dataset)
     if _is_read_first(dataset) or dataset in tables.NAMES:
         return load(dataset, data_dir, seed, image_size, options).inputs
-    return rgb(_input_size(dataset, image_size))
+    return rgb(_input_size(dataset, image_size), options.channels or 3)
 
 
 def _input_size(dataset: str, image_size: int) -> int:
     """The side in pixels that a data set's images are resized to; 0 asks for its own default."""
     if image_size < 0:
-        raise UserError(f"image-size is {image_size}, but must be 0 (the data set's default) or more.")
+        raise UserError(
+            f"run-config key image-size = {image_size}: it must be at least 0 (which is the data set's default)"
+        )
     if image_size:
         return image_size
     match dataset:
@@ -91,7 +94,7 @@ def channels(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 
         source = load(dataset, data_dir, seed, image_size, options)
         first = source.train.take(torch.zeros(1, dtype=torch.int64)).inputs if source.are_images else None
         return first.shape[1] if isinstance(first, torch.Tensor) else 0
-    return 1 if dataset == "digits" or isinstance(_SOURCES.get(dataset), idx.IdxSource) else 3
+    return 1 if options.channels == 1 or dataset == "digits" or isinstance(_SOURCES.get(dataset), idx.IdxSource) else 3
 
 
 def flips(dataset: str, data_dir: str = "", seed: int = 0, image_size: int = 0, options: Options = DEFAULT) -> bool:
@@ -146,11 +149,13 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: O
     UserError
         The data set is unknown, or missing and not to be had, or a file of it is damaged.
     """
+    if options.channels == 1:
+        return _with_one_channel(dataset, data_dir, seed, image_size, options)
     _check_known(dataset)
     if hub.is_name(dataset):
         return hub.load(dataset, seed, image_size or hub.INPUT_SIZE)
     if image_size and (dataset in tables.NAMES or _is_read_first(dataset)):
-        raise UserError(f"image-size is {image_size}, but must be 0 with dataset {dataset!r}, which is taken as it is.")
+        raise UserError(f"run-config key image-size = {image_size}: it must be 0 with dataset {dataset!r}")
     if dataset in tables.NAMES:
         return tables.load(dataset, seed)
     if _is_read_first(dataset):
@@ -164,6 +169,15 @@ def load(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: O
             return folder.load(folder.root(data_dir), seed, size, options).source()
     # Resolved here, so that what is remembered depends on arguments alone and not on the environment.
     return _load_published(dataset, data_folder(data_dir).path, seed, size)
+
+
+@lru_cache(maxsize=2)
+def _with_one_channel(dataset: str, data_dir: str, seed: int, image_size: int, options: Options) -> Source:
+    _check_known(dataset)
+    if dataset == "folder":  # read in grey to begin with
+        size = _input_size(dataset, image_size)
+        return one_channel(folder.load(folder.root(data_dir), seed, size, options).source())
+    return one_channel(load(dataset, data_dir, seed, image_size, replace(options, channels=0)))
 
 
 def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
@@ -195,6 +209,12 @@ def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Op
             return pinned.changes(kept, now)
     now.write(Path(options.kept))
     return []
+
+
+def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:
+    """The path of every train image of dataset "folder", in their order; parameters and raises as `load`."""
+    loaded = folder.load(folder.root(data_dir), seed, _input_size("folder", image_size), options)
+    return [loaded.pictures.files[index][0] for index in loaded.parts["train"].tolist()]
 
 
 def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> None:
@@ -235,7 +255,8 @@ def ensure_present(dataset: str, data_dir: str, options: Options = DEFAULT) -> N
 def _check_known(dataset: str) -> None:
     if dataset not in names() and not _is_read_first(dataset):
         raise UserError(
-            f"dataset is {dataset!r}, which is not one of {', '.join(names())}, hf:NAME or package.module:function."
+            f"run-config key dataset = {dataset!r}: it must be one of {', '.join(names())}, hf:NAME, or "
+            "package.module:function"
         )
 
 

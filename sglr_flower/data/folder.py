@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglr_flower.data import pictures, pinned
+from sglr_flower.data import imagecache, pictures, pinned
 from sglr_flower.data.classfolders import Found, class_folders, find, text
 from sglr_flower.data.draw import held_out
 from sglr_flower.data.levels import AUTO
@@ -104,7 +104,7 @@ def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
 # Remembered as `datasets.load` remembers.
 @lru_cache(maxsize=2)
 def load(root: Path, seed: int, size: int, options: Options) -> Folder:
-    """Read all images as RGB.
+    """Read all images, as RGB or, where one channel is asked for, as grey ones.
 
     Parameters
     ----------
@@ -136,7 +136,9 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     test = _find(root / "test", classes, partial=bool(options.classes)) if (root / "test").exists() else Found()
     if not options.classes:
         _check_enough(root, train.files, classes, divided=not test.files)
-    read = pictures.read((*train.files, *test.files), size, options, trained=len(train.files))
+    read = imagecache.read(
+        (*train.files, *test.files), size, options, trained=len(train.files), channels=options.channels or 3
+    )
     of_train = frozenset(train.files)
     left = [file for file in read.files if file in of_train]
     if not options.classes and read.left_out:
@@ -155,7 +157,13 @@ def _as_pinned(kept: Pinned, root: Path, size: int, options: Options) -> Folder:
             f"{len(gone)} of the images that the run began with are not there any more: "
             f"{pictures.named(gone)}. Put them back, or start a new run without them."
         )
-    read = pictures.read(files, size, replace(options, skip_unreadable=False), trained=len(kept.parts["train"].files))
+    read = imagecache.read(
+        files,
+        size,
+        replace(options, skip_unreadable=False),
+        trained=len(kept.parts["train"].files),
+        channels=options.channels or 3,
+    )
     sizes = [len(part.files) for part in kept.parts.values()]
     parts = dict(zip(kept.parts, torch.arange(len(files)).split(sizes), strict=True))
     return Folder(kept.classes, read, parts, Found())

@@ -62,7 +62,9 @@ def load(dataset: str, seed: int, size: int) -> Source:
     name, options = _parsed(dataset)
     splits = _local(dataset, Path(name)) if name.startswith("/") else _downloaded(dataset, name, options.get("subset"))
     if "train" not in splits:
-        raise UserError(f"dataset is {dataset!r}, whose splits are {', '.join(splits)}: it needs one called train.")
+        raise UserError(
+            f"run-config key dataset = {dataset!r}: it needs a split called train, and has {', '.join(splits)}"
+        )
     columns = _columns(dataset, splits["train"].features, options)
     parts = {split: _samples(rows, columns, size) for split, rows in splits.items() if len(rows)}
     kind = Classes(tuple(splits["train"].features[columns[1]].names))
@@ -83,8 +85,8 @@ def _parsed(dataset: str) -> tuple[str, dict[str, str]]:
     pairs = [option.partition("=") for option in given]
     if not name or not all(key in _OPTIONS and value for key, _, value in pairs):
         raise UserError(
-            f"dataset is {dataset!r}, but must be hf:NAME or hf:/folder, with ,image=COLUMN ,label=COLUMN or "
-            ",subset=NAME where there is more than one."
+            f"run-config key dataset = {dataset!r}: it must be hf:NAME or hf:/folder, with ,image=COLUMN "
+            ",label=COLUMN or ,subset=NAME where there is more than one"
         )
     return name, {key: value for key, _, value in pairs}
 
@@ -96,8 +98,8 @@ def _local(dataset: str, folder: Path) -> dict[str, Any]:
         found = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"dataset is {dataset!r}, but {folder} is no folder that save_to_disk of the library datasets "
-            f"wrote ({error})."
+            f"run-config key dataset = {dataset!r}: {folder} is no folder that save_to_disk of the library datasets "
+            f"wrote ({error})"
         ) from error
     assert isinstance(found, Dataset | DatasetDict)
     return {"train": found} if isinstance(found, Dataset) else dict(found)
@@ -113,8 +115,8 @@ def _downloaded(dataset: str, name: str, subset: str | None) -> dict[str, Any]:
     except Exception as error:  # the hub's, the network's and the libraries' many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"dataset is {dataset!r}, which could not be had from the Hugging Face hub ({reason}): save it where there "
-            "is a network with save_to_disk, and name that folder as hf:/folder."
+            f"run-config key dataset = {dataset!r}: it could not be had from the Hugging Face hub ({reason}): "
+            "save it where there is a network with save_to_disk, and name that folder as hf:/folder"
         ) from error
     for split in ("validation", "test"):
         try:
@@ -135,8 +137,8 @@ def _columns(dataset: str, features: Any, options: dict[str, str]) -> tuple[str,
         if name not in fitting:
             told = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
             raise UserError(
-                f"dataset is {dataset!r}, which must have one column of type {kind.__name__}, or name it by "
-                f",{option}=COLUMN: its columns are {told}."
+                f"run-config key dataset = {dataset!r}: it must have one column of type {kind.__name__}, or name it by "
+                f",{option}=COLUMN: its columns are {told}"
             )
         chosen.append(name)
     return chosen[0], chosen[1]

@@ -1,37 +1,15 @@
-"""Images that are not a run's own, made as a run's data were: labelled files, and colour made grey."""
+"""Labelled image files that are not a run's own, read as a run's data were."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from sglr_flower.data import pictures
 from sglr_flower.data.classfolders import class_folders, find
 from sglr_flower.data.options import DEFAULT, Options
 from sglr_flower.data.samples import Batch
 from sglr_flower.errors import UserError
-
-
-def grey(images: Tensor) -> Tensor:
-    """Grey images as PIL's ``convert("L")`` makes them of colour ones; torchvision's are a level darker.
-
-    Parameters
-    ----------
-    images : Tensor
-        uint8 (n, 3, h, w).
-
-    Returns
-    -------
-    Tensor
-        uint8 (n, 1, h, w).
-    """
-    red, green, blue = images.int().split(1, dim=1)
-    # ITU-R 601-2 luma in 16-bit fixed point, rounded.
-    luma: Tensor = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-    return luma.to(torch.uint8)
 
 
 def class_folder(name: str) -> str:

@@ -38,8 +38,9 @@ _PARAMETERS = {
     "linear": "",
     "square": "",
     "own": "",
+    "by": "LEVEL-OR-COLUMN",
 }
-"""Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K."""
+"""Each partition's name, and what follows it after a colon: a positive number ALPHA, a whole one K, or a text."""
 
 
 def parse(spec: str) -> tuple[str, float]:
@@ -59,7 +60,9 @@ def parse(spec: str) -> tuple[str, float]:
           remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
         - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
           (LinearPartitioner, SquarePartitioner);
-        - ``own``: each node's samples are its clients' alone (`deal`).
+        raise refused(spec, "every node has samples of its own, so there is nothing to divide")
+    if name == "by":
+        raise refused(spec, "it is by what the samples are of (`by.shares`), not by their classes")
 
     Returns
     -------
@@ -74,11 +77,15 @@ def parse(spec: str) -> tuple[str, float]:
     name, colon, text = spec.partition(":")
     if name not in _PARAMETERS:
         allowed = ", ".join(f"{known}:{kind}" if kind else known for known, kind in _PARAMETERS.items())
-        raise _refused(spec, f"it must be one of {allowed}")
+        raise refused(spec, f"it must be one of {allowed}")
     kind = _PARAMETERS[name]
     if not kind:
         if colon:
-            raise _refused(spec, f"{name} takes no parameter: write {name!r}")
+            raise refused(spec, f"{name} takes no parameter: write {name!r}")
+        return name, 0.0
+    if kind == "LEVEL-OR-COLUMN":
+        if not text:
+            raise refused(spec, f"{name}:{kind} must name one, such as by:1 or by:writer")
         return name, 0.0
     try:
         value = float(text) if kind == "ALPHA" else float(int(text))
@@ -86,11 +93,12 @@ def parse(spec: str) -> tuple[str, float]:
         value = math.nan
     if not 0 < value < math.inf:
         wanted = "a positive number such as 0.5" if kind == "ALPHA" else "a positive whole number such as 2"
-        raise _refused(spec, f"the {kind} of {name}:{kind} must be {wanted}")
+        raise refused(spec, f"the {kind} of {name}:{kind} must be {wanted}")
     return name, value
 
 
-def _refused(spec: str, why: str) -> UserError:
+def refused(spec: str, why: str) -> UserError:
+    """The sentence on a partition that cannot be had."""
     return UserError(f"run-config key partition = {spec!r}: {why}")
 
 
@@ -128,9 +136,11 @@ def partition(labels: Tensor | int, spec: str, num_clients: int, samples_per_cli
     """
     name, parameter = parse(spec)
     if name == "own":
-        raise _refused(spec, "every node has samples of its own, so there is nothing to divide")
+        raise refused(spec, "every node has samples of its own, so there is nothing to divide")
+    if name == "by":
+        raise refused(spec, "it is by what the samples are of (`by.shares`), not by their classes")
     if isinstance(labels, int) and name in _BY_CLASS:
-        raise _refused(spec, "it is by classes, and the data set has none: take balanced or iid")
+        raise refused(spec, "it is by classes, and the data set has none: take balanced or iid")
     classes = _classes(labels)
     _check_sizes(len(classes), num_clients, samples_per_client)
     if name == "balanced":
@@ -173,7 +183,7 @@ def deal(labels: Tensor | int, num_clients: int, samples_per_client: int, seed: 
     """
     classes = _classes(labels)
     if num_clients > len(classes):
-        raise _refused("own", f"this node has {len(classes)} train samples for {num_clients} clients")
+        raise refused("own", f"this node has {len(classes)} train samples for {num_clients} clients")
     shares = _balanced(classes, num_clients, 0, seed) if num_clients else []
     return [torch.from_numpy(np.sort(share)) for share in _capped(tuple(shares), samples_per_client, seed)]
 
@@ -244,10 +254,10 @@ def _check_smallest_class(classes: npt.NDArray[np.int64], num_clients: int, samp
 
 def _check_parameter(classes: npt.NDArray[np.int64], spec: str, name: str, parameter: float, num_clients: int) -> None:
     if name == "pathological" and parameter > (present := len(np.unique(classes))):
-        raise _refused(spec, f"there are only {present} classes, so K can be at most {present}")
+        raise refused(spec, f"there are only {present} classes, so K can be at most {present}")
     if name == "shards" and parameter * num_clients > len(classes):
         most = len(classes) // num_clients
-        raise _refused(
+        raise refused(
             spec, f"{len(classes)} train samples and num-clients {num_clients} allow for at most {most} shards each"
         )
 
@@ -323,7 +333,7 @@ def _partitioner(spec: str, num_clients: int, seed: int) -> "Partitioner":
 
 
 def _too_thin(spec: str, num_clients: int, available: int) -> UserError:
-    return _refused(
+    return refused(
         spec,
         f"it leaves some client without samples (train samples {available}, num-clients {num_clients}): use fewer "
         "clients, or a partition that is less uneven",

@@ -136,6 +136,15 @@ def folder_changes(kept: Pinned, root: Path) -> list[str]:
     return told
 
 
+def stamp(root: Path) -> str:
+    """What changes whenever a folder of images may have: a hash of its files' names, sizes and times."""
+    hashed = hashlib.sha256()
+    for path in _files(root):
+        file = os.stat(f"{root}/{path}")
+        hashed.update(f"{path}\0{file.st_size} {file.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return hashed.hexdigest()
+
+
 def refreshed(kept: Pinned, root: Path) -> Pinned:
     """The same folder with the files that are there now: new ones are for training, and nothing changes its part.
 

@@ -189,6 +189,29 @@ class Indexed:
         return self._targets[0]
 
 
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Samples whose inputs are made into others when they are taken.
+
+    Attributes
+    ----------
+    whole : Samples
+        The samples as they are.
+    made : Callable[[Batch], Batch]
+        Makes them; the targets stay.
+    """
+
+    whole: Samples
+    made: Callable[[Batch], Batch]
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def take(self, indices: Tensor) -> Batch:
+        """Make the samples at `indices` (int64 [k]), in that order."""
+        return self.made(self.whole.take(indices))
+
+
 def _checked(collated: Any) -> Tensors:
     parts = collated.values() if isinstance(collated, dict) else [collated]
     if not parts or not all(isinstance(part, Tensor) for part in parts):
@@ -204,6 +227,8 @@ def all_targets(samples: Samples) -> Tensors:
         return each(lambda own: own[samples.indices], all_targets(samples.whole))
     if isinstance(samples, Indexed):
         return samples.targets()
+    if isinstance(samples, Read):
+        return all_targets(samples.whole)
     if isinstance(samples, Joint):
         return join([all_targets(part) for part in samples.parts])
     return samples.take(torch.arange(len(samples))).targets

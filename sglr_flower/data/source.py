@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sglr_flower.data.draw import balanced_order
-from sglr_flower.data.inputs import Inputs, describe, is_image
-from sglr_flower.data.samples import Batch, Indexed, Joint, Samples, Share, Tensors, all_targets, one
+from sglr_flower.data.inputs import Inputs, describe, is_image, of_one_channel
+from sglr_flower.data.samples import Batch, Indexed, Joint, Read, Samples, Share, Tensors, all_targets, one
 from sglr_flower.data.targets import Classes, Kind, MultiLabel, Several, Values, complaint, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.seeds import numpy_generator as generator
@@ -66,6 +66,27 @@ class Source:
     def labels(self, samples: Samples) -> Tensor | None:
         """The class numbers of some of its samples, int64 [n]; None where the targets are no classes."""
         return one(all_targets(samples)) if isinstance(self.targets, Classes) else None
+
+
+def _of_one_channel(batch: Batch) -> Batch:
+    return Batch(of_one_channel(batch.images), batch.targets)
+
+
+def one_channel(source: Source) -> Source:
+    """The same images, to be read with one channel.
+
+    Raises
+    ------
+    UserError
+        They are no images.
+    """
+    if not source.are_images:
+        raise UserError("run-config key channels = 1: it is for images, and the data set has none")
+    train, validation, test = (
+        _of_one_channel(part) if isinstance(part, Batch) else Read(part, _of_one_channel)
+        for part in (source.train, source.validation, source.test)
+    )
+    return replace(source, train=train, validation=validation, test=test)
 
 
 def subset(samples: Samples, size: int, seed: int) -> Samples:

@@ -16,6 +16,7 @@ from sglr_flower.data.targets import Kind, complaint, sample_bytes
 from sglr_flower.exchange.frames import FrameError, few
 from sglr_flower.split import coding
 from sglr_flower.split.codecs import NOT_FINITE, OFF, Codec, Coded, Form
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.messages import Download, Upload
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import EVALUATION_SAMPLES
@@ -197,13 +198,6 @@ def check_answer(upload: Upload, download: Download) -> None:
     for name, tensor in (("average", download.average), ("own", download.own)):
         if tensor is not None:
             _check_contents("cut gradients", tensor, coding.part(download.aside, name), form)
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither infinities nor NaN."""
-    # A sum is finite only if all its terms are, and needs one pass and no memory; of large terms it may overflow.
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
 
 
 def _check_place(upload: Upload, server_round: int, step: int, splits: Sequence[str]) -> None:

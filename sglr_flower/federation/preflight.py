@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from sglr_flower.errors import UserError
+from sglr_flower.errors import UserError, traceback_of
 from sglr_flower.federation.processes import ended_with_block
 from sglr_flower.federation.warm import FORKS, Interpreter
 from sglr_flower.run.config import RunConfig
@@ -62,6 +62,7 @@ class _Question(BaseModel):
 
 class _Answer(BaseModel):
     mistake: str = ""
+    details: str = ""
     findings: Findings | None = None
 
 
@@ -102,7 +103,9 @@ def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = 
         raise UserError("the run could not be checked: the process that makes its model ended without an answer")
     reply = _Answer.model_validate_json(said)
     if reply.findings is None:
-        raise UserError(reply.mistake)
+        mistake = UserError(reply.mistake)
+        mistake.details = reply.details
+        raise mistake
     return reply.findings
 
 
@@ -142,7 +145,7 @@ def answer() -> None:
             findings = look(RunConfig.parse(question.config), own_data=question.own_data)
             reply = _Answer(findings=findings)
         except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
-            reply = _Answer(mistake=str(error))
+            reply = _Answer(mistake=str(error), details=traceback_of(error))
         out.write(reply.model_dump_json().encode())
     sys.stdout.flush()
     os._exit(0)  # torch would take half a second to end in good order

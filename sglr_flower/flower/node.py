@@ -299,6 +299,7 @@ def _training(order: TrainOrder, message: Message, context: Context) -> tuple[Co
         cohort = hosting.recall(order.versions, context, frozenset(plan.clients))
         listed = ", ".join(str(client) for client in plan.clients)
         log.info("%s: round %d with client(s) %s", hosting.name(context), plan.server_round, listed)
+        hosting.say_what_came(config, context)
     if message.content.array_records:
         cohort.load_shared(tensors_of(message.content), plan.clients)
     return cohort, plan

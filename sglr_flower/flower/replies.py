@@ -10,7 +10,6 @@ import torch
 from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from sglr_flower.exchange.checks import all_finite
 from sglr_flower.exchange.frames import few
 from sglr_flower.flower.protocol import (
     ARRAYS,
@@ -23,6 +22,7 @@ from sglr_flower.flower.protocol import (
     TrainMetrics,
 )
 from sglr_flower.flower.staterecords import unpack_states
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.plan import RoundPlan
 
 _OPTIMIZER = re.compile(r"optimizer\.\d+\.[A-Za-z_]\w*(\.(bool|int|float))?")

@@ -203,12 +203,12 @@ class Roster:
 
     def _missing(self, wanted: int) -> str:
         """How many of so many nodes have not said what they are, and which, as far as the federation's folder tells."""
-        answers = self._greeter.answers.values()
-        there, count = {answer.name for answer in answers}, max(1, wanted - len(answers))
+        answers, asked = self._greeter.answers.values(), len(self._greeter.open)
+        there, count = {answer.name for answer in answers}, max(1, wanted - len(answers), asked)
         names = [name for name in node_names() if name not in there]
-        which = f": {'one of ' if len(names) > count else ''}{listed(names)}" if names else ""
-        asked = len(self._greeter.open)
-        return f"{count} of {wanted} node(s){which}" + (f" ({asked} connected, not heard so far)" if asked else "")
+        which = f": {'among ' if len(names) > count else ''}{listed(names)}" if names else ""
+        connected = f" ({asked} connected, not heard so far)" if asked else ""
+        return f"{count} of {max(wanted, len(answers) + count)} node(s){which}{connected}"
 
     def _unheard(self) -> str:
         """Why nodes have not said what they are."""

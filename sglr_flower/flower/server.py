@@ -59,13 +59,13 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
     assembly.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
+        data = assembly.data_of(config)
         if config.evaluate == "server":
-            datasets.ensure_present(
-                config.dataset, config.data_dir, assembly.data_of(config)[-1]
-            )  # once here, before all nodes would
-            assembly.pin_data(config)
+            datasets.ensure_present(config.dataset, config.data_dir, data[-1])  # once here, before all nodes would
             assembly.splits(config)  # read now, while the nodes are being started, and kept
-            for note in datasets.notes(*assembly.data_of(config)):
+        if assembly.has_data(config):
+            assembly.pin_data(config)
+            for note in datasets.notes(*data):
                 log.info("%s", note)
         with ExitStack() as stack:
             streams = _open_port(config)

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from sglr_flower.flower.protocol import ProtocolError
+from sglr_flower.run.checkpoint import packable
 from sglr_flower.run.nodestate import State
 
 STATES = "states"
@@ -36,12 +37,8 @@ def drop_step(records: RecordDict) -> None:
 
 def pack_states(states: Mapping[int, State]) -> ConfigRecord:
     """Clients' states as one safetensors blob, its tensors named CLIENT.NAME."""
-    tensors = {
-        f"{client}.{name}": tensor.detach().cpu().contiguous()
-        for client, state in states.items()
-        for name, tensor in state.items()
-    }
-    packed: bytes = safetensors.torch.save(tensors)
+    tensors = {f"{client}.{name}": tensor for client, state in states.items() for name, tensor in state.items()}
+    packed: bytes = safetensors.torch.save(packable(tensors))
     return ConfigRecord({"tensors": packed})
 
 

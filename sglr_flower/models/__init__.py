@@ -56,11 +56,7 @@ class Model:
         """
         if own.takes_inputs(self.build):
             return self.build(inputs)
-        if not inputs.image_size:
-            raise UserError(
-                f"run-config key model = {name!r}: it is made for square images of three channels, and the data set "
-                f"has {inputs.words()}: mlp is for tables, a function of one's own with one parameter for anything"
-            )
+        own.refuse_what_is_no_image(name, inputs)
         return self.build(inputs.outputs, inputs.image_size)
 
 
@@ -199,6 +195,12 @@ class SplitModel:
         """Initial server segment: the stages above the cut."""
         network = self.whole()
         return network[self._index(network) :]
+
+    def segments(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """Client 0's initial segment and the server's, cut from one network: what both have is the same object."""
+        network = self.whole()
+        index = self._index(network)
+        return network[:index], network[index:]
 
     def smashed_shape(self) -> tuple[int, ...]:
         """One sample's smashed data: the cut shape, without the batch's dimension.

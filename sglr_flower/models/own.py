@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sglr_flower import imports
 from sglr_flower.data.inputs import Inputs, rgb
+from sglr_flower.data.samples import Tensors
 from sglr_flower.errors import UserError
 
 _GIVEN: weakref.WeakValueDictionary[int, nn.Parameter] = weakref.WeakValueDictionary()
@@ -28,20 +29,36 @@ def takes_inputs(function: Callable[..., object]) -> bool:
     return len(by_place) == 1 and not any(own.kind is own.VAR_POSITIONAL for own in parameters)
 
 
-def load(path: str) -> tuple[Callable[..., nn.Sequential], str]:
+def refuse_what_is_no_image(name: str, inputs: Inputs) -> None:
+    """Refuse inputs that a model made for square images cannot take.
+
+    Raises
+    ------
+    UserError
+        If they are none; ``name`` is the model's, for the sentence.
+    """
+    if not inputs.image_size:
+        raise UserError(
+            f"run-config key model = {name!r}: it is made for square images of three channels, and the data set "
+            f"has {inputs.words()}: mlp is for tables, a function of one's own with one parameter for anything"
+        )
+
+
+def load(path: str) -> tuple[Callable[[Inputs], nn.Sequential], str]:
     """The function that ``path`` names, with its networks checked, and its attribute ``cut``, empty if it has none.
 
     Parameters
     ----------
     path : str
         ``package.module:function``; the function is called with the number of classes and the image size in pixels, or
-        if it has one parameter with an `sglr_flower.data.inputs.Inputs`, which has the number of outputs too.
+        if it has one parameter with an `sglr_flower.data.inputs.Inputs`, which has the number of outputs too. The one
+        returned takes an ``Inputs`` in either case.
 
     Raises
     ------
     UserError
-        If there is no such function, or it cannot be called so. The function returned raises it if the network is not
-        an ``nn.Sequential`` of two stages or more that maps images to logits, or takes these inputs.
+        If there is no such function, or it cannot be called so. The function returned raises it if it fails, or the
+        network is not an ``nn.Sequential`` of two stages or more that maps images to logits, or takes these inputs.
     """
     function = imports.load(path, "model")
     wrong = f"run-config key model = {path!r}: it must"
@@ -54,51 +71,109 @@ def load(path: str) -> tuple[Callable[..., nn.Sequential], str]:
     except (TypeError, ValueError) as error:  # ValueError: some functions written in C have no signature
         raise UserError(f"{wrong} be a function {_SIGNATURE}, this one cannot be called so ({error})") from None
 
-    def checked(network: object) -> nn.Sequential:
+    def made(*given: object) -> nn.Sequential:
+        try:
+            network = function(*given)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own function does
+            raise UserError(
+                f"run-config key model = {path!r}: calling it fails with {imports.told(error, function)}"
+            ) from error
         if not isinstance(network, nn.Sequential):
             raise UserError(f"{wrong} return a torch.nn.Sequential of stages, not a {type(network).__name__}")
         if len(network) < 2:
             raise UserError(f"{wrong} return two stages or more, one on each side of the cut, not {len(network)}")
-        return network
-
-    def made(*given: object) -> nn.Sequential:
-        network = function(*given)
-        checked(network)
         for weight in network.parameters():
             if _GIVEN.get(id(weight)) is weight:
                 raise UserError(
                     f"{wrong} return a new network each time it is called, and it gave the same weights twice"
                 )
             _GIVEN[id(weight)] = weight
-        return network  # type: ignore[no-any-return]  # what has been looked at
-
-    def for_inputs(inputs: Inputs) -> nn.Sequential:
-        network = made(inputs)
-        _output(network, inputs, f"{wrong} take {inputs.words()}")
         return network
 
-    def for_images(num_classes: int, image_size: int) -> nn.Sequential:
-        network = made(num_classes, image_size)
-        _check_logits(network, num_classes, image_size, wrong)
+    def build(inputs: Inputs) -> nn.Sequential:
+        if general:
+            network = made(inputs)
+            _output(network, inputs, f"{wrong} take {inputs.words()}", function)
+            return network
+        refuse_what_is_no_image(path, inputs)
+        network = made(inputs.outputs, inputs.image_size)
+        _check_logits(network, inputs, wrong, function)
         return network
 
-    return for_inputs if general else for_images, str(getattr(function, "cut", ""))
+    return build, str(getattr(function, "cut", ""))
+
+
+def through(segment: nn.Module, inputs: Tensors, wrong: str, function: object = None) -> object:
+    """What a segment makes of a batch, stage by stage, so that the one that fails is named.
+
+    Parameters
+    ----------
+    segment : nn.Module
+        As it is, in training mode or not; of an ``nn.Sequential`` each stage is called.
+    inputs : Tensors
+        A batch.
+    wrong : str
+        The sentence's beginning.
+    function : object
+        What has made it, the last choice of the place that is named.
+
+    Raises
+    ------
+    UserError
+        If it fails, with the stage, and file and line of the user's code.
+    """
+    whole = type(segment).forward is not nn.Sequential.forward
+    given: object = inputs
+    for name, stage in [("", segment)] if whole else segment._modules.items():
+        assert stage is not None
+        try:
+            given = stage(given)
+        except Exception as error:  # whatever the user's own modules do
+            which = f"and its stage {name!r} fails" if name else "and it fails"
+            mode = " in training mode" * stage.training
+            said = f"{wrong}, {which}{mode} with {imports.told(error, stage, function)}"
+            raise UserError(f"{said}{_hint(segment, inputs)}") from error
+    return given
+
+
+def _hint(segment: nn.Module, inputs: Tensors) -> str:
+    """What a network made for grey images wants, where it is given others."""
+    first = next((module for module in segment.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] == first.in_channels:
+        return ""
+    if (first.in_channels, inputs.shape[1]) in ((1, 3), (3, 1)):
+        return f": it is made for images of {first.in_channels} channel(s), so set channels = {first.in_channels}"
+    return ""
 
 
 @torch.no_grad()
-def _output(network: nn.Sequential, inputs: Inputs, wrong: str) -> object:
+def _output(network: nn.Sequential, inputs: Inputs, wrong: str, function: object) -> object:
     """Try one sample, in evaluation mode, in which no batch-norm statistics move; lazy layers get their shapes here."""
-    try:
-        output = network.eval()(inputs.example(1, torch.float32))
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{wrong}, it fails with: {error}") from error
+    output = through(network.eval(), inputs.example(1, torch.float32), wrong, function)
     network.train()
     return output
 
 
-def _check_logits(network: nn.Sequential, num_classes: int, image_size: int, wrong: str) -> None:
-    size = (1, 3, image_size, image_size)
-    logits = _output(network, rgb(image_size), f"{wrong} map images {size} to logits (1, {num_classes})")
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+def _check_logits(network: nn.Sequential, inputs: Inputs, wrong: str, function: object) -> None:
+    size, wanted = (1, *inputs.shape), (1, inputs.outputs)
+    logits = _output(network, inputs, f"{wrong} map images {size} to logits {wanted}", function)
+    if not isinstance(logits, Tensor) or logits.shape != wanted:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{wrong} map images {size} to logits (1, {num_classes}), not to {found}")
+        raise UserError(
+            f"{wrong} map images {size} to logits {wanted}, not to {found}{_odd(network, inputs, function)}"
+        )
+
+
+@torch.no_grad()
+def _odd(network: nn.Sequential, inputs: Inputs, function: object) -> str:
+    """The stage from which on there is not one row for one sample, if that is what is wrong, and the place in code."""
+    given: object = inputs.example(1, torch.float32)
+    for name, stage in network.eval()._modules.items():
+        assert stage is not None
+        given = stage(given)
+        if isinstance(given, Tensor) and given.shape[:1] != (1,):
+            place = imports.defined(stage) or imports.defined(function)
+            return f": its stage {name!r} makes {tuple(given.shape)} of one sample" + f" ({place})" * bool(place)
+    return f" ({place})" if (place := imports.defined(function)) else ""

@@ -20,3 +20,7 @@ class UncutModel(SplitModel):
     def server_segment(self) -> nn.Sequential:
         """No stage at all."""
         return nn.Sequential()
+
+    def segments(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """The whole network, and no stage."""
+        return self.client_segment(0), nn.Sequential()

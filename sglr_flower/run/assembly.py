@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import datasets, partition, pinned
+from sglr_flower.data import by, datasets, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
 from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
-from sglr_flower.data.samples import Samples, Share, one
+from sglr_flower.data.samples import Batch, Samples, Share, Tensors, one
 from sglr_flower.data.source import Source, subset
 from sglr_flower.data.targets import Classes, Kind, Several, Values, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.models import SplitModel
 from sglr_flower.models.uncut import UncutModel
-from sglr_flower.run import accounting, track
+from sglr_flower.run import accounting, track, trial
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import available_gpus
 from sglr_flower.run.task import Task
-from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr
+from sglr_flower.split import codecs, defences, methods, optimizer_classes, score, splitavg, splitlr, vanishing
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import Codec
 from sglr_flower.split.cohort import Cohort
@@ -136,7 +138,15 @@ def data_of(config: RunConfig) -> tuple[str, str, int, int, Options]:
     """What says which data a run has: the arguments of `datasets.load`."""
     kept = pinned.read(config.run_dir)
     levels = kept.levels if kept is not None and config.levels == AUTO else config.levels
-    options = Options(config.class_names, levels, config.ground, config.unreadable == "skip", config.run_dir)
+    options = Options(
+        config.class_names,
+        config.channels,
+        levels,
+        config.ground,
+        config.unreadable == "skip",
+        config.run_dir,
+        config.cache,
+    )
     return config.dataset, config.data_dir, config.seed, config.image_size, options
 
 
@@ -153,6 +163,14 @@ def inputs(config: RunConfig) -> Inputs:
 def targets(config: RunConfig) -> Kind:
     """What the run's data want predicted."""
     return datasets.targets(*data_of(config))
+
+
+def has_data(config: RunConfig) -> bool:
+    """Whether the server has the run's data: it must where it scores, and may where they are a folder."""
+    if config.evaluate == "server":
+        return True
+    is_folder = config.dataset == "folder" and config.partition != "own" and config.data_dir != ""
+    return is_folder and (Path(config.data_dir) / "train").is_dir()
 
 
 def pin_data(config: RunConfig) -> None:
@@ -265,6 +283,9 @@ def _labels(source: Source) -> Tensor | int:
 
 @functools.lru_cache(maxsize=2)  # a node's process builds its cohort anew for every message
 def _shares(config: RunConfig) -> list[Tensor]:
+    if partition.parse(config.partition)[0] == "by":
+        values = by.of_train(config.partition, *data_of(config))
+        return by.shares(values, config.partition, config.num_clients, config.samples_per_client, config.seed)
     labels = _labels(splits(config))
     return partition.partition(labels, config.partition, config.num_clients, config.samples_per_client, config.seed)
 
@@ -340,23 +361,24 @@ def check_parts(config: RunConfig) -> None:
     if not config.imports_code:
         return  # what is ours fits
     network = model(config)
-    segment, batch = network.client_segment(0).eval(), network.inputs.example(2, dtype(config))
+    parts, batch = _tried(config, network)
+    smashed = trial.network(parts, batch).smashed if imports.is_path(config.model) else None
     found = {
-        f"optimizer = {config.optimizer!r}": optimizer_classes.refusal(of_clients, segment.parameters()),
+        f"optimizer = {config.optimizer!r}": optimizer_classes.refusal(of_clients, parts.lower.parameters()),
         f"{'server-' if config.server_optimizer else ''}optimizer = {config.server_optimizer or config.optimizer!r}": (
-            optimizer_classes.refusal(of_server, network.server_segment().parameters())
+            optimizer_classes.refusal(of_server, parts.upper.parameters())
         ),
     }
     if not method.whole:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            smashed = segment(batch)
-        shape = tuple(smashed.shape[1:])
+        shape = network.smashed_shape() if smashed is None else tuple(smashed.shape[1:])
         found |= {
             f"wire-up = {config.wire_up!r}": codecs.refusal(up, shape, dtype(config)),
             f"wire-down = {config.wire_down!r}": codecs.refusal(down, shape, dtype(config)),
         }
         if shield is not None:
-            drawn = torch.randn(smashed.shape, generator=torch.Generator().manual_seed(0), dtype=dtype(config))
+            drawn = torch.randn(
+                len(one(batch)), *shape, generator=torch.Generator().manual_seed(0), dtype=dtype(config)
+            )
             found[f"defence = {config.defence!r}"] = defences.refusal(shield, one(batch), drawn)
     for setting, wrong in found.items():
         if wrong:
@@ -365,6 +387,78 @@ def check_parts(config: RunConfig) -> None:
         raise UserError(
             f"run-config key method = {config.method!r}: its server must make a sglr_flower.split.server.ServerSegment"
         )
+    if imports.is_path(config.method):
+        _try_method(config, network)
+
+
+def _tried(config: RunConfig, network: SplitModel) -> tuple[trial.Parts, Tensors]:
+    """Segments to be tried, and a batch of zeros for them."""
+    own = imports.load(config.model, "model") if imports.is_path(config.model) else None
+    parts = trial.Parts(*network.segments(), f"run-config key model = {config.model!r}", function=own)
+    return parts, network.inputs.example(trial.COUNT, network.dtype)
+
+
+def _try_method(config: RunConfig, network: SplitModel) -> None:
+    """Make a step with a method of one's own, of two clients with two samples each."""
+    kind, few = targets(config), clients(config)[:2]
+    if isinstance(kind, Several):
+        return  # nobody knows what these are
+    wanted = torch.zeros(trial.COUNT, *kind.shape, dtype=kind.dtype(network.dtype))
+    data = dict.fromkeys(few, Batch(network.inputs.example(trial.COUNT, network.dtype), wanted))
+    tried = dataclasses.replace(
+        plan(config, 1), clients=tuple(few), batch_size=trial.COUNT, local_epochs=1, augment=None
+    )
+    cohort = Cohort(data, network.client_segment, optimizer(config), network.dtype)
+    server_side = None if tried.server is None else server(config)
+    trial.step(f"run-config key method = {config.method!r}", tried, cohort, server_side)
+
+
+def check_batches_of_one(config: RunConfig, sizes: Mapping[int, int]) -> None:
+    """Refuse a network that cannot be trained on one sample where the clients' sizes leave it one (client -> samples).
+
+    Raises
+    ------
+    UserError
+        With the client, and the stage that fails: batch norm over one value of each channel.
+    """
+    first = plan(config, 1)
+    rounds = range(1, config.num_server_rounds + 1) if len(first.clients) < len(clients(config)) else [1]
+    reasons = trial.batches_of_one((plan(config, number) for number in rounds), sizes, _joint(config))
+    if any(reasons):
+        trial.check_on_one(*_tried(config, model(config)), reasons)
+
+
+def _joint(config: RunConfig) -> bool:
+    """Whether the server segment sees the batches of all clients of a step at once."""
+    return methods.get(config.method).server is methods.joint and not _private(config)
+
+
+def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
+    """What can be trained and may not be meant, a sentence each; ``sizes``: client -> its number of samples."""
+    found, own = _remarks_on_averages(config), imports.is_path(config.model)
+    if not own and config.batch_size > 1 and 1 not in sizes.values():
+        return found  # ours are as they are meant, and need not be built for this
+    parts, batch = _tried(config, model(config))
+    outputs = trial.network(parts, batch).outputs if own else None
+    found += trial.remarks(parts, outputs, losses.get(config.loss))
+    return found + trial.ones(parts, sizes, config.batch_size, _joint(config))
+
+
+def _remarks_on_averages(config: RunConfig) -> list[str]:
+    """Whether SplitAvg over clients and samples gives the clients nothing to learn from, in a sentence."""
+    method, rounds = methods.get(config.method), (plan(config, 1), plan(config, config.num_server_rounds))
+    if config.splitavg_over == "clients" or method.cut_gradient is not splitavg.average:
+        return []
+    if not any(splitavg.num_active(each.phi, len(each.clients)) == len(each.clients) for each in rounds):
+        return []  # with fewer active it is the others' sum that they get, see docs/convergence.md
+    network = model(config.replace(autocast="none"))
+    if not vanishing.mean_vanishes(network.server_segment(), network.smashed_shape()):
+        return []
+    return [
+        "run-config key splitavg-over = 'clients-and-samples': with all clients active and batch norm where the server "
+        "segment begins, the mean cut gradient is zero whatever the loss, so the clients learn nothing: it should be "
+        "clients, or splitavg-phi smaller (docs/convergence.md)"
+    ]
 
 
 def _check_loss(config: RunConfig) -> None:
@@ -404,11 +498,10 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
         )
     check_parts(config)
     datasets.ensure_present(config.dataset, config.data_dir, data_of(config)[-1])
-    if config.resume and config.evaluate == "server":
+    if config.resume and has_data(config):
         pin_data(config)
     network = model(config)
     _check_task(config, network)
-    _check_trainable(config.model, network.client_segment(0))
     _check_private(config, network.server_segment())
     if config.dp_noise:
         accounting.check()
@@ -420,7 +513,8 @@ def check(config: RunConfig, *, own_data: bool = False) -> None:
             )
         evaluation_images(config)
     if config.partition != "own" or not own_data:
-        client_data(config, [])
+        shares = client_data(config, clients(config))
+        check_batches_of_one(config, {client: len(share) for client, share in shares.items()})
         _check_loss(config)
 
 
@@ -457,16 +551,6 @@ def _check_task(config: RunConfig, network: SplitModel) -> None:
     except Exception as error:  # whatever the user's own functions do
         given = f"run-config keys loss = {config.loss!r}, score = {config.score!r}"
         raise UserError(f"{given}: they fail on outputs and targets: {error}") from error
-
-
-def _check_trainable(name: str, segment: torch.nn.Sequential) -> None:
-    """Refuse a client segment that cannot be trained or stored; no model of ours is such a one."""
-    wrong = f"run-config key model = {name!r}: its client segment"
-    if not any(parameter.requires_grad for parameter in segment.parameters()):
-        raise UserError(f"{wrong} must have a weight that is trained: cut it above the first such stage")
-    stored = [tensor.untyped_storage().data_ptr() for tensor in segment.state_dict().values()]
-    if len(set(stored)) < len(stored):
-        raise UserError(f"{wrong} must not use the same weight under two names, as checkpoints and messages name each")
 
 
 def evaluation_images(config: RunConfig) -> dict[str, Samples]:

@@ -218,6 +218,12 @@ def save(
     return folder
 
 
+def discard_unfinished(checkpoints: Path) -> None:
+    """Remove what a write that failed has left: on a full disk it takes the room of what is still to be said."""
+    for partial in checkpoints.glob(".round-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def rounds(checkpoints: Path) -> list[int]:
     """The rounds of the checkpoints in a folder, newest first."""
     return [int(folder.name.removeprefix("round-")) for folder in _rounds(checkpoints)]
@@ -285,8 +291,24 @@ def _state_hash(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def packable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors as safetensors takes them: on the CPU, contiguous, none in the memory of another one.
+
+    A weight that a network uses in two places has two names, and is there twice.
+    """
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        tensors[name] = own
+    return tensors
+
+
 def _pack(state: Mapping[str, Tensor], *, sealed: bool = False) -> bytes:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = packable(state)
     content: bytes = safetensors.torch.save(tensors, {"sha256": _seal(tensors)} if sealed else None)
     return content
 

@@ -103,6 +103,11 @@ class RunConfig(BaseModel):
         description="of dataset folder: the names of its classes with commas, a name that has one in double quotes; "
         "its folder may then have any part of them; empty: those of the folders in data-dir/train",
     )
+    channels: Literal[0, 1, 3] = Field(
+        0,
+        description="of an image as the model reads it: 3, grey ones repeated; 1, grey, for a model of one's own that "
+        "is made for it; 0: as 3",
+    )
     levels: str = Field(
         "auto",
         description="of image files with more than 8 bits: the range of values from black to white, as a number of "
@@ -116,6 +121,12 @@ class RunConfig(BaseModel):
     unreadable: Literal["refuse", "skip"] = Field(
         "refuse", description="image files that cannot be read: refuse, before training, or skip them"
     )
+    cache: int = Field(
+        500,
+        ge=0,
+        description="megabytes of a folder's images that are kept on disk at the size that is trained on while the run "
+        "lasts, so that no round decodes them anew; 0: none",
+    )
     image_size: int = Field(
         0, ge=0, le=512, description="height and width that images are resized to; 0: the data set's own default"
     )
@@ -126,7 +137,8 @@ class RunConfig(BaseModel):
     partition: str = Field(
         "balanced",
         description="how train samples are dealt to clients: balanced (i.i.d., equal classes), iid, dirichlet:ALPHA, "
-        "pathological:K, shards:K, linear, square, or own: each device has images of its own",
+        "pathological:K, shards:K, linear, square; by:LEVEL or by:COLUMN: a client for each folder of a level below "
+        "the class folders, or for each value of a column; own: each device has samples of its own",
     )
     num_clients: int = Field(8, ge=1, le=100_000, description="clients in the whole run, spread over the nodes")
     samples_per_client: int = Field(120, ge=0, description="train samples of one client; 0: all there are, divided")
@@ -182,7 +194,8 @@ class RunConfig(BaseModel):
     )
     cut_gradient_scale: Literal["own", "joint"] = Field(
         "own",
-        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean",
+        description="a client's cut gradient is of its own batch mean (eq. 5), or of the joint batch's mean: with sgd "
+        "a factor of the clients' number, with adam next to nothing, as its steps do not depend on a gradient's scale",
     )
     nopeek_weight: float = Field(
         0.0,
@@ -301,6 +314,11 @@ class RunConfig(BaseModel):
         ge=0,
         description="validation samples, and as many test samples, scored per client at an evaluation; 0: all",
     )
+    stop_if_diverged: bool = Field(
+        False,
+        description="end the run at the first round whose training loss is far above what it is without any learning, "
+        "or whose losses are not finite; the checkpoints before it stay. Otherwise it is only said",
+    )
     checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints; the last round has one too")
     checkpoints_kept: int = Field(
         3,
@@ -394,6 +412,14 @@ class RunConfig(BaseModel):
             raise ValueError("it must be empty where dataset is not folder")
         if value and (len(names) < 2 or "" in names or len(set(names)) < len(names)):
             raise ValueError("it must be two or more different names with commas, or empty")
+        return value
+
+    @field_validator("channels")
+    @classmethod
+    def _only_of_own_models(cls, value: int, info: ValidationInfo) -> int:
+        model = info.data.get("model", "")
+        if value == 1 and not imports.is_path(model):
+            raise ValueError(f"model {model} is made for three channels, one's own may be made for one")
         return value
 
     @field_validator("levels")
@@ -565,6 +591,9 @@ class RunConfig(BaseModel):
         UserError
             With one sentence that names the first offending key, its value and what is allowed.
         """
+        for key, value in values.items():
+            if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+                raise UserError(f"run-config key {_kebab(key)} = {value!a}: it must be UTF-8 text")
         try:
             return cls.model_validate(hyphened(values))
         except ValidationError as error:

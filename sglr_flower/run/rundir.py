@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from sglr_flower.data import pinned
 from sglr_flower.errors import UserError
-from sglr_flower.files import write_atomic
+from sglr_flower.files import is_full, write_atomic
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.metrics import History, RoundMetrics, columns
 from sglr_flower.run.nodetable import NodeRow, from_csv, to_csv
@@ -45,6 +45,9 @@ UNDER_WAY = ("starting", "training")
 
 LAUNCH = "launch.toml"
 """File that says how `sglr run` started the run, for `sglr resume`."""
+
+KEPT_IMAGES = "images.safetensors"
+"""What `data.imagecache` keeps while the run lasts."""
 
 LOCK_SECONDS = 10.0
 """How long to wait for a folder: processes of a run that was killed take a few seconds to be gone."""
@@ -115,7 +118,7 @@ class RunDirectory:
             partial = self.path / f".config.{secrets.token_hex(4)}.toml"
             partial.write_text(config.to_toml(), encoding="utf-8")
             try:
-                os.link(partial, self.path / "config.toml")
+                self._link(partial, self.path / "config.toml")
             finally:
                 partial.unlink()
             write_atomic(self.path / "run-id", secrets.token_hex(16).encode())
@@ -127,6 +130,16 @@ class RunDirectory:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"run directory {self.path} (run-dir) cannot be written: {reason}") from None
+
+    @staticmethod
+    def _link(partial: Path, path: Path) -> None:
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # exFAT, a cloud's or a phone's folder: no links, so that half of it may be seen for a moment
+            with path.open("xb") as file:
+                file.write(partial.read_bytes())
 
     def read_config(self) -> RunConfig:
         """The resolved config of the run in this folder.
@@ -146,8 +159,8 @@ class RunDirectory:
             sys.path.append(code_dir)
         try:
             values = read_config(self.path / "config.toml")
-            if values.get("dataset") == "folder":  # before there was the key, what an image file had below was seen
-                values = {"ground": "none", **values}
+            if values.get("dataset") == "folder":  # before there were these keys images were read so
+                values = {"ground": "none", "levels": "16", **values}
             return RunConfig.parse({**values, "run-dir": str(self.path)})  # it may have been moved
         except UserError as error:
             raise UserError(f"{self.path / 'config.toml'} cannot be used: {error}") from None
@@ -172,16 +185,39 @@ class RunDirectory:
             import torch.utils.tensorboard  # noqa: F401 - half a second, while the nodes start
 
             yield
+            (self.path / KEPT_IMAGES).unlink(missing_ok=True)
             self.status(state="finished")
+        except OSError as error:
+            told = UserError(self._full(error)) if is_full(error) else error
+            self._failed(told)
+            raise told from error
         except BaseException as error:
-            if self._status:
-                # Ctrl-C, an exit, and Flower's own sign that the run was stopped are no `Exception`.
-                failed = isinstance(error, Exception)
-                words = (str(error) or type(error).__name__) if failed else "it was stopped"
-                self.status(state="failed", error=words)
+            self._failed(error)
             raise
         finally:
             self._lock.release()
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._status:
+            return
+        # Ctrl-C, an exit, and Flower's own sign that the run was stopped are no `Exception`.
+        failed = isinstance(error, Exception)
+        words = (str(error) or type(error).__name__) if failed else "it was stopped"
+        try:
+            self.status(state="failed", error=words)
+        except OSError:  # not one more file has room: in the place of the one that is there
+            (self.path / "status.json").write_text(json.dumps(self._status), encoding="utf-8")
+
+    def _full(self, error: OSError) -> str:
+        from sglr_flower.run import checkpoint
+
+        checkpoint.discard_unfinished(self.checkpoints)
+        rounds = checkpoint.rounds(self.checkpoints)
+        whole = f"the checkpoint of round {rounds[0]} is whole" if rounds else "there is no checkpoint yet"
+        return (
+            f"the disk of the run directory {self.path} is full ({error.filename or error.strerror} could not be "
+            f"written), and {whole}: make room, then go on with `sglr resume {self.path}`"
+        )
 
     def _check_same(self, config: RunConfig) -> None:
         saved = self.read_config().values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sglr_flower.errors import UserError
 from sglr_flower.run.config import RunConfig, Scalar, hyphened, unknown_key
@@ -78,7 +78,8 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
         value = value[1:-1]
     if field.annotation is bool:
         return key, _BOOLEANS.get(value.lower(), value)  # of what is neither the validator names key, value and type
-    return key, _number(value) if field.annotation in (int, float) else value
+    is_number = field.annotation in (int, float) or any(isinstance(one, int) for one in get_args(field.annotation))
+    return key, _number(value) if is_number else value
 
 
 def _number(text: str) -> Scalar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglr_flower import imports
 from sglr_flower.data.inputs import to_inputs
 from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
 from sglr_flower.data.source import guess, read_as, samples_of
 from sglr_flower.data.targets import Classes, Kind, Several, to_targets
 from sglr_flower.errors import UserError
+from sglr_flower.run import trial
 from sglr_flower.run.attempts import train_until_done
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
@@ -232,10 +235,6 @@ class SplitLearning:
         self._scoring = self._made_scoring(score)
         client, server = self._segments(0)
         self._check(client, server)
-        factories = (("optimizer", self._optimizer, client), ("server_optimizer", self._server_optimizer, server))
-        for name, factory, segment in factories:
-            if wrong := optimizer_classes.refusal(factory, segment.parameters()):
-                raise UserError(f"{name}: {wrong}")
         make = self.method.makes_server or methods.joint  # without a server segment it only scores
         self._server = make(server, self._server_optimizer, self._device)
         self._nodes = LocalNodes({0: self._cohort()})
@@ -381,11 +380,11 @@ class SplitLearning:
 
     def _check(self, lower: nn.Module, upper: nn.Module) -> None:
         """Try all on a batch of each client, so that what does not fit is said before anything is trained."""
-        if not any(weight.requires_grad for weight in lower.parameters()):
-            raise UserError("lower: it must have a weight that is trained")
         given = {id(weight) for weight in lower.parameters()}
         if len(self._data) > 1 and any(id(weight) in given for weight in self._segments(1)[0].parameters()):
             raise UserError("lower: it must make a new module each time it is called, and it gave the same one twice")
+        own = self._upper if isinstance(self._upper, nn.Module) else upper  # of which ``upper`` is a copy
+        trial.check_weights(trial.Parts(lower, own, "lower and upper", ("lower", "upper")))
         lower, upper = copy.deepcopy(lower), copy.deepcopy(upper)
         tried = [self._try(f"client {client}", data, lower, upper) for client, data in self._data.items()]
         read, smashed = tried[0]
@@ -394,6 +393,31 @@ class SplitLearning:
                 raise UserError(f"{name}: {wrong}")
         if self._plan.defence is not None and (wrong := defences.refusal(self._plan.defence, one(read), smashed)):
             raise UserError(f"defence: {wrong}")
+        factories = (("optimizer", self._optimizer, lower), ("server_optimizer", self._server_optimizer, upper))
+        for name, factory, segment in factories:
+            if wrong := optimizer_classes.refusal(factory, segment.parameters()):
+                raise UserError(f"{name}: {wrong}")
+        self._check_training(trial.Parts(lower, upper, "lower and upper", ("lower", "upper")), read)
+
+    def _check_training(self, parts: trial.Parts, read: Tensors) -> None:
+        """Try it in training mode, and a step of the method; say what can be trained and may not be meant."""
+        two = each(lambda own: torch.cat([own, own])[: trial.COUNT], read)  # of one sample two
+        tried = trial.network(parts, two)
+        sizes = {client: len(data) for client, data in self._data.items()}
+        joint = self.method.server is methods.joint
+        reasons = trial.batches_of_one([self._plan], sizes, joint)
+        trial.check_on_one(parts, two, reasons)
+        few = {
+            client: data.take(torch.arange(min(trial.COUNT, len(data))))
+            for client, data in list(self._data.items())[:2]
+        }
+        cohort = Cohort(few, lambda _: copy.deepcopy(parts.lower), self._optimizer, self._dtype, self._device)
+        make = self.method.makes_server
+        server = make(copy.deepcopy(parts.upper), self._server_optimizer, self._device) if make else None
+        trial.step("method", replace(self._plan, clients=tuple(few), batch_size=trial.COUNT), cohort, server)
+        said = trial.remarks(parts, tried.outputs, self._plan.loss)
+        for sentence in said + trial.ones(parts, sizes, self._plan.batch_size, joint):
+            warnings.warn(sentence, stacklevel=4)
 
     def _try(self, whose: str, data: Samples, lower: nn.Module, upper: nn.Module) -> tuple[Tensors, Tensor]:
         """Two samples through the network, the loss and the score; what the model read, and the smashed data."""
@@ -405,7 +429,7 @@ class SplitLearning:
                 smashed = lower.to(self._device).eval()(read)
                 outputs = upper.to(self._device).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
-                raise UserError(f"lower and upper: a batch of {whose} fails with: {_first_line(error)}") from error
+                raise UserError(f"lower and upper: a batch of {whose} fails with {imports.told(error)}") from error
         for name, made in (("lower", smashed), ("upper", outputs)):
             if not isinstance(made, Tensor):
                 raise UserError(f"{name}: it must give one tensor, not a {type(made).__name__}")
@@ -418,7 +442,7 @@ class SplitLearning:
         try:
             self._scoring.values(outputs, wanted, [len(outputs)])
         except Exception as error:  # whatever the user's own score does
-            raise UserError(f"score: a batch of {whose} fails with: {_first_line(error)}") from error
+            raise UserError(f"score: a batch of {whose} fails with {imports.told(error)}") from error
         if isinstance(self._kind, Classes) and self._scoring.score == score.ACCURACY and outputs.shape[-1] < 2:
             raise UserError("score: classes are told apart by two outputs or more; give a score of your own")
         return read, smashed
@@ -478,7 +502,12 @@ def _first_line(error: Exception) -> str:
 def _made(make: MakeModule, name: str, what: str) -> nn.Module:
     if isinstance(make, nn.Module) or not callable(make):
         raise UserError(f"{name}: it must be a function that makes {what}, not a {type(make).__name__}")
-    module = make()
+    try:
+        module = make()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own function does
+        raise UserError(f"{name}: making {what} fails with {imports.told(error, make)}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{name}: it must give a torch.nn.Module, not an {type(module).__name__}")
     return module

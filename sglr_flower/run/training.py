@@ -9,15 +9,15 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from sglr_flower.data.samples import Samples
-from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, checkpoint, origin, scoring, track
+from sglr_flower.errors import Diverged, UserError
+from sglr_flower.run import assembly, checkpoint, origin, scoring, track, watch
 from sglr_flower.run.accounting import Ledger
 from sglr_flower.run.attempts import train_until_done, with_retries
 from sglr_flower.run.checkpoint import LazyStates
@@ -27,6 +27,8 @@ from sglr_flower.run.nodes import Nodes, Weights
 from sglr_flower.run.nodetable import departures
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.run.summary import Spent, Summary
+from sglr_flower.run.watch import Watch
+from sglr_flower.split import loss as losses
 from sglr_flower.split import methods
 from sglr_flower.split.plan import RoundPlan
 from sglr_flower.split.rounds import Score
@@ -62,13 +64,19 @@ def train(
     with track.observers(config, directory) as observers:
         training = Training.begin(config, nodes, directory, restored)
         observers.begin(training.history.rows)
+        training.warn(training.watch.sentences)
         for done in training.rounds():
-            if done.saved is not None:
+            found = training.watch.look(done.row)
+            stop = config.stop_if_diverged and training.watch.diverged in found
+            if done.saved is not None and not stop:
                 training.save(done.saved)
             directory.record(done.row)
             observers.round(done.row)
             directory.status(**_round_status(done.row))
             log.info(_round_line(done.row, config.num_server_rounds))
+            training.warn(found)
+            if stop:
+                raise Diverged(f"{training.watch.diverged}; the run ends (stop-if-diverged)")
         summary = training.summary()
         directory.finish(summary)
         observers.end(summary)
@@ -132,6 +140,8 @@ class Training:
         The segment that all clients have, where the method averages or hands on segments.
     ledger : Ledger | None
         What has been spent of differential privacy; None: there is none.
+    watch : Watch
+        What is said of it while it goes wrong.
     """
 
     config: RunConfig
@@ -139,6 +149,7 @@ class Training:
     directory: RunDirectory
     server: ServerSegment
     images: Mapping[str, Samples]
+    watch: Watch
     history: History = field(default_factory=History)
     shared: Weights | None = None
     ledger: Ledger | None = None
@@ -148,6 +159,7 @@ class Training:
         cls, config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None
     ) -> Training:
         """Set up the server's side, in the state of ``restored`` if there is one, and what the directory holds."""
+        assembly.check_batches_of_one(config, nodes.sizes)
         server = assembly.server(config)
         history, shared = History(score=assembly.scoring(config).score), None
         if restored is not None:
@@ -162,7 +174,16 @@ class Training:
         images = assembly.evaluation_images(config) if config.evaluate == "server" else {}
         if images and config.partition != "own":
             directory.partition(*assembly.class_counts(config))
-        return cls(config, nodes, directory, server, images, history, shared, ledger)
+        watching = watch.begin(
+            config.num_server_rounds,
+            assembly.targets(config),
+            losses.get(config.loss),
+            history.score,
+            images.get("validation"),
+            history.rows,
+        )
+        watching.say(assembly.remarks(config, nodes.sizes))
+        return cls(config, nodes, directory, server, images, watching, history, shared, ledger)
 
     def rounds(self) -> Iterator[Done]:
         """Train the rounds that are left, one for each that is asked for; each is in `history` when it is given.
@@ -284,6 +305,7 @@ class Training:
             client=client_cost.bore(config, len(self.history.rows), self.nodes.sizes, nodes),
             seed=config.seed,
             spent=self._privacy(),
+            warnings=tuple(self.watch.sentences),
         )
 
     # ---- what differential privacy has spent
@@ -318,6 +340,13 @@ class Training:
         return Spent(self.ledger.epsilon, self.ledger.delta, ended)
 
     # ---- what a person sees
+
+    def warn(self, sentences: Sequence[str]) -> None:
+        """Say sentences, of all those that have been said of the run, in its log and its status."""
+        for sentence in sentences:
+            log.warning(sentence)
+        if sentences:
+            self.directory.status(warnings=self.watch.sentences)
 
     def _show(self, server_round: int, done: int, steps: int, loss: float) -> None:
         """How far the round is, in ``status.json``."""

@@ -55,7 +55,7 @@ class ProgressView:
         self._started = time.monotonic()
         self._shown = -1
         self._announced = self._waiting = ""
-        self._warnings, self._said = warnings, 0
+        self._warnings, self._said, self._warned = warnings, 0, 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -93,6 +93,7 @@ class ProgressView:
             self._announced = f"{status['nodes']} node(s), exchange: {status['exchange']}"
             self._console.print(f"training on {self._announced}")
         self._say_what_observers_say(status.get("observers", []))
+        self._warn(status.get("warnings", []))
         done = int(status.get("rounds_done", status.get("round", 1) - 1))
         steps = int(status.get("steps", 0))
         part = int(status.get("step", 0)) / steps if steps and status.get("round", 0) > done else 0.0
@@ -116,6 +117,12 @@ class ProgressView:
                 style = "yellow" if saying["failed"] else ""
                 self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
         self._said = len(sayings)
+
+    def _warn(self, sentences: Sequence[str]) -> None:
+        """A line for each thing that goes wrong since the last look."""
+        for sentence in sentences[self._warned :] if self._warnings else ():
+            self._console.print(f"warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._warned = len(sentences)
 
     def _say_who_is_awaited(self, line: str) -> None:
         """Whom the server waits for: below the bar, or as a line where there is none."""
@@ -215,6 +222,8 @@ def closing_table(summary: Summary, run_dir: Path) -> Table:
         rows["nodes that left"] = _departures(summary.left)
     if summary.spent is not None:
         rows["privacy"] = _privacy(summary.spent)
+    if summary.warnings:
+        rows["warnings"] = "\n".join(summary.warnings)
     rows["run directory"] = str(run_dir)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -134,6 +134,15 @@ def mean_of_each(loss: Loss, outputs: Tensor, targets: Sequence[Tensors]) -> Ten
     return torch.stack([loss(*own) for own in zip(outputs, targets, strict=True)]).mean()
 
 
+def link_function(loss: Loss) -> str:
+    """What a loss puts outputs through itself, ``softmax`` or ``sigmoid``, so that it takes logits; empty of others."""
+    own = loss.module if isinstance(loss, _Module) else getattr(loss, "func", loss)
+    if own in (cross_entropy, binary_cross_entropy, F.cross_entropy) or isinstance(own, nn.CrossEntropyLoss):
+        return "softmax"
+    known = own in (bce_with_logits, F.binary_cross_entropy_with_logits) or isinstance(own, nn.BCEWithLogitsLoss)
+    return "sigmoid" if known else ""
+
+
 def refusal(loss: Loss, outputs: Tensor, targets: Tensors) -> str:
     """Why a loss cannot train with such outputs and targets; empty if it can. Tries it."""
     outputs = outputs.detach().requires_grad_()
@@ -144,10 +153,9 @@ def refusal(loss: Loss, outputs: Tensor, targets: Tensors) -> str:
             return f"it must give a scalar tensor, the mean over the samples, not {found}"
         mean.backward()
     except Exception as error:  # whatever the user's own function does
-        reason = str(error).strip().partition("\n")[0]
         several = [targets] if isinstance(targets, Tensor) else list(targets.values())
         kinds = " and ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (outputs, *several))
-        return f"it fails with outputs and targets of {kinds}: {reason}"
+        return f"it fails with outputs and targets of {kinds}: {imports.told(error)}"
     return "" if outputs.grad is not None else "it does not depend on the outputs"
 
 

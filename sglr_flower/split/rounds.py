@@ -21,7 +21,7 @@ from sglr_flower.data.inputs import to_inputs
 from sglr_flower.data.samples import Samples, each
 from sglr_flower.data.targets import to_targets
 from sglr_flower.models import all_laid_out
-from sglr_flower.split import coding
+from sglr_flower.split import coding, finite
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence, defended
@@ -173,14 +173,17 @@ class LocalLink:
         self.sent = sent or Sent()
 
     def receive(self) -> dict[int, Upload]:
-        """Uploads of all sessions that have one."""
+        """Uploads of all sessions that have one; raises `Diverged` where their numbers are not finite."""
+        for upload in self._pending.values():
+            finite.check_upload(upload)
         self.sent = total((self.sent, *(upload.payload for upload in self._pending.values())))
         return self._pending
 
     def send(self, downloads: Mapping[int, Download]) -> None:
-        """Advance every session."""
+        """Advance every session; raises `Diverged` where an answer's numbers are not finite."""
         self._pending = {}
         for node, download in downloads.items():
+            finite.check_download(download)
             self.sent += download.payload
             upload = self._sessions[node].advance(download)
             if upload is not None:
@@ -245,7 +248,13 @@ def train_round(
 
 
 def train_locally(cohort: Cohort, plan: RoundPlan) -> RoundResult:
-    """A round of local training on one node: no server segment, no exchange (FedAvg's ClientUpdate)."""
+    """A round of local training on one node: no server segment, no exchange (FedAvg's ClientUpdate).
+
+    Raises
+    ------
+    Diverged
+        If its loss is not finite.
+    """
     cohort.begin(plan)
     samples, losses, stamps = 0, 0.0, [time.perf_counter()]
     for step in itertools.count():
@@ -254,6 +263,7 @@ def train_locally(cohort: Cohort, plan: RoundPlan) -> RoundResult:
             break
         samples, losses = samples + count, losses + loss
         stamps.append(time.perf_counter())
+    finite.check_losses(plan.server_round, [losses])
     seconds = [after - before for before, after in itertools.pairwise(stamps)]
     return RoundResult(len(seconds), samples, losses / samples, statistics.median(seconds))
 

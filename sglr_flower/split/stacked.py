@@ -178,6 +178,9 @@ def refusal(first: nn.Module, second: nn.Module, inputs: Tensors) -> str:
         A batch, (b, ...).
     """
     segments = (first, second)
+    named = first.named_parameters(remove_duplicate=False)
+    if len(list(named)) > len(list(first.parameters())):  # functional_call within vmap then leaves the module changed
+        return "it uses a weight in two places"
     with torch.no_grad():
         weights = _stacked([dict(segment.named_parameters()) for segment in segments])
         before = _stacked([dict(segment.named_buffers()) for segment in segments])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _COUNT = 16  # of which a mean of unrelated gradients has a quarter of their length
 _ROUNDING = 1e-8  # in float64; what does not vanish is above a tenth
 
 
-def mean_vanishes(segment: nn.Module, smashed: Tensor) -> bool:
+def mean_vanishes(segment: nn.Module, shape: Sequence[int]) -> bool:
     """Whether the mean of the samples' cut gradients is zero, whatever the loss.
 
     It is where batch norm subtracts the batch's mean before anything that is not linear has come: a constant added to
@@ -22,12 +23,12 @@ def mean_vanishes(segment: nn.Module, smashed: Tensor) -> bool:
     ----------
     segment : torch.nn.Module
         The server segment; a copy of it is tried.
-    smashed : torch.Tensor
-        Floating point (n, *cut shape), for its shape.
+    shape : sequence of int
+        That of one sample's smashed data.
     """
     draw = torch.Generator().manual_seed(0)
     server = copy.deepcopy(segment).cpu().double().train()
-    cut = torch.randn(_COUNT, *smashed.shape[1:], generator=draw, dtype=torch.float64, requires_grad=True)
+    cut = torch.randn(_COUNT, *shape, generator=draw, dtype=torch.float64, requires_grad=True)
     with torch.random.fork_rng(devices=[]):
         outputs = server(cut)
     (outputs * torch.randn(outputs.shape, generator=draw, dtype=torch.float64)).sum().backward()

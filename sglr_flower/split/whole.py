@@ -23,7 +23,7 @@ from sglr_flower.data.inputs import to_inputs
 from sglr_flower.data.samples import Batch, Share, Tensors, each, in_memory, join, nbytes
 from sglr_flower.data.targets import to_targets
 from sglr_flower.seeds import generator, seed_torch
-from sglr_flower.split import splitavg
+from sglr_flower.split import finite, splitavg
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.plan import RoundPlan
@@ -147,6 +147,11 @@ class WholeStep:
         -------
         RoundResult, Sent
             As of `rounds.train_round`, and the bytes of the tensors that would have travelled.
+
+        Raises
+        ------
+        Diverged
+            If a loss is not finite.
         """
         stack = self.cohort.stack
         assert stack is not None
@@ -166,6 +171,7 @@ class WholeStep:
             for step, kind in enumerate(some, start=first):
                 self._step(plan, stack, kind, step)
             losses += self._losses(kinds[:first], some)
+            finite.check_losses(plan.server_round, losses[first:])
             seconds.append((time.perf_counter() - started) / len(some))
             started = time.perf_counter()
             if on_step is not None:

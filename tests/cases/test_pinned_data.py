@@ -184,6 +184,15 @@ def test_a_run_of_an_older_version_goes_on_as_before(trained: RunConfig, tmp_pat
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
 
 
+def test_a_folder_of_an_older_version_is_read_as_it_was(trained: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "run" / "config.toml"
+    keys = ("ground", "levels", "classes", "unreadable", "cache", "channels")
+    lines = [line for line in file.read_text().splitlines() if line.split(" =")[0] not in keys]
+    file.write_text("\n".join(lines))
+    found = RunDirectory(tmp_path / "run").read_config()
+    assert (found.ground, found.levels) == ("none", "16")
+
+
 def test_left_out_files_are_no_change(tmp_path: Path) -> None:
     train = folders.write(tmp_path / "data")
     (train / "disc" / "bad.png").write_bytes(b"x")

@@ -61,7 +61,7 @@ def test_unknown_data_set():
         lambda: inputs("cifar").image_size,
         lambda: flips("cifar"),
     ):
-        with pytest.raises(UserError, match="dataset is 'cifar', which is not one of fashion-mnist, mnist, cifar-10, "):
+        with pytest.raises(UserError, match="dataset = 'cifar': it must be one of fashion-mnist, mnist, cifar-10, "):
             use()
 
 
@@ -87,7 +87,7 @@ def test_input_size_is_the_data_sets_own_unless_one_is_asked_for(dataset, size):
 
 
 def test_a_negative_size_is_the_users_mistake():
-    with pytest.raises(UserError, match="image-size is -1, but must be 0 "):
+    with pytest.raises(UserError, match="image-size = -1: it must be at least 0 "):
         load("digits", "", 0, -1)
 
 

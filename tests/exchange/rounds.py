@@ -52,16 +52,20 @@ def train_check(plan: RoundPlan = PLAN) -> TrainCheck:
     return TrainCheck(plan, SAMPLES, SHAPE, torch.float32, TARGETS)
 
 
-def evaluate_session(images: int = 700, codec: Codec = OFF) -> EvaluateSession:
-    """The node's side of an evaluation of two clients."""
+BOTH = ("validation", "test")
+
+
+def evaluate_session(images: int = 700, codec: Codec = OFF, splits: tuple[str, ...] = BOTH) -> EvaluateSession:
+    """The node's side of an evaluation of two clients, who have images of some splits."""
     segments = {client: _segment(client) for client in (2, 5)}
-    data = {"validation": _images(images, 1), "test": _images(images + 100, 2)}
+    counts = {"validation": images, "test": images + 100}
+    data = {split: _images(counts[split] * (split in splits), seed) for seed, split in enumerate(BOTH, 1)}
     return EvaluateSession(segments, torch.float32, 3, data, codec=codec)
 
 
-def evaluate_check(samples: int = 0, codec: Codec = OFF) -> EvaluateCheck:
+def evaluate_check(samples: int = 0, codec: Codec = OFF, splits: tuple[str, ...] = BOTH) -> EvaluateCheck:
     """The server's."""
-    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, TARGETS, samples, codec)
+    return EvaluateCheck(3, (5, 2), SHAPE, torch.float32, TARGETS, samples, codec, splits)
 
 
 def answer_to(upload: Upload, active: tuple[int, ...] = (), plan: RoundPlan = PLAN) -> Download:

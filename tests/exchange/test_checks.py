@@ -21,8 +21,9 @@ from rounds import (
     uploads,
 )
 
-from sglr_flower.exchange.checks import all_finite, check_answer, frame_bytes
+from sglr_flower.exchange.checks import check_answer, frame_bytes
 from sglr_flower.exchange.frames import FrameError, encode_upload
+from sglr_flower.split.finite import all_finite
 from sglr_flower.split.messages import Download, Upload
 
 
@@ -234,3 +235,18 @@ def test_no_real_frame_is_larger_than_frame_bytes() -> None:
         for upload in frames:
             limit = frame_bytes(sum(upload.sizes), SHAPE, torch.float32, TARGETS)
             assert upload.payload.up < encode_upload(upload).ByteSize() <= limit
+
+
+@pytest.mark.parametrize(("split", "other"), [("validation", "test"), ("test", "validation")])
+def test_a_node_that_has_images_of_one_split_alone(split: str, other: str) -> None:
+    check, frames = evaluate_check(splits=(split,)), uploads(evaluate_session(700, splits=(split,)))
+    assert {upload.split for upload in frames} == {split}
+    check(frames[0])
+    with pytest.raises(FrameError, match=f"instead of {split} step 1"):
+        check(changed(frames[1], split=other))
+    check(frames[1])
+    with pytest.raises(FrameError, match="chunk 2 after the node's last one"):
+        check(changed(frames[1], step=2))
+    if split == "test":  # not of a node that has both
+        with pytest.raises(FrameError, match="instead of validation step 0"):
+            evaluate_check()(frames[0])

@@ -1,19 +1,23 @@
 """Devices whose data are their own and uneven: any part of the classes, and maybe nothing to be scored on.
 
-Whole runs over a grid in this process; over a real federation: `tests/integration/test_uneven_devices.py`.
+Whole runs over a grid in this process; over a real federation: `tests/integration/test_uneven_devices_on_flower.py`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flower.fakegrid import Clock, Device, FakeGrid
+from flwr.app import RecordDict
 from uneven import CLASSES, write
 
+from sglr_flower.data import folder
 from sglr_flower.errors import UserError
+from sglr_flower.flower.protocol import METRICS
 from sglr_flower.flower.server import serve
 from sglr_flower.run.rundir import read_json
 
@@ -98,3 +102,31 @@ def test_a_device_whose_counts_are_not_its_sizes_is_refused(tmp_path: Path, cloc
     values = {**SETTINGS, "num-clients": 1, "classes": "disc,stripe,ring", "run-dir": str(tmp_path / "run")}
     with pytest.raises(Exception, match=r"lacking .* counts = \(1, 1, 1\): they should add up to \(16,\)"):
         serve(made, values)  # type: ignore[arg-type]
+
+
+def test_pictures_that_come_during_a_run_are_said_and_not_trained_on(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    made = grid(tmp_path, ["lacking"])
+    values = {**SETTINGS, "num-clients": 1, "num-server-rounds": 3, "classes": "disc,stripe,ring"}
+    came = 0
+
+    def more(content: RecordDict) -> RecordDict:
+        nonlocal came
+        if METRICS in content:  # at the end of a round
+            came += 1
+            write(tmp_path / "lacking" / "data", {"disc": 12 + came, "ring": 2})
+            folder.load.cache_clear()  # a device has a process for every message
+        return content
+
+    made.devices[11].changes["train.grid"] = more
+    serve(made, {**values, "run-dir": str(tmp_path / "run")})  # type: ignore[arg-type]
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert (came, summary["rounds"], summary["steps"]) == (3, 3, 6)
+    said = [record.getMessage() for record in caplog.records if "data have changed" in record.getMessage()]
+    goes_on = "node lacking: its data have changed since the run began, and it trains on those that it had:"
+    assert [line.partition(goes_on)[2] for line in said] == [
+        " 3 images were added (disc 1, ring 2)",
+        " 4 images were added (disc 2, ring 2)",
+    ]

@@ -31,13 +31,9 @@ def test_a_number_is_a_count_of_stages_also_where_stages_have_numbers_for_names(
     assert len(assembly.model(config).client_segment(0)) == count
 
 
-@pytest.mark.parametrize(
-    ("model", "cut", "said"),
-    [("flat_first", "flat", "must have a weight that is trained"), ("tied", "low", "the same weight under two names")],
-)
-def test_a_client_segment_that_cannot_be_trained_or_stored_is_refused(model: str, cut: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"model = 'own_models:{model}': its client segment must .*{said[5:]}"):
-        assembly.check(RunConfig.parse({"model": f"own_models:{model}", "cut": cut}))
+def test_a_client_segment_that_cannot_be_trained_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model = 'own_models:flat_first': its client segment must have a weight that"):
+        assembly.check(RunConfig.parse({"model": "own_models:flat_first", "cut": "flat"}))
 
 
 @pytest.mark.parametrize("cut", ["low", "flat"])

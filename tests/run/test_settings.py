@@ -23,6 +23,8 @@ from sglr_flower.run.settings import parse_assignment, read_config
         ('method="', ("method", '"')),
         ('num-clients="2"', ("num-clients", 2)),
         ("num_clients=2", ("num-clients", 2)),
+        ("channels=1", ("channels", 1)),  # one of few numbers
+        ("exchange=grid", ("exchange", "grid")),
         ("num-server-rounds=1_000", ("num-server-rounds", 1000)),
         ("splitavg-phi=.5", ("splitavg-phi", 0.5)),
         ("splitavg-phi=1.", ("splitavg-phi", 1.0)),

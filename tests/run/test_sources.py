@@ -229,7 +229,7 @@ REFUSED = {
     ),
     "classes by a table of values": ({**TASKS["regression"], "partition": "shards:2"}, "shards:2'.* has none: take"),
     "augmented numbers": ({"dataset": "wine", "model": "mlp", "augment": "standard"}, "augment = 'standard': it is"),
-    "a resized table": ({"dataset": "wine", "model": "mlp", "image-size": 16}, "image-size is 16, but must be 0"),
+    "a resized table": ({"dataset": "wine", "model": "mlp", "image-size": 16}, "image-size = 16: it must be 0"),
     "no score of several targets": ({**TASKS["several targets"], "score": ""}, "score = '': with several targets"),
     "a loss that fails": (
         {**TASKS["regression"], "loss": "torch.nn.functional:cosine_embedding_loss"},
@@ -238,7 +238,7 @@ REFUSED = {
     "a wrong loss": ({"loss": "hinge"}, "loss = 'hinge': it must be one of cross-entropy"),
     "no function": ({"dataset": "own_sources:nothing"}, "dataset = 'own_sources:nothing'.*has no 'nothing'"),
     "no data": ({"dataset": "own_sources:off_by"}, "may take the parameters data_dir and seed and no others"),
-    "an unknown one": ({"dataset": "wines"}, "dataset is 'wines', which is not one of .*diabetes, hf:NAME or package"),
+    "an unknown one": ({"dataset": "wines"}, "dataset = 'wines': it must be one of .*diabetes, hf:NAME, or package"),
 }
 
 

@@ -39,6 +39,6 @@ def test_segments(name: str) -> None:
     segment = nn.Sequential(*copy.deepcopy(layers))
     before = copy.deepcopy(segment.state_dict())
     state = torch.get_rng_state()
-    assert mean_vanishes(segment, torch.zeros(1, *shape)) is wanted
+    assert mean_vanishes(segment, shape) is wanted
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[key], value) for key, value in segment.state_dict().items())

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from sglr_flower.errors import UserError
 from sglr_flower.studies.leakage.attack import Attack, Settings, attacks, threat
 from sglr_flower.studies.leakage.record import check_folder, figures, save, text
 from sglr_flower.studies.trained import network as trained
@@ -44,6 +45,8 @@ def command(
 ) -> None:
     """Attack a run, show the measures and say where they are written."""
     model = trained.load(run_dir, data_dir)
+    if model.config.channels == 1:
+        raise UserError("run-config key channels = 1: `sglr attack` is for images that are read with three channels")
     settings = Settings(
         client=client,
         knows=knows,

@@ -67,6 +67,8 @@ class Run:
         The PNG of its partition; empty if it has none.
     score : Score
         What its scores are.
+    warnings : tuple[str, ...]
+        What was said of it while it trained.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Run:
     error: str
     partition: bytes
     score: Score = ACCURACY
+    warnings: tuple[str, ...] = ()
 
     @property
     def last_evaluated(self) -> Row | None:
@@ -149,7 +152,9 @@ def read(run_dir: Path) -> Run:
             f"{config.num_server_rounds}"
         )
     error = str(status.get("error", "")) if status.get("state") == "failed" else ""
-    return Run(run_dir, config, rows, result, error, _read_partition(run_dir / PARTITION_PICTURE), score)
+    said = status.get("warnings", []) if result is None else result.warnings
+    picture = _read_partition(run_dir / PARTITION_PICTURE)
+    return Run(run_dir, config, rows, result, error, picture, score, tuple(map(str, said)))
 
 
 def _run_id(run_dir: Path) -> str | None:

@@ -118,7 +118,7 @@ def notes(report: Report) -> list[str]:
         sentences.append(
             "With one seed, ± is the standard deviation over the clients, which says nothing about other seeds."
         )
-    return sentences
+    return sentences + [f"{printable(str(run.path))}: {printable(own)}." for run in report.runs for own in run.warnings]
 
 
 def clients(report: Report) -> Table | None:

@@ -18,6 +18,7 @@ from torch import nn
 from sglr_flower import models
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly
+from sglr_flower.run.checkpoint import packable
 from sglr_flower.split import methods
 from sglr_flower.studies.trained import network as trained
 from sglr_flower.studies.trained.network import Trained
@@ -59,7 +60,7 @@ def export(model: Trained, client: int, out: Path | None = None) -> Path:
     # Made beside and then moved, so that an interrupted export leaves the one before as it was.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
         made = Path(scratch)
-        safetensors.torch.save_file(network.state_dict(), made / "model.safetensors")
+        safetensors.torch.save_file(packable(network.state_dict()), made / "model.safetensors")
         torch.export.save(_program(network, model), made / "model.pt2")
         (made / "README.md").write_text(_readme(model, client), encoding="utf-8")
         text = json.dumps(describe(model, client), indent=2, ensure_ascii=False)
@@ -78,11 +79,11 @@ def describe(model: Trained, client: int) -> dict[str, Any]:
         "format": FORMAT,
         "classes": list(model.classes),
         "input": {
-            "shape": ["batch", 3, model.image_size, model.image_size],
+            "shape": ["batch", config.channels or 3, model.image_size, model.image_size],
             "dtype": config.dtype,
             "from": "grey" if model.channels == 1 else "RGB",
             "pixels": "0..255, resized (bilinear, antialiased), "
-            + ("the one channel repeated to 3, " if model.channels == 1 else "")
+            + ("the one channel repeated to 3, " if model.channels == 1 and config.channels != 1 else "")
             + "divided by 127.5, minus 1",
         },
         "output": {"shape": ["batch", len(model.classes)], "meaning": "logits"},
@@ -128,7 +129,9 @@ def command(run_dir: Path, client: int | None, out: Path | None, data_dir: Path 
 
 
 def _program(network: nn.Sequential, model: Trained) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=assembly.dtype(model.config))
+    example = torch.zeros(
+        2, model.config.channels or 3, model.image_size, model.image_size, dtype=assembly.dtype(model.config)
+    )
     # Two images: torch would take a batch of one for a constant.
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad(), _attention_in_parts():
@@ -168,6 +171,9 @@ def _is_export(folder: Path) -> bool:
 def _readme(model: Trained, client: int) -> str:
     size, kind = model.image_size, "L" if model.channels == 1 else "RGB"
     pixels = f'ImageOps.exif_transpose(Image.open("image.png")).convert("{kind}").resize(({size}, {size}), 2)'
+    array = (
+        f"numpy.array({pixels})[..., None]" if model.config.channels == 1 else f'numpy.array({pixels}.convert("RGB"))'
+    )
     return f"""# {model.config.model} of client {client}, trained with {model.config.method} on {model.config.dataset}
 
 Client {client}'s segment and the server segment after round {model.server_round} as one network, exported by
@@ -176,7 +182,7 @@ sglr-flower {version("sglr-flower")}. This loads it with torch, NumPy and Pillow
 ```python
 import json, numpy, torch; from PIL import Image, ImageOps
 network = torch.export.load("model.pt2").module()
-image = numpy.array({pixels}.convert("RGB"))
+image = {array}
 pixels = torch.tensor(image).permute(2, 0, 1)[None].to(torch.{model.config.dtype}) / 127.5 - 1
 print(json.load(open("model.json"))["classes"][network(pixels).argmax()])
 ```

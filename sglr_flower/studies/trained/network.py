@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sglr_flower import imports, models
 from sglr_flower.data import datasets, tables
 from sglr_flower.data.download import DATA_DIR_VARIABLE
-from sglr_flower.data.inputs import to_input
+from sglr_flower.data.inputs import of_one_channel, to_input
 from sglr_flower.data.options import Options
 from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
@@ -92,7 +92,8 @@ class Trained:
         nn.Sequential
             The caller's own, in eval mode on the CPU; its stages have the names of ``SplitModel.whole()``. Where
             clients clip smashed data, or these travel by a codec, there are stages at the cut that do the same to them.
-            Its input is that of `inputs.to_input`, (n, 3, h, w) in the run's dtype; its output logits (n, classes).
+            Its input is that of `inputs.to_input`, (n, 3 or 1, h, w) in the run's dtype; its output logits, (n,
+            classes).
 
         Raises
         ------
@@ -150,6 +151,8 @@ class Trained:
             (n, classes) in the run's dtype, on the CPU.
         """
         device, dtype = assembly.device(), assembly.dtype(self.config)
+        if self.config.channels == 1:
+            images = of_one_channel(images)
         network = self.network(client).to(device)
         chunks = [network(to_input(chunk.to(device), dtype)).cpu() for chunk in images.split(_BATCH)]
         return torch.cat(chunks)
@@ -191,7 +194,7 @@ def load(run_dir: Path, data_dir: Path | None = None) -> Trained:
         If this is no run, if it has no checkpoint yet, or if its clients' segments are not here.
     """
     directory = RunDirectory(run_dir.expanduser().absolute())
-    config = with_data_dir(directory.read_config(), data_dir)
+    config = with_data_dir(directory.read_config().replace(cache=0), data_dir)  # no image is read twice here
     newest = directory.latest_checkpoint()
     if newest is None:
         raise UserError(f"the run in {directory.path} has no checkpoint: train at least checkpoint-every rounds first")

@@ -10,6 +10,7 @@ import torch
 
 from sglr_flower.choices import SPLITS
 from sglr_flower.data import datasets, imagefiles
+from sglr_flower.data.inputs import grey
 from sglr_flower.data.samples import Batch, Samples, in_memory
 from sglr_flower.data.source import Source, subset
 from sglr_flower.errors import UserError
@@ -70,7 +71,7 @@ def dataset_target(model: Trained, dataset: str, split: str = "test") -> Target:
         raise UserError(f"--dataset {dataset}: it has no images")
     numbers = torch.tensor([model.classes.index(name) for name in whole.classes])
     chosen = in_memory(_split(whole, split))
-    images = imagefiles.grey(chosen.images) if chosen.images.shape[1] > model.channels else chosen.images
+    images = grey(chosen.images) if chosen.images.shape[1] > model.channels else chosen.images
     return Target(Batch(images, numbers[chosen.labels]), f"{dataset}-{split}", {"data set": dataset, "split": split})
 
 

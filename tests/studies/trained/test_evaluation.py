@@ -17,7 +17,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from sglr_flower.cli.trained import evaluate
-from sglr_flower.data.imagefiles import class_folder, grey
+from sglr_flower.data.imagefiles import class_folder
+from sglr_flower.data.inputs import grey
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source
 from sglr_flower.data.targets import Classes
@@ -254,7 +255,7 @@ def test_a_class_whose_name_no_folder_can_have_has_another() -> None:
         (["--images", "somewhere", "--dataset", "mnist"], "--images somewhere: it cannot be combined with --dataset"),
         (["--images", "somewhere", "--split", "test"], "--images somewhere: it cannot be combined with --split"),
         (["--split", "train"], "--split train: it must be one of test, validation"),
-        (["--dataset", "nothing"], "dataset is 'nothing', which is not one of"),
+        (["--dataset", "nothing"], "run-config key dataset = 'nothing': it must be one of"),
         (["--client", "7"], "--client 7: "),
     ],
 )
