@@ -16,6 +16,8 @@ from sglr_flower.split.score import ACCURACY
 
 FAR = 4.0
 """A round's mean loss is far above that of chance from so many times it; of untrained networks it is about once."""
+LEARNT = 0.5
+"""Below so much of the loss by chance a network has learnt what it is trained on."""
 FEWEST_ROUNDS = 3
 """Before as many nothing is said of accuracy, however short the run."""
 _SAMPLES = 256
@@ -83,10 +85,14 @@ class Watch:
         if row.test_score_mean > chance + spread:
             return ""
         found = row.score.text(row.test_score_mean, None)
-        return (
-            f"round {row.round} of {self.rounds}: the test accuracy is {found}, as by chance with {self.classes} "
-            "classes: nothing has been learnt yet (look at client-lr, the labels, the end of the network)"
-        )
+        why = "nothing has been learnt yet (look at client-lr, the labels, the end of the network)"
+        if self.chance_loss is not None and row.train_loss < LEARNT * self.chance_loss:
+            why = (
+                f"what is learnt (the training loss is {row.train_loss:.4g}) does not hold for these samples yet (too "
+                "few steps for batch norm's statistics, too few samples, or others than those trained on)"
+            )
+        told = f"the test accuracy is {found}, as by chance with {self.classes} classes"
+        return f"round {row.round} of {self.rounds}: {told}: {why}"
 
 
 def begin(

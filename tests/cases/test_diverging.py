@@ -206,3 +206,12 @@ def test_what_a_run_said_before_it_was_resumed_is_known() -> None:
     again = watch.begin(30, TEN, losses.get("cross-entropy"), ACCURACY, None, history.rows)
     assert again.sentences == own.sentences
     assert len(again.sentences) == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [(2.2, "nothing has been learnt yet"), (0.1, "what is learnt (the training loss is 0.1)")]
+)
+def test_what_is_learnt_and_does_not_hold_is_not_called_nothing(loss: float, said: str) -> None:
+    own = looking(9)
+    (sentence,) = own.look(row(3, loss, 0.1))
+    assert said in sentence
