@@ -74,8 +74,8 @@ def root(data_dir: str) -> Path:
     """
     if not data_dir:
         raise UserError(
-            "data-dir is '', but dataset 'folder' needs it: a folder that has train/CLASS/IMAGE files, "
-            "and test/CLASS/IMAGE files if test images of your own shall be used."
+            "run-config key data-dir = '': dataset 'folder' needs it: a folder that has train/CLASS/IMAGE files, and "
+            "test/CLASS/IMAGE files if test images of your own shall be used"
         )
     return Path(data_dir).expanduser().absolute()
 
@@ -95,8 +95,8 @@ def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
     names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"data-dir is {data_dir!r}, but with dataset 'folder' its folder train must have a folder of images for "
-            f"each of two or more classes: it has {', '.join(names) if names else 'none'}."
+            f"run-config key data-dir = {data_dir!r}: with dataset 'folder' its folder train must have a folder of images "
+            f"for each of two or more classes: it has {', '.join(names) if names else 'none'}"
         )
     return names
 
@@ -203,8 +203,8 @@ def _class_folders(folder: Path) -> dict[str, str]:
         return class_folders(folder)
     except OSError as error:
         raise UserError(
-            f"data-dir is {str(folder.parent)!r}, but with dataset 'folder' it must have a folder {folder.name} with a "
-            f"folder of images for every class ({error.strerror})."
+            f"run-config key data-dir = {str(folder.parent)!r}: with dataset 'folder' it must have a folder {folder.name} "
+            f"with a folder of images for every class ({error.strerror})"
         ) from error
 
 
