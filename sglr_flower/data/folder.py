@@ -95,8 +95,8 @@ def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
     names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"run-config key data-dir = {data_dir!r}: with dataset 'folder' its folder train must have a folder of images "
-            f"for each of two or more classes: it has {', '.join(names) if names else 'none'}"
+            f"run-config key data-dir = {data_dir!r}: with dataset 'folder' its folder train must have a folder of "
+            f"images for each of two or more classes: it has {', '.join(names) if names else 'none'}"
         )
     return names
 
@@ -203,8 +203,8 @@ def _class_folders(folder: Path) -> dict[str, str]:
         return class_folders(folder)
     except OSError as error:
         raise UserError(
-            f"run-config key data-dir = {str(folder.parent)!r}: with dataset 'folder' it must have a folder {folder.name} "
-            f"with a folder of images for every class ({error.strerror})"
+            f"run-config key data-dir = {str(folder.parent)!r}: with dataset 'folder' it must have a folder "
+            f"{folder.name} with a folder of images for every class ({error.strerror})"
         ) from error
 
 
