@@ -84,6 +84,12 @@ def class_folders(folder: Path) -> dict[str, str]:
     return found
 
 
+def _leads_up(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, below which everything would be found again and again."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(place).resolve().is_relative_to(Path(path).resolve())
+
+
 def find(folder: Path, numbers: Mapping[str, int]) -> Found:
     """Find all image files below some class folders, in folders of their own too.
 
@@ -99,8 +105,8 @@ def find(folder: Path, numbers: Mapping[str, int]) -> Found:
     for own, number in numbers.items():
         reached: list[tuple[str, list[str]]] = []
         for place, below, names in os.walk(folder / own, followlinks=True):
-            shown = [name for name in below if not is_hidden(name)]
-            hidden += len(below) - len(shown)
+            shown = [name for name in below if not is_hidden(name) and not _leads_up(place, name)]
+            hidden += sum(map(is_hidden, below))
             below[:] = shown
             reached.append((place, names))
         for place, names in sorted(reached):

@@ -183,8 +183,10 @@ def _with_one_channel(dataset: str, data_dir: str, seed: int, image_size: int, o
 def notes(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> list[str]:
     """What a person should know of one's own images: what was found and what is odd of it, a sentence each.
 
-    Parameters and raises as `load`; of other data sets there is nothing to tell.
+    Parameters and raises as `load`; of published data sets there is nothing to tell.
     """
+    if imports.is_path(dataset):
+        return own.oddities(load(dataset, data_dir, seed, image_size, options))
     if dataset != "folder":
         return []
     where = folder.root(data_dir)

@@ -6,7 +6,8 @@ images of any size and of any format that PIL reads, in folders of their own too
 
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower.data import imagecache, pictures, pinned
-from sglr_flower.data.classfolders import Found, class_folders, find, text
+from sglr_flower.data.classfolders import Found, class_folders, endings, find, text
 from sglr_flower.data.draw import held_out
 from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
@@ -30,6 +31,8 @@ from sglr_flower.errors import UserError
 INPUT_SIZE = 32
 """What the small networks here are made for; photographs of a scene may want more."""
 
+_PARTS = frozenset({"train", "val", "valid", "validation", "dev", "test"})
+"""What people call the parts of their data, in small letters."""
 _TEST_SHARE = 5  # one fifth of train becomes test where there is no test folder
 _LEAST_TRAIN_IMAGES = 6  # of which one is held out for validation
 
@@ -48,12 +51,15 @@ class Folder:
         Of train, validation and test the positions in ``pictures``, int64 [n].
     passed_over : Found
         What else lies there.
+    beside : tuple of str
+        Folders of images beside train and test, which are not read, and files beside the class folders.
     """
 
     classes: tuple[str, ...]
     pictures: Pictures
     parts: dict[str, Tensor]
     passed_over: Found
+    beside: tuple[str, ...] = ()
 
     def source(self) -> Source:
         """The images as a run's data."""
@@ -146,7 +152,8 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     if not left:
         raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
     parts = _parts(read.labels, len(read) - len(left), seed, divided=not test.files)
-    return Folder(classes, read, parts, Found((), train.hidden + test.hidden, train.others + test.others))
+    over = Found((), train.hidden + test.hidden, train.others + test.others)
+    return Folder(classes, read, parts, over, tuple(_beside(root)))
 
 
 def _as_pinned(kept: Pinned, root: Path, size: int, options: Options) -> Folder:
@@ -187,6 +194,20 @@ def pin(folder: Folder, root: Path) -> Pinned:
     return Pinned("folder", folder.classes, parts, levels if folder.pictures.deep else AUTO, left_out)
 
 
+def _beside(root: Path) -> Iterator[str]:
+    """What lies where images are not looked for, in words: such as a folder val, or images in train itself."""
+    others = (text(path.name) for path in sorted(root.iterdir()) if path.is_dir())
+    if named := [name for name in others if name.lower() in _PARTS and name not in ("train", "test")]:
+        yield f"folder {', '.join(named)} beside train (of which validation is drawn)"
+    for part in ("train", "test"):
+        nowhere = [text(path.name) for path in sorted((root / part).glob("*")) if not path.exists()]
+        if nowhere:
+            yield f"link {', '.join(nowhere)} in {part}, which leads nowhere"
+        loose = Counter(path.suffix.lower() for path in (root / part).glob("[!.]*") if path.is_file())
+        if count := sum(loose[ending] for ending in endings()):
+            yield f"{count} image(s) in {part} itself, in no class folder"
+
+
 def _parts(labels: Tensor, tested: int, seed: int, *, divided: bool) -> dict[str, Tensor]:
     """Which images are for train, validation and test, of which the last ``tested`` are the test folder's."""
     every = torch.arange(len(labels))
@@ -202,9 +223,11 @@ def _class_folders(folder: Path) -> dict[str, str]:
     try:
         return class_folders(folder)
     except OSError as error:
+        there = sorted(text(path.name) for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise UserError(
             f"run-config key data-dir = {str(folder.parent)!r}: with dataset 'folder' it must have a folder "
             f"{folder.name} with a folder of images for every class ({error.strerror})"
+            + (f"; it has the folders {', '.join(there[:5])}{', ...' * (len(there) > 5)}" if there else "")
         ) from error
 
 
@@ -228,9 +251,11 @@ def _find(folder: Path, names: tuple[str, ...], *, partial: bool) -> Found:
     found = find(folder, {own[name]: names.index(name) for name in own})
     present = {number for _, number in found.files}
     if not partial and (empty := [name for name in own if names.index(name) not in present]):
+        lie = find(folder, {own[empty[0]]: 0}).others
+        beside = f" ({', '.join(f'{ending} {count}' for ending, count in lie.items())} file(s))" if lie else ""
         raise UserError(
-            f"Folder {where}{os.sep}{empty[0]} has no image: add some (.jpg, .png, .tif or any other format that "
-            "Pillow reads) or remove the folder."
+            f"Folder {where}{os.sep}{empty[0]} has no image{beside}: add some (.jpg, .png, .tif or any other format "
+            "that Pillow reads) or remove the folder."
         )
     return found
 

@@ -39,6 +39,7 @@ def _found(folder: Folder, root: Path) -> str:
     over = folder.passed_over
     left = [f"{_listed(over.others)} file(s)"] if over.others else []
     left += [f"{over.hidden} hidden"] if over.hidden else []
+    left += folder.beside
     if read.left_out:
         left.append(f"{len(read.left_out)} that cannot be read ({named(read.left_out)})")
     return f"{text(str(root))}: {', '.join(parts)}" + (f"; left out: {', '.join(left)}" if left else "")

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from sglr_flower import imports
-from sglr_flower.data.source import Source, make
+from sglr_flower.data.samples import Batch
+from sglr_flower.data.source import Source, each_of, make
 from sglr_flower.errors import UserError
 
 _PARTS = ("train", "test", "validation")
@@ -72,3 +73,18 @@ def _made(found: Any, seed: int) -> Source:
             "train or clients, test and perhaps validation, targets and flips"
         )
     return make(**found, seed=seed)
+
+
+def oddities(source: Source) -> list[str]:
+    """What a person may not know of data of one's own, a sentence each, without a full stop."""
+    parts = {"train": source.train, "validation": source.validation, "test": source.test}
+    found = []
+    labels = [own for part in parts.values() if len(part) and (own := source.labels(part)) is not None]
+    if labels and (least := min(int(own.min()) for own in labels)) > 0:
+        found.append(f"no sample is of class 0: class numbers begin at 0, and the least here is {least}")
+    for name, part in parts.items():
+        values = [own for own in each_of(part.inputs) if own.is_floating_point()] if isinstance(part, Batch) else []
+        wrong = {index for own in values for index in (~own.isfinite()).nonzero()[:, 0].tolist()}
+        if wrong:
+            found.append(f"{len(wrong)} of {len(part)} {name} samples have inputs that are not finite")
+    return found

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sglr_flower import imports
 from sglr_flower.errors import UserError
 
 Tensors = Tensor | Mapping[str, Tensor]
@@ -175,11 +176,31 @@ class Indexed:
         """Collate the samples at `indices` (int64 [k]), in that order."""
         from torch.utils.data import default_collate
 
-        items = [self.data[index] for index in indices.tolist()]
+        items = [self._item(index) for index in indices.tolist()]
         if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
             raise UserError("a sample of a data set must be a pair (inputs, target)")
-        inputs, targets = (_checked(default_collate([item[k] for item in items])) for k in (0, 1))
+        try:
+            inputs, targets = (_checked(default_collate([item[k] for item in items])) for k in (0, 1))
+        except (TypeError, RuntimeError, LookupError) as error:
+            shapes = sorted({str(tuple(own.shape)) for own, _ in items if hasattr(own, "shape")})
+            if len(shapes) > 1:
+                raise UserError(
+                    f"the samples of a data set must have one shape, and these have {' and '.join(shapes[:3])}: let it "
+                    "resize them, to images of as many channels"
+                ) from error
+            raise UserError(
+                "a sample of a data set must be tensors, arrays or numbers, and this one is "
+                f"({', '.join(type(own).__name__ for own in items[0])}): of an image torchvision's ToTensor makes one"
+            ) from error
         return Batch(inputs, self.read(targets))
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self.data[index]
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own data set does
+            raise UserError(f"sample {index} of a data set cannot be had: {imports.told(error)}") from error
 
     def targets(self) -> Tensors:
         """All targets, for which the data set is gone through once."""

@@ -222,7 +222,7 @@ def samples_of(name: str, part: Any) -> Samples:
     """
     if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Tensor | np.ndarray | Mapping):
         inputs, targets = _tensors(name, part[0]), _tensors(name, part[1])
-        lengths = {len(own) for values in (inputs, targets) for own in _each_of(values)}
+        lengths = {len(own) for values in (inputs, targets) for own in each_of(values)}
         if len(lengths) != 1:
             raise UserError(f"its {name} part has tensors of {' and '.join(map(str, sorted(lengths)))} samples")
         found: Samples = Batch(inputs, targets)
@@ -240,7 +240,8 @@ def samples_of(name: str, part: Any) -> Samples:
     return found
 
 
-def _each_of(values: Tensors) -> list[Tensor]:
+def each_of(values: Tensors) -> list[Tensor]:
+    """The tensor, or all of several."""
     return [values] if isinstance(values, Tensor) else list(values.values())
 
 
@@ -289,5 +290,6 @@ def guess(parts: Sequence[Tensors], classes: Any = ()) -> Kind:
         return Classes(names if len(names) >= count else tuple(map(str, range(max(2, count)))))
     raise UserError(
         f"its targets are whole numbers of shape {tuple(first.shape[1:])} for each sample, of which nobody can tell "
-        "what they mean: say it with targets = MultiLabel(...) or Values(...)"
+        "what they mean: give each sample's class number alone ([n], of one-hot rows targets.argmax(1)), or say it "
+        "with targets = MultiLabel(...) or Values(...)"
     )

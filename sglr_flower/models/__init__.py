@@ -183,7 +183,7 @@ class SplitModel:
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch.device("cpu"), self.seed, "model", 0 if self.shared else client)
             network = model.network(self.name, replace(self.inputs, outputs=self.num_classes)).to(self.dtype)
-        _work_out_of_place(network)
+        work_out_of_place(network)
         return MixedPrecision(OrderedDict(network._modules)) if self.mixed else network
 
     def client_segment(self, client: int) -> nn.Sequential:
@@ -260,7 +260,7 @@ def all_laid_out(inputs: Tensors, memory_format: torch.memory_format) -> Tensors
     return each(lambda own: laid_out(own, memory_format), inputs)
 
 
-def _work_out_of_place(network: nn.Sequential) -> None:
+def work_out_of_place(network: nn.Module) -> None:
     """Turn ``inplace`` off: a stage that is the server segment's first would write into the smashed data."""
     for module in network.modules():
         if getattr(module, "inplace", False):

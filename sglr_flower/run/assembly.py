@@ -436,6 +436,8 @@ def _joint(config: RunConfig) -> bool:
 def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
     """What can be trained and may not be meant, a sentence each; ``sizes``: client -> its number of samples."""
     found, own = _remarks_on_averages(config), imports.is_path(config.model)
+    if not config.score and (hint := trial.of_numbers(targets(config), losses.get(config.loss))):
+        found.append(hint)
     if not own and config.batch_size > 1 and 1 not in sizes.values():
         return found  # ours are as they are meant, and need not be built for this
     parts, batch = _tried(config, model(config))
@@ -469,7 +471,8 @@ def _check_loss(config: RunConfig) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         outputs = network(to_inputs(batch.inputs, dtype(config)))
     if wrong := losses.refusal(losses.get(config.loss), outputs, to_targets(batch.targets, dtype(config))):
-        raise UserError(f"run-config key loss = {config.loss!r}: {wrong}")
+        hint = trial.of_numbers(targets(config), losses.get(config.loss))
+        raise UserError(f"run-config key loss = {config.loss!r}: {wrong}" + f" ({hint})" * bool(hint))
 
 
 def check(config: RunConfig, *, own_data: bool = False) -> None:

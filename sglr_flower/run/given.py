@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sglr_flower import imports
-from sglr_flower.data.samples import Samples
+from sglr_flower.data.inputs import is_image
+from sglr_flower.data.samples import Samples, Tensors, one
 from sglr_flower.data.source import guess, read_as, samples_of
 from sglr_flower.data.targets import Kind
 from sglr_flower.errors import UserError
@@ -92,3 +93,11 @@ def check_counts(**counts: tuple[int, int]) -> None:
     for name, (count, least) in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise UserError(f"{name} = {count!r}: it must be a whole number from {least} up")
+
+
+def channels_last(inputs: Tensors) -> str:
+    """What is said of images whose channels are their last dimension; empty of other inputs."""
+    stored = one(inputs)
+    if stored.ndim != 4 or stored.shape[3] not in (1, 3) or is_image(stored):
+        return ""
+    return f" (inputs of shape {tuple(stored.shape[1:])}: images have their channels first, inputs.permute(0, 3, 1, 2))"

@@ -21,9 +21,10 @@ from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
 from sglr_flower.data.source import read_as, samples_of
 from sglr_flower.data.targets import Classes, Kind, Several, to_targets
 from sglr_flower.errors import UserError
+from sglr_flower.models import work_out_of_place
 from sglr_flower.run import trial
 from sglr_flower.run.attempts import train_until_done
-from sglr_flower.run.given import check_counts, check_kind, check_state, clients_of, device_of, made
+from sglr_flower.run.given import channels_last, check_counts, check_kind, check_state, clients_of, device_of, made
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
 from sglr_flower.seeds import seed_torch
@@ -355,6 +356,7 @@ class SplitLearning:
             known = copy.deepcopy(given) if isinstance(given, nn.Module) else None
             upper = known or made(given, "upper", "the server segment")
         lower, upper = lower.to(self._dtype), upper.to(self._dtype)
+        work_out_of_place(upper)
         if not self.method.whole:
             return lower, upper
         return nn.Sequential(OrderedDict(lower=lower, upper=upper)), nn.Sequential()
@@ -416,6 +418,8 @@ class SplitLearning:
         server = make(copy.deepcopy(parts.upper), self._server_optimizer, self._device) if make else None
         trial.step("method", replace(self._plan, clients=tuple(few), batch_size=trial.COUNT), cohort, server)
         said = trial.remarks(parts, tried.outputs, self._plan.loss)
+        if self._scoring.of is score.squared_error and (hint := trial.of_numbers(self._kind, self._plan.loss)):
+            said.append(hint)
         for sentence in said + trial.ones(parts, sizes, self._plan.batch_size, joint):
             warnings.warn(sentence, stacklevel=4)
 
@@ -429,7 +433,9 @@ class SplitLearning:
                 smashed = lower.to(self._device).eval()(read)
                 outputs = upper.to(self._device).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
-                raise UserError(f"lower and upper: a batch of {whose} fails with {imports.told(error)}") from error
+                raise UserError(
+                    f"lower and upper: a batch of {whose} fails with {imports.told(error)}{channels_last(inputs)}"
+                ) from error
         for name, output in (("lower", smashed), ("upper", outputs)):
             if not isinstance(output, Tensor):
                 raise UserError(f"{name}: it must give one tensor, not a {type(output).__name__}")
@@ -438,7 +444,8 @@ class SplitLearning:
             if wrong:
                 raise UserError(f"targets of {whose}: {wrong}")
         if wrong := losses.refusal(self._plan.loss, outputs, wanted):
-            raise UserError(f"loss: on a batch of {whose} {wrong}")
+            hint = trial.of_numbers(self._kind, self._plan.loss)
+            raise UserError(f"loss: on a batch of {whose} {wrong}" + f" ({hint})" * bool(hint))
         try:
             self._scoring.values(outputs, wanted, [len(outputs)])
         except Exception as error:  # whatever the user's own score does

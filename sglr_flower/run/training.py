@@ -179,7 +179,7 @@ class Training:
             assembly.targets(config),
             losses.get(config.loss),
             history.score,
-            images.get("validation"),
+            images.get("test"),
             history.rows,
         )
         watching.say(assembly.remarks(config, nodes.sizes))

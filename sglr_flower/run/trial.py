@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from sglr_flower import imports
 from sglr_flower.data.samples import Tensors, each, one
+from sglr_flower.data.targets import Kind, Values
 from sglr_flower.errors import Diverged, UserError
 from sglr_flower.models import MixedPrecision
 from sglr_flower.models.own import through
@@ -131,6 +132,16 @@ def remarks(parts: Parts, outputs: Tensor | None, loss: Loss) -> list[str]:
     if _weighs(parts.upper) and is_frozen(parts.upper):
         found.append(f"{parts.names[1]} has no weight that is trained, so the server learns nothing")
     return [f"{parts.wrong}: {sentence}" for sentence in found]
+
+
+def of_numbers(kind: Kind, loss: Loss) -> str:
+    """What is said of targets that are numbers where the loss is one for classes; empty of others."""
+    if not isinstance(kind, Values) or link_function(loss) != "softmax":
+        return ""
+    return (
+        "the targets are floating point numbers, so they are no classes and have no accuracy: for classes give each "
+        "sample's class number, a whole one (of one-hot rows targets.argmax(1))"
+    )
 
 
 def ones(parts: Parts, sizes: Mapping[int, int], batch_size: int, joint: bool) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sglr_flower.data.samples import Samples, Tensors, one
+from sglr_flower.data.samples import Samples, Tensors, all_targets, one
 from sglr_flower.data.targets import Classes, Kind, MultiLabel, Several
 from sglr_flower.run.metrics import RoundMetrics
 from sglr_flower.split.loss import Loss
@@ -36,6 +36,8 @@ class Watch:
         The loss by chance (`loss_by_chance`); None: nobody knows it.
     classes : int
         Of the data; 0: they have none, or are scored by something else than accuracy.
+    most : tuple of (str, float)
+        The class that most of the samples have, and its share of them; of nobody: ("", 0).
     sentences : list[str]
         What has been said of the run, each once.
     diverged : str
@@ -45,6 +47,7 @@ class Watch:
     rounds: int
     chance_loss: float | None
     classes: int
+    most: tuple[str, float] = ("", 0.0)
     sentences: list[str] = field(default_factory=list)
     diverged: str = ""
     _judged: bool = False
@@ -79,10 +82,11 @@ class Watch:
         if self._judged or not self.classes or row.test_score_mean is None or row.round < due:
             return ""
         self._judged = True
-        chance = 1 / self.classes
-        # Of so many images it is as often above this as not by one standard deviation.
-        spread = math.sqrt(chance * (1 - chance) / max(1, row.evaluated_images))
-        if row.test_score_mean > chance + spread:
+        chance, how = 1 / self.classes, f"by chance with {self.classes} classes"
+        most, share = self.most
+        if share > chance + _spread(chance, row):  # one class is more frequent than chance makes it
+            chance, how = share, f"by always answering {most!r}, as {share:.0%} of them are"
+        if row.test_score_mean > chance + _spread(chance, row):
             return ""
         found = row.score.text(row.test_score_mean, None)
         why = "nothing has been learnt yet (look at client-lr, the labels, the end of the network)"
@@ -91,8 +95,12 @@ class Watch:
                 f"what is learnt (the training loss is {row.train_loss:.4g}) does not hold for these samples yet (too "
                 "few steps for batch norm's statistics, too few samples, or others than those trained on)"
             )
-        told = f"the test accuracy is {found}, as by chance with {self.classes} classes"
-        return f"round {row.round} of {self.rounds}: {told}: {why}"
+        return f"round {row.round} of {self.rounds}: the test accuracy is {found}, as {how}: {why}"
+
+
+def _spread(accuracy: float, row: RoundMetrics) -> float:
+    """Of so many images it is as often above the accuracy as not by this, one standard deviation."""
+    return math.sqrt(accuracy * (1 - accuracy) / max(1, row.evaluated_images))
 
 
 def begin(
@@ -111,12 +119,16 @@ def begin(
     score : Score
         What it is scored by.
     samples : Samples | None
-        Of the server's, from whose targets the loss by chance of values follows; None: it has none.
+        That the server scores on: from their targets follow the loss by chance of values, and the most frequent class;
+        None: it has none.
     past : Sequence[RoundMetrics]
         The rounds that are done, of a run that is resumed.
     """
     classes = kind.outputs if isinstance(kind, Classes) and score == ACCURACY else 0
     watch = Watch(rounds, loss_by_chance(kind, loss, samples), classes)
+    if classes and isinstance(kind, Classes) and samples is not None:
+        counts = torch.bincount(one(all_targets(samples)), minlength=classes)
+        watch.most = kind.names[int(counts.argmax())], int(counts.max()) / len(samples)
     for row in past:
         watch.look(row)
     return watch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NOT_FINITE = "not finite: the training may be diverging (a smaller client-lr)"
+NOT_FINITE = "not finite: the training may be diverging (a smaller client-lr), or inputs are not finite"
 """The end of a sentence about numbers."""
 
 Part = tuple[tuple[int, ...], "torch.dtype"]
