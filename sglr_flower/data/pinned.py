@@ -89,7 +89,7 @@ def read(folder: str) -> Pinned | None:
     path = Path(folder) / FILE
     try:
         return _read(path, path.stat().st_mtime_ns) if folder else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

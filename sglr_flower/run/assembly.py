@@ -448,9 +448,9 @@ def remarks(config: RunConfig, sizes: Mapping[int, int]) -> list[str]:
 
 def _remarks_on_averages(config: RunConfig) -> list[str]:
     """Whether SplitAvg over clients and samples gives the clients nothing to learn from, in a sentence."""
-    method, rounds = methods.get(config.method), (plan(config, 1), plan(config, config.num_server_rounds))
-    if config.splitavg_over == "clients" or method.cut_gradient is not splitavg.average:
+    if config.splitavg_over == "clients" or methods.get(config.method).cut_gradient is not splitavg.average:
         return []
+    rounds = (plan(config, 1), plan(config, config.num_server_rounds))
     if not any(splitavg.num_active(each.phi, len(each.clients)) == len(each.clients) for each in rounds):
         return []  # with fewer active it is the others' sum that they get, see docs/convergence.md
     network = model(config.replace(autocast="none"))
