@@ -80,8 +80,8 @@ def root(data_dir: str) -> Path:
     """
     if not data_dir:
         raise UserError(
-            "data-dir is '', but dataset 'folder' needs it: a folder that has train/CLASS/IMAGE files, "
-            "and test/CLASS/IMAGE files if test images of your own shall be used."
+            "run-config key data-dir = '': dataset 'folder' needs it: a folder that has train/CLASS/IMAGE files, and "
+            "test/CLASS/IMAGE files if test images of your own shall be used"
         )
     return Path(data_dir).expanduser().absolute()
 
@@ -101,8 +101,8 @@ def class_names(data_dir: str, options: Options) -> tuple[str, ...]:
     names = tuple(_class_folders(root(data_dir) / "train"))
     if len(names) < 2:
         raise UserError(
-            f"data-dir is {data_dir!r}, but with dataset 'folder' its folder train must have a folder of images for "
-            f"each of two or more classes: it has {', '.join(names) if names else 'none'}."
+            f"run-config key data-dir = {data_dir!r}: with dataset 'folder' its folder train must have a folder of "
+            f"images for each of two or more classes: it has {', '.join(names) if names else 'none'}"
         )
     return names
 
@@ -225,9 +225,9 @@ def _class_folders(folder: Path) -> dict[str, str]:
     except OSError as error:
         there = sorted(text(path.name) for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise UserError(
-            f"data-dir is {str(folder.parent)!r}, but with dataset 'folder' it must have a folder {folder.name} with a "
-            f"folder of images for every class ({error.strerror})"
-            + (f"; it has the folders {', '.join(there[:5])}{', ...' * (len(there) > 5)}." if there else ".")
+            f"run-config key data-dir = {str(folder.parent)!r}: with dataset 'folder' it must have a folder "
+            f"{folder.name} with a folder of images for every class ({error.strerror})"
+            + (f"; it has the folders {', '.join(there[:5])}{', ...' * (len(there) > 5)}" if there else "")
         ) from error
 
 

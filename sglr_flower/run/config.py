@@ -51,13 +51,14 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def _class_names(text: str) -> tuple[str, ...]:
     rows = list(csv.reader([text], skipinitialspace=True))
-    return tuple(unicodedata.normalize("NFC", name.strip()) for name in rows[0]) if text and rows else ()
+    return tuple(unicodedata.normalize("NFC", name.rstrip()) for name in rows[0]) if text and rows else ()
 
 
 def listed_classes(names: Sequence[str]) -> str:
     """Class names as the key ``classes`` has them."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(names)
+    spaced = any(name[:1].isspace() for name in names)
+    csv.writer(text, lineterminator="", quoting=csv.QUOTE_ALL if spaced else csv.QUOTE_MINIMAL).writerow(names)
     return text.getvalue()
 
 

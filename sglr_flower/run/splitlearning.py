@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sglr_flower import imports
-from sglr_flower.data.inputs import is_image, to_inputs
+from sglr_flower.data.inputs import to_inputs
 from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
-from sglr_flower.data.source import guess, read_as, samples_of
+from sglr_flower.data.source import read_as, samples_of
 from sglr_flower.data.targets import Classes, Kind, Several, to_targets
 from sglr_flower.errors import UserError
 from sglr_flower.models import work_out_of_place
 from sglr_flower.run import trial
 from sglr_flower.run.attempts import train_until_done
+from sglr_flower.run.given import channels_last, check_counts, check_kind, check_state, clients_of, device_of, made
 from sglr_flower.run.inprocess import LocalNodes
 from sglr_flower.run.nodes import Weights
 from sglr_flower.seeds import seed_torch
-from sglr_flower.split import codecs, coding, defences, methods, optimizer_classes, optimizers, score
+from sglr_flower.split import codecs, coding, defences, methods, optimizer_classes, score
 from sglr_flower.split import loss as losses
 from sglr_flower.split.codecs import OFF, Codec
 from sglr_flower.split.cohort import Cohort
 from sglr_flower.split.defences import Defence
 from sglr_flower.split.loss import Loss
 from sglr_flower.split.methods import Method
-from sglr_flower.split.optimizers import OptimizerFactory
 from sglr_flower.split.plan import of_method
 from sglr_flower.split.rounds import EvaluateSession, LocalLink, evaluate_round
 from sglr_flower.split.score import Scoring
@@ -199,16 +199,16 @@ class SplitLearning:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.method = methods.sglr() if method is None else method
-        _check_kind("method", self.method, Method)
+        check_kind("method", self.method, Method)
         for name, codec in (("wire_up", wire_up), ("wire_down", wire_down)):
-            _check_kind(name, codec, Codec)
+            check_kind(name, codec, Codec)
         if defence is not None:
-            _check_kind("defence", defence, Defence)
-        _check_counts(batch_size=(batch_size, 1), local_epochs=(local_epochs, 1), seed=(seed, 0))
+            check_kind("defence", defence, Defence)
+        check_counts(batch_size=(batch_size, 1), local_epochs=(local_epochs, 1), seed=(seed, 0))
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise UserError(f"dtype = {dtype!r}: it must be a floating point torch.dtype")
-        self._device, self._dtype, self._seed = _device(device), dtype, seed
-        self._data, self._kind = _clients(clients, self.method, targets)
+        self._device, self._dtype, self._seed = device_of(device), dtype, seed
+        self._data, self._kind = clients_of(clients, self.method, targets)
         self._shared = shared or self.method.shares_segment
         self._lower, self._upper = lower, upper
         self._optimizer, rate = optimizer_classes.of(optimizer)
@@ -255,7 +255,7 @@ class SplitLearning:
         count : int
             At least 1. Nothing is trained before the first one is asked for.
         """
-        _check_counts(count=(count, 1))
+        check_counts(count=(count, 1))
         for _ in range(count):
             yield self._train()
 
@@ -329,7 +329,7 @@ class SplitLearning:
         segments = dict(zip(("lower", "upper"), self._segments(0), strict=True))
         for owner, own in owners.items():
             part = "upper" if owner == "server" else "lower"
-            _check_state(owner, own, segments[part], self._server_optimizer if part == "upper" else self._optimizer)
+            check_state(owner, own, segments[part], self._server_optimizer if part == "upper" else self._optimizer)
         if servers:
             self._server.load_state(owners["server"])
         states = {client: owners[f"client-{client}"] for client in self._data} if done else {}
@@ -352,9 +352,9 @@ class SplitLearning:
         """A client's initial segment, and the server's as it is together with this one."""
         with torch.random.fork_rng(devices=[]):
             seed_torch(torch.device("cpu"), self._seed, "model", 0 if self._shared else client)
-            lower, given = _made(self._lower, "lower", "a client segment"), self._upper
+            lower, given = made(self._lower, "lower", "a client segment"), self._upper
             known = copy.deepcopy(given) if isinstance(given, nn.Module) else None
-            upper = known or _made(given, "upper", "the server segment")
+            upper = known or made(given, "upper", "the server segment")
         lower, upper = lower.to(self._dtype), upper.to(self._dtype)
         work_out_of_place(upper)
         if not self.method.whole:
@@ -434,11 +434,11 @@ class SplitLearning:
                 outputs = upper.to(self._device).eval()(smashed)
             except Exception as error:  # whatever the user's own modules do
                 raise UserError(
-                    f"lower and upper: a batch of {whose} fails with {imports.told(error)}{_channels_last(inputs)}"
+                    f"lower and upper: a batch of {whose} fails with {imports.told(error)}{channels_last(inputs)}"
                 ) from error
-        for name, made in (("lower", smashed), ("upper", outputs)):
-            if not isinstance(made, Tensor):
-                raise UserError(f"{name}: it must give one tensor, not a {type(made).__name__}")
+        for name, output in (("lower", smashed), ("upper", outputs)):
+            if not isinstance(output, Tensor):
+                raise UserError(f"{name}: it must give one tensor, not a {type(output).__name__}")
         if isinstance(self._kind, Classes) and isinstance(data, Batch) and outputs.ndim == 2 and outputs.shape[1] > 1:
             wrong = Classes(("",) * outputs.shape[1]).wrong(one(data.targets))
             if wrong:
@@ -453,82 +453,3 @@ class SplitLearning:
         if isinstance(self._kind, Classes) and self._scoring.score == score.ACCURACY and outputs.shape[-1] < 2:
             raise UserError("score: classes are told apart by two outputs or more; give a score of your own")
         return read, smashed
-
-
-def _check_state(owner: str, state: Mapping[str, Tensor], segment: nn.Module, factory: OptimizerFactory) -> None:
-    """Refuse a state of another segment, or of another optimizer."""
-    wanted = {name: tensor.shape for name, tensor in segment.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in optimizers.segment_weights(state).items()}
-    if found != wanted:
-        raise UserError(f"state: the weights of {owner} are not those of this network")
-    weight = torch.zeros(2, 2, requires_grad=True)
-    weight.grad = torch.zeros_like(weight)
-    trial = factory([weight])
-    trial.lr = 1e-3
-    trial.step()
-    known = set(trial.state().get(0, {}))
-    slots = {name.split(".", 2)[2] for name in state if name.startswith("optimizer.")}
-    if slots and slots != known:
-        raise UserError(f"state: the optimizer of {owner} keeps {sorted(slots)}, and this one {sorted(known)}")
-
-
-def _clients(clients: Sequence[Any], method: Method, targets: Kind | None) -> tuple[dict[int, Samples], Kind]:
-    if not isinstance(clients, Sequence) or len(clients) == 0:
-        raise UserError("clients: it must be a list of at least one client's data")
-    if method.pooled and len(clients) > 1:
-        raise UserError("method: with one that pools all data there must be one client, which has them all")
-    found = {number: samples_of(f"clients[{number}]", own) for number, own in enumerate(clients)}
-    first = torch.zeros(1, dtype=torch.int64)
-    kinds = {number: guess([own.take(first).targets]) for number, own in found.items()} if targets is None else {}
-    for number, own in kinds.items():
-        if type(own) is not type(kinds[0]):
-            names = [type(each).__name__ for each in (own, kinds[0])]
-            raise UserError(f"clients[{number}]: its targets are {names[0]}, and those of clients[0] {names[1]}")
-    kind = kinds[0] if targets is None else targets
-    return {number: read_as(own, kind) for number, own in found.items()}, kind
-
-
-def _device(chosen: torch.device | str | None) -> torch.device:
-    try:
-        device = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device = {chosen!r}: torch cannot compute there: {_first_line(error)}") from None
-    return device
-
-
-def _channels_last(inputs: Tensors) -> str:
-    """What is said of images whose channels are their last dimension; empty of other inputs."""
-    stored = one(inputs)
-    if stored.ndim != 4 or stored.shape[3] not in (1, 3) or is_image(stored):
-        return ""
-    return f" (inputs of shape {tuple(stored.shape[1:])}: images have their channels first, inputs.permute(0, 3, 1, 2))"
-
-
-def _check_kind(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise UserError(f"{name}: it must be a {kind.__module__}.{kind.__name__}, not a {type(value).__name__}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _made(make: MakeModule, name: str, what: str) -> nn.Module:
-    if isinstance(make, nn.Module) or not callable(make):
-        raise UserError(f"{name}: it must be a function that makes {what}, not a {type(make).__name__}")
-    try:
-        module = make()
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own function does
-        raise UserError(f"{name}: making {what} fails with {imports.told(error, make)}") from error
-    if not isinstance(module, nn.Module):
-        raise UserError(f"{name}: it must give a torch.nn.Module, not an {type(module).__name__}")
-    return module
-
-
-def _check_counts(**counts: tuple[int, int]) -> None:
-    for name, (count, least) in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < least:
-            raise UserError(f"{name} = {count!r}: it must be a whole number from {least} up")

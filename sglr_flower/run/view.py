@@ -25,6 +25,8 @@ from sglr_flower.split.sent import KINDS
 MOST_NODES = 12
 """Rows of the table of nodes: what fits on a terminal below the bar."""
 
+_SHORTEST = 0.5
+"""Seconds of which a pace is told: of a moment it is any number."""
 _DIVERGED = "not a number: it diverged"
 _MISSING = (*GONE, "returning")
 _STYLES = {"dropped": "red", "away": "red", "returning": "yellow", "finished": "green"}
@@ -159,7 +161,7 @@ class ProgressView:
             figures.append(f"{score.words} {score.text(status[score.name])}{of}")
         elapsed = time.monotonic() - self._started
         fresh = done - (self._first_round - 1) if self._first_round is not None else 0.0
-        if fresh > 0 and elapsed > 0:
+        if fresh > 0 and elapsed > _SHORTEST:
             figures.append(f"{fresh * int(status.get('steps', 0)) / elapsed:.1f} steps/s")
             figures.append(f"{_duration((self._rounds - done) * elapsed / fresh)} left")
         return ", ".join(figures)

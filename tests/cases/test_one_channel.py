@@ -25,7 +25,7 @@ from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
 from sglr_flower.run import assembly, inprocess
 from sglr_flower.run.config import RunConfig
-from sglr_flower.studies.trained import evaluation, export, network, prediction
+from sglr_flower.studies.trained import evaluation, export, network, prediction, targets
 
 ONE = Options(channels=1)
 
@@ -108,12 +108,12 @@ def test_a_grey_network_is_trained_scored_applied_and_exported(tmp_path: Path) -
     inprocess.run(config)
     model = network.load(tmp_path / "run")
     assert (model.channels, model.image_size) == (1, 16)
-    target = evaluation.run_target(model)
+    target = targets.run_target(model)
     measured = evaluation.evaluate(model, target.images)
     assert np.mean(list(measured.accuracy.values())) == pytest.approx(model.history.rows[-1].test_score_mean)
     image = read_image(tmp_path / "data" / "train" / "disc" / "000.png", 1, 16)
     assert prediction.predict(model, image[None]).sum() == pytest.approx(1)
-    own = evaluation.folder_target(model, tmp_path / "data" / "train")
+    own = targets.folder_target(model, tmp_path / "data" / "train")
     assert evaluation.evaluate(model, own.images, [0]).images == 48
     folder = export.export(model, 0, tmp_path / "exported")
     described = json.loads((folder / "model.json").read_text())

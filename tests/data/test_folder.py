@@ -122,7 +122,7 @@ def test_with_classes_given_a_folder_has_none_beside_them(tmp_path, train, sente
 @pytest.mark.parametrize("use", [targets, ensure_present, lambda *arguments: load(*arguments, 0)])
 def test_data_dir_is_needed(use, monkeypatch, tmp_path):
     monkeypatch.setenv("SGLR_DATA_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="data-dir is '', but dataset 'folder' needs it"):
+    with pytest.raises(UserError, match="data-dir = '': dataset 'folder' needs it"):
         use("folder", "")
 
 

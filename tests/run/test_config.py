@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglr_flower.errors import UserError
-from sglr_flower.run.config import RunConfig, documentation, keys
+from sglr_flower.run.config import RunConfig, documentation, keys, listed_classes
 from sglr_flower.run.settings import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +97,36 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_is_allowed(values: di
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "dog"), ("cat, grey", 'say "dog"', "eel"), (" cat", "dog"), ("caf\u00e9", "\\xe9")]
+)
+def test_class_names_are_read_back_as_they_were_written(names: tuple[str, ...]) -> None:
+    assert RunConfig.parse({"dataset": "folder", "classes": listed_classes(names)}).class_names == names
+
+
+@pytest.mark.parametrize("text", ["cat", "cat,cat", "cat,,dog", "cat,"])
+def test_classes_are_two_or_more_different_names(text: str) -> None:
+    with pytest.raises(UserError, match=r"run-config key classes = .*: it must be two or more different names"):
+        RunConfig.parse({"dataset": "folder", "classes": text})
+
+
+def test_how_class_names_are_written_by_hand() -> None:
+    assert RunConfig.parse({"dataset": "folder", "classes": "cat, dog , eel"}).class_names == ("cat", "dog", "eel")
+    with pytest.raises(UserError, match="classes = 'cat,dog': it must be empty where dataset is not folder"):
+        RunConfig.parse({"classes": "cat,dog"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("levels", "12 bits", "it must be auto, a number of bits from 8 to 32, or LOW:HIGH"),
+        ("levels", "7", "it must be auto, a number of bits from 8 to 32, or LOW:HIGH"),
+        ("levels", "3:1", "it must be auto, a number of bits from 8 to 32, or LOW:HIGH"),
+        ("ground", "whitish", "it must be a colour such as white or #80ff00, or none"),
+    ],
+)
+def test_how_images_are_read_is_checked(key: str, value: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"run-config key {key} = {value!r}: {sentence}"):
+        RunConfig.parse({"dataset": "folder", key: value})

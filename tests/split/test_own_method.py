@@ -49,7 +49,7 @@ def test_the_rule_sees_the_gradients_of_the_active_clients() -> None:
         ("own_method:not_a_method", "it must be a sglr_flower.methods.Method"),
         (":", "it must be one of sglr"),
         (".own_method:robust", "or package.module:name"),
-        ("broken_module:robust", "cannot be imported (RuntimeError: not today)"),
+        ("broken_module:robust", "cannot be imported: RuntimeError: not today (tests/broken_module.py:"),
     ],
 )
 def test_a_wrong_name_is_a_sentence_with_the_key_and_the_value(name: str, said: str) -> None:

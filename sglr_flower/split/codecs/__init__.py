@@ -40,3 +40,5 @@ __all__ = [
     "parse",
     "refusal",
 ]
+
+Codec.__module__ = __name__  # where one's own imports it from, and sentences name it
