@@ -69,14 +69,6 @@ def check_kind(name: str, value: object, kind: type) -> None:
         raise UserError(f"{name}: it must be a {kind.__module__}.{kind.__name__}, not a {type(value).__name__}")
 
 
-def channels_last(inputs: Tensors) -> str:
-    """What is said of images whose channels are their last dimension; empty of other inputs."""
-    stored = one(inputs)
-    if stored.ndim != 4 or stored.shape[3] not in (1, 3) or is_image(stored):
-        return ""
-    return f" (inputs of shape {tuple(stored.shape[1:])}: images have their channels first, inputs.permute(0, 3, 1, 2))"
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -101,3 +93,11 @@ def check_counts(**counts: tuple[int, int]) -> None:
     for name, (count, least) in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise UserError(f"{name} = {count!r}: it must be a whole number from {least} up")
+
+
+def channels_last(inputs: Tensors) -> str:
+    """What is said of images whose channels are their last dimension; empty of other inputs."""
+    stored = one(inputs)
+    if stored.ndim != 4 or stored.shape[3] not in (1, 3) or is_image(stored):
+        return ""
+    return f" (inputs of shape {tuple(stored.shape[1:])}: images have their channels first, inputs.permute(0, 3, 1, 2))"
