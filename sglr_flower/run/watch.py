@@ -82,20 +82,23 @@ class Watch:
         if self._judged or not self.classes or row.test_score_mean is None or row.round < due:
             return ""
         self._judged = True
-        chance, how = 1 / self.classes, f"by chance with {self.classes} classes"
-        most, share = self.most
-        if share > chance + _spread(chance, row):  # one class is more frequent than chance makes it
-            chance, how = share, f"by always answering {most!r}, as {share:.0%} of them are"
+        chance, how = 1 / self.classes, f"as by chance with {self.classes} classes"
+        bar, (most, share) = self.chance_loss, self.most
+        if 1 > share > chance + _spread(chance, row):  # one class is more frequent than chance makes it
+            chance, how = share, f"no more than always answering {most!r} gives ({share:.0%} of them)"
+            if bar is not None:  # whoever knows how frequent it is has a loss of this or more
+                bar = min(bar, -sum(p * math.log(p) for p in (share, 1 - share)))
         if row.test_score_mean > chance + _spread(chance, row):
             return ""
         found = row.score.text(row.test_score_mean, None)
         why = "nothing has been learnt yet (look at client-lr, the labels, the end of the network)"
-        if self.chance_loss is not None and row.train_loss < LEARNT * self.chance_loss:
+        if bar is not None and row.train_loss < LEARNT * bar:
             why = (
                 f"what is learnt (the training loss is {row.train_loss:.4g}) does not hold for these samples yet (too "
                 "few steps for batch norm's statistics, too few samples, or others than those trained on)"
             )
-        return f"round {row.round} of {self.rounds}: the test accuracy is {found}, as {how}: {why}"
+        told = f"the test accuracy is {found}, {how}"
+        return f"round {row.round} of {self.rounds}: {told}: {why}"
 
 
 def _spread(accuracy: float, row: RoundMetrics) -> float:

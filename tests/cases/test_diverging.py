@@ -215,3 +215,22 @@ def test_what_is_learnt_and_does_not_hold_is_not_called_nothing(loss: float, sai
     own = looking(9)
     (sentence,) = own.look(row(3, loss, 0.1))
     assert said in sentence
+
+
+@pytest.mark.parametrize(
+    ("score", "loss", "said"),
+    [
+        (0.7, 0.65, r"no more than always answering '3' gives \(70% of them\): nothing has been learnt"),
+        (0.7, 0.2, r"\(70% of them\): what is learnt \(the training loss is 0.2\) does not hold"),
+        (0.72, 0.65, None),  # a standard deviation of 1,000 images is 0.0145
+    ],
+)
+def test_where_one_class_is_frequent_its_share_is_what_is_had_without_learning(
+    score: float, loss: float, said: str | None
+) -> None:
+    samples = Batch(torch.zeros(10, 1), torch.tensor([3] * 7 + [0, 1, 2]))
+    own = watch.begin(9, TEN, losses.get("cross-entropy"), ACCURACY, samples, [])
+    assert own.most == ("3", 0.7)
+    found = own.look(row(3, loss, score))
+    assert bool(found) == bool(said)
+    assert not said or re.search(said, found[0])

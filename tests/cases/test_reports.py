@@ -278,4 +278,4 @@ def test_accuracy_that_is_the_share_of_the_most_frequent_class_is_said(tmp_path:
     config = RunConfig.parse({**values, **quick, "model": "alexnet"})
     assembly.check(config)
     (said,) = inprocess.run(config.replace(run_dir=str(tmp_path / "run")))["warnings"]
-    assert re.match(r"round 3 of 3: .* as by always answering 'disc', as 73% of them are: nothing has been learn", said)
+    assert re.match(r"round 3 of 3: .*, no more than always answering 'disc' gives \(73% of them\): nothing has", said)
