@@ -91,7 +91,7 @@ def _leads_up(place: str, name: str) -> bool:
 
 
 def find(folder: Path, numbers: Mapping[str, int]) -> Found:
-    """Find all image files below some class folders, in folders of their own too.
+    """Find all image files below some class folders, in folders of their own too, each folder once in a class.
 
     Parameters
     ----------
@@ -104,10 +104,15 @@ def find(folder: Path, numbers: Mapping[str, int]) -> Found:
     hidden, others, known = 0, Counter[str](), endings()
     for own, number in numbers.items():
         reached: list[tuple[str, list[str]]] = []
+        entered: set[str] = set()  # several links, also over another class and back, may lead to one folder
         for place, below, names in os.walk(folder / own, followlinks=True):
+            if (real := os.path.realpath(place)) in entered:
+                below.clear()
+                continue
+            entered.add(real)
             shown = [name for name in below if not is_hidden(name) and not _leads_up(place, name)]
             hidden += sum(map(is_hidden, below))
-            below[:] = shown
+            below[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(place, name)), name))
             reached.append((place, names))
         for place, names in sorted(reached):
             for name in sorted(names):

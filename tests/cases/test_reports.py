@@ -162,6 +162,17 @@ def test_links_are_followed_but_not_up_again(tmp_path: Path) -> None:
     ]
 
 
+def test_links_from_class_to_class_and_back_multiply_no_image(tmp_path: Path) -> None:
+    train = folders.write(tmp_path)
+    (train / "disc" / "others").symlink_to(train / "stripe")
+    (train / "stripe" / "others").symlink_to(train / "disc")
+    (tmp_path / "elsewhere").mkdir()
+    (train / "disc" / "007.png").rename(tmp_path / "elsewhere" / "one.png")
+    for name in ("here", "there"):
+        (train / "disc" / name).symlink_to(tmp_path / "elsewhere")
+    assert notes(tmp_path)[0].startswith(f"{tmp_path}: 96 images of 2 classes (disc 48, stripe 48)")
+
+
 # Data sets, labels and inputs of their own
 
 
