@@ -104,13 +104,11 @@ def resume(run_dir: Path, *, changed_data: bool = False) -> None:
         Console().print(closing_table(directory.summary(), directory.path))
         return
     _wait_until_free(directory, launch)
-    if changed_data:
-        directory.take_changed_data(config)
     if directory.latest_checkpoint() is None:
         Console().print("it has no checkpoint yet, so it starts again from its first round")
     config = config.replace(resume=True, run_dir=str(directory.path))
     with _start(launch) as simulation:
-        findings = _look(config, launch, simulation)
+        findings = _look(config, launch, simulation, changed_data=changed_data)
         _warn_of_slow_autocast(config, findings.gpus)
         resources = launch.resources(findings.gpus) if launch.simulated else None
         _train(Checked(config, directory, launch, resources, simulation))
@@ -122,7 +120,9 @@ def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
     return Simulation(code_dir) if launch.simulated else contextlib.nullcontext()
 
 
-def _look(config: RunConfig, launch: Launch, simulation: Simulation | None) -> preflight.Findings:
+def _look(
+    config: RunConfig, launch: Launch, simulation: Simulation | None, *, changed_data: bool = False
+) -> preflight.Findings:
     """Check a run, in a process of its own unless it is trained in this one.
 
     Raises
@@ -131,9 +131,9 @@ def _look(config: RunConfig, launch: Launch, simulation: Simulation | None) -> p
         If it has a mistake.
     """
     if launch.in_process:
-        return preflight.look(config, own_data=False)
+        return preflight.look(config, own_data=False, changed_data=changed_data)
     warm = simulation.interpreter if simulation is not None else None
-    return preflight.look_apart(config, own_data=bool(launch.federation), warm=warm)
+    return preflight.look_apart(config, own_data=bool(launch.federation), changed_data=changed_data, warm=warm)
 
 
 def _wait_until_free(directory: RunDirectory, launch: Launch) -> None:

@@ -66,7 +66,11 @@ def run(
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a run that was stopped or killed.")],
     changed_data: Annotated[
-        bool, typer.Option("--changed-data", help="Go on although its data are not those that it began with.")
+        bool,
+        typer.Option(
+            "--changed-data",
+            help="Go on with the data that are there now, not those that it began with; devices keep theirs.",
+        ),
     ] = False,
     traceback: Traceback = False,
 ) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from sglr_flower import imports
+from sglr_flower.data import changed, draw, fingerprint, folder, found, hub, idx, own, pinned, tables, vision
 from sglr_flower.data import download as published
-from sglr_flower.data import draw, fingerprint, folder, found, hub, idx, own, pinned, tables, vision
 from sglr_flower.data.download import DATA_DIR_VARIABLE, Part, data_folder, download
 from sglr_flower.data.images import resize
 from sglr_flower.data.inputs import Inputs, rgb
@@ -202,15 +202,31 @@ def pin(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Op
     if dataset == "folder":
         where = folder.root(data_dir)
         if kept is not None:
-            return pinned.folder_changes(kept, where)
+            return changed.of_folder(kept, where, options)
         now = folder.pin(folder.load(where, seed, _input_size(dataset, image_size), options), where)
     else:
         source = load(dataset, data_dir, seed, image_size, options)
         now = Pinned(dataset, source.classes, fingerprint.parts(source))
         if kept is not None:
-            return pinned.changes(kept, now)
+            return changed.of_others(kept, now)
     now.write(Path(options.kept))
     return []
+
+
+def take_changed(dataset: str, data_dir: str, seed: int, image_size: int = 0, options: Options = DEFAULT) -> None:
+    """Keep in ``options.kept`` the data that are there now in the place of those that a run began with.
+
+    Parameters and raises as `load` and `changed.taken`; where it raises nothing is changed.
+    """
+    kept = pinned.read(options.kept)
+    if kept is None:
+        return
+    if dataset == "folder":
+        now = changed.taken(kept, folder.root(data_dir), options)
+    else:
+        source = load(dataset, data_dir, seed, image_size, options)
+        now = Pinned(dataset, source.classes, fingerprint.parts(source))
+    now.write(Path(options.kept))
 
 
 def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:

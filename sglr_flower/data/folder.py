@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglr_flower.data import imagecache, pictures, pinned
+from sglr_flower.data import imagecache, pinned
 from sglr_flower.data.classfolders import Found, class_folders, endings, find, text
 from sglr_flower.data.draw import held_out
 from sglr_flower.data.levels import AUTO
 from sglr_flower.data.options import Options
 from sglr_flower.data.pictures import Pictures
-from sglr_flower.data.pinned import Pinned
+from sglr_flower.data.pinned import File, Pinned
 from sglr_flower.data.samples import Batch
 from sglr_flower.data.source import Source, validation_split
 from sglr_flower.data.targets import Classes
@@ -51,6 +51,8 @@ class Folder:
         Of train, validation and test the positions in ``pictures``, int64 [n].
     passed_over : Found
         What else lies there.
+    marked : tuple of File
+        The files of ``pictures`` as `pinned` has them.
     beside : tuple of str
         Folders of images beside train and test, which are not read, and files beside the class folders.
     """
@@ -59,6 +61,7 @@ class Folder:
     pictures: Pictures
     parts: dict[str, Tensor]
     passed_over: Found
+    marked: tuple[File, ...]
     beside: tuple[str, ...] = ()
 
     def source(self) -> Source:
@@ -142,9 +145,10 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
     test = _find(root / "test", classes, partial=bool(options.classes)) if (root / "test").exists() else Found()
     if not options.classes:
         _check_enough(root, train.files, classes, divided=not test.files)
-    read = imagecache.read(
-        (*train.files, *test.files), size, options, trained=len(train.files), channels=options.channels or 3
-    )
+    files = (*train.files, *test.files)
+    marked = {path: pinned.marked(root, os.path.relpath(path, root), number) for path, number in files}
+    marks = {path: file.mark for path, file in marked.items()}
+    read = imagecache.read(files, size, options, marks, trained=len(train.files), channels=options.channels or 3)
     of_train = frozenset(train.files)
     left = [file for file in read.files if file in of_train]
     if not options.classes and read.left_out:
@@ -153,45 +157,36 @@ def load(root: Path, seed: int, size: int, options: Options) -> Folder:
         raise UserError(f"Folder {text(str(root / 'train'))} has no image of any class ({', '.join(classes)}).")
     parts = _parts(read.labels, len(read) - len(left), seed, divided=not test.files)
     over = Found((), train.hidden + test.hidden, train.others + test.others)
-    return Folder(classes, read, parts, over, tuple(_beside(root)))
+    return Folder(classes, read, parts, over, tuple(marked[path] for path, _ in read.files), tuple(_beside(root)))
 
 
 def _as_pinned(kept: Pinned, root: Path, size: int, options: Options) -> Folder:
-    """The images that the run began with, whatever else lies in the folder now."""
-    files = [(str(root / path), number) for part in kept.parts.values() for path, number, _ in part.files]
-    if gone := [path for path, _ in files if not os.path.exists(path)]:
-        raise UserError(
-            f"{len(gone)} of the images that the run began with are not there any more: "
-            f"{pictures.named(gone)}. Put them back, or start a new run without them."
-        )
+    """The images that the run began with, whatever else lies in the folder now, or in the place of some of them."""
+    marked = tuple(kept.files.values())
+    paths = [os.path.join(root, file.path) for file in marked]
     read = imagecache.read(
-        files,
+        [(path, file.number) for path, file in zip(paths, marked, strict=True)],
         size,
         replace(options, skip_unreadable=False),
+        {path: file.mark for path, file in zip(paths, marked, strict=True)},
         trained=len(kept.parts["train"].files),
         channels=options.channels or 3,
+        lost={os.path.join(root, path) for path in pinned.lost(kept, root, options.kept)},
     )
     sizes = [len(part.files) for part in kept.parts.values()]
-    parts = dict(zip(kept.parts, torch.arange(len(files)).split(sizes), strict=True))
-    return Folder(kept.classes, read, parts, Found())
+    parts = dict(zip(kept.parts, torch.arange(len(marked)).split(sizes), strict=True))
+    return Folder(kept.classes, read, parts, Found(), marked)
 
 
 def pin(folder: Folder, root: Path) -> Pinned:
     """What is to be kept of a folder's images, so that a run has the same ones when it goes on."""
-    files = folder.pictures.files
-
-    def listed(path: str) -> str:
-        return os.path.relpath(path, root)
-
     parts = {
-        name: pinned.part_of(
-            [(listed(files[index][0]), files[index][1], pinned.mark(files[index][0])) for index in own.tolist()],
-            folder.classes,
-        )
+        name: pinned.part_of([folder.marked[index] for index in own.tolist()], folder.classes)
         for name, own in folder.parts.items()
     }
-    levels, left_out = folder.pictures.options.levels, tuple(map(listed, folder.pictures.left_out))
-    return Pinned("folder", folder.classes, parts, levels if folder.pictures.deep else AUTO, left_out)
+    levels = folder.pictures.options.levels if folder.pictures.deep else AUTO
+    left_out = tuple(os.path.relpath(path, root) for path in folder.pictures.left_out)
+    return Pinned("folder", folder.classes, parts, levels, left_out)
 
 
 def _beside(root: Path) -> Iterator[str]:

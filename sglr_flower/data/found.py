@@ -11,7 +11,6 @@ from sglr_flower.data.classfolders import text
 from sglr_flower.data.folder import Folder
 from sglr_flower.data.levels import parse
 from sglr_flower.data.pictures import named
-from sglr_flower.data.pinned import mark
 
 _MOST = 12
 """Classes and endings that are listed; of more only their number is told."""
@@ -47,7 +46,7 @@ def _found(folder: Folder, root: Path) -> str:
 
 def _twice(folder: Folder) -> str:
     """Whether files that are held out are in train too."""
-    marks = [mark(path) for path, _ in folder.pictures.files]
+    marks = [file.mark for file in folder.marked]
     trained = {marks[index] for index in folder.parts["train"].tolist()}
     held = [index for part in ("validation", "test") for index in folder.parts[part].tolist()]
     count = sum(marks[index] in trained for index in held)

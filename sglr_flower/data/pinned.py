@@ -11,11 +11,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from sglr_flower.data.classfolders import class_folders, find, text
 from sglr_flower.errors import UserError
 from sglr_flower.files import write_atomic
 
@@ -23,6 +24,28 @@ FILE = "data.json"
 PARTS = ("train", "validation", "test")
 
 _END = 65_536
+
+
+class File(NamedTuple):
+    """An image file of dataset ``folder``.
+
+    Attributes
+    ----------
+    path : str
+        From the folder.
+    number : int
+        Its class.
+    mark : str
+        What tells it from others, whatever its name and time: its size, and a hash of its first and last 64 kB. Smaller
+        files are hashed whole; of photographs the ends hold what differs. Empty if it could not be read.
+    time : int
+        When it was last written, in ns; 0: not known, of a run of an older version.
+    """
+
+    path: str
+    number: int
+    mark: str
+    time: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,13 +58,13 @@ class Part:
         Samples of each class; where there are no classes all are of one that is called "samples".
     hash : str
         Of its samples; empty where there are files.
-    files : tuple of (str, int, str)
-        Of dataset ``folder`` each file's path from there, its class number and its `mark`.
+    files : tuple of File
+        Of dataset ``folder``.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
     hash: str = ""
-    files: tuple[tuple[str, int, str], ...] = ()
+    files: tuple[File, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,9 +92,9 @@ class Pinned:
     left_out: tuple[str, ...] = ()
 
     @property
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Path of each file -> its class number and its mark."""
-        return {path: (number, mark) for part in self.parts.values() for path, number, mark in part.files}
+    def files(self) -> dict[str, File]:
+        """Of dataset ``folder`` all files, by path: those of train first, then validation and test."""
+        return {file.path: file for part in self.parts.values() for file in part.files}
 
     def write(self, folder: Path) -> None:
         """Keep it in a folder."""
@@ -98,7 +121,7 @@ def _read(path: Path, _written: int) -> Pinned:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         parts = {
-            name: Part(part["counts"], part["hash"], tuple((file[0], file[1], file[2]) for file in part["files"]))
+            name: Part(part["counts"], part["hash"], tuple(File(*file) for file in part["files"]))
             for name, part in kept.pop("parts").items()
         }
         classes, left_out = tuple(kept.pop("classes")), tuple(kept.pop("left_out"))
@@ -107,108 +130,52 @@ def _read(path: Path, _written: int) -> Pinned:
         raise UserError(f"{path}, which says what data the run has, is damaged: {error}") from None
 
 
-def mark(path: str) -> str:
-    """What tells a file from others, whatever its name and time: its size, and a hash of its first and last 64 kB.
+def marked(root: Path, path: str, number: int) -> File:
+    """An image file as it is now."""
+    hashed, size, time = hashlib.sha256(), 0, 0
+    try:
+        with open(os.path.join(root, path), "rb") as file:
+            found = os.fstat(file.fileno())
+            size, time = found.st_size, found.st_mtime_ns
+            hashed.update(file.read(_END))
+            if size > _END:
+                file.seek(max(_END, size - _END))
+                hashed.update(file.read())
+    except OSError:  # a link that leads nowhere, or it went a moment ago
+        return File(path, number, "")
+    return File(path, number, f"{size}-{hashed.hexdigest()[:32]}", time)
 
-    Smaller files are hashed whole; of photographs the ends hold what differs, and reading them takes no time.
+
+def as_now(file: File, root: Path) -> File:
+    """A file that was marked before, as it is now; it is read only where its size or time have moved."""
+    with suppress(OSError):
+        now = os.stat(os.path.join(root, file.path))
+        if file.time == now.st_mtime_ns and file.mark.startswith(f"{now.st_size}-"):
+            return file
+    return marked(root, file.path, file.number)
+
+
+def lost(kept: Pinned, root: Path, folder: str) -> frozenset[str]:
+    """The paths of a run's image files that are gone, or have become others.
+
+    Of those that are the same but were written anew, copied say, the new time is kept in ``folder``, where ``kept``
+    lies, so that they are not read again by the next process.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        hashed = hashlib.sha256(file.read(_END))
-        if size > _END:
-            file.seek(max(_END, size - _END))
-            hashed.update(file.read())
-    return f"{size}-{hashed.hexdigest()[:32]}"
-
-
-def folder_changes(kept: Pinned, root: Path) -> list[str]:
-    """What has changed in a folder of images since it was pinned; new classes first."""
-    now, before = _files(root), kept.files
-    new = {path: name for path, name in now.items() if path not in before and path not in kept.left_out}
-    classes = Counter(name for name in new.values() if name not in kept.classes)
-    told = [f"class {name!r} was added ({count} images)" for name, count in classes.items()]
-    counts = Counter(name for name in new.values() if name in kept.classes)
-    told += [f"{_images(counts.total())} added ({_listed(counts)})"] if counts else []
-    gone = Counter(kept.classes[number] for path, (number, _) in before.items() if path not in now)
-    told += [f"{_images(gone.total())} removed ({_listed(gone)})"] if gone else []
-    other = Counter(now[path] for path, (_, own) in before.items() if path in now and mark(f"{root}/{path}") != own)
-    told += [f"{_images(other.total())} replaced by others ({_listed(other)})"] if other else []
-    return told
-
-
-def stamp(root: Path) -> str:
-    """What changes whenever a folder of images may have: a hash of its files' names, sizes and times."""
-    hashed = hashlib.sha256()
-    for path in _files(root):
-        file = os.stat(f"{root}/{path}")
-        hashed.update(f"{path}\0{file.st_size} {file.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return hashed.hexdigest()
-
-
-def refreshed(kept: Pinned, root: Path) -> Pinned:
-    """The same folder with the files that are there now: new ones are for training, and nothing changes its part.
-
-    Raises
-    ------
-    UserError
-        A class was added: the network of the run has no output for it.
-    """
-    now = _files(root)
-    if unknown := sorted({name for name in now.values() if name not in kept.classes}):
-        raise UserError(
-            f"Folder {text(str(root))} has the class {unknown[0]!r}, which is none of the run's: "
-            f"{', '.join(kept.classes)}; its network has no output for others."
-        )
     before = kept.files
-    files = {
-        name: [(path, number, mark(f"{root}/{path}")) for path, number, _ in part.files if path in now]
-        for name, part in kept.parts.items()
-    }
-    added = sorted(path for path in now if path not in before and path not in kept.left_out)
-    files["train"] += [(path, kept.classes.index(now[path]), mark(f"{root}/{path}")) for path in added]
-    parts = {name: part_of(own, kept.classes) for name, own in files.items()}
-    return Pinned(kept.dataset, kept.classes, parts, kept.levels, kept.left_out)
+    now = {path: as_now(file, root) for path, file in before.items()}
+    gone = frozenset(path for path, file in before.items() if not file.mark or now[path].mark != file.mark)
+    if any(now[path].time != file.time for path, file in before.items() if path not in gone):
+        parts = {
+            name: replace(part, files=tuple(file if file.path in gone else now[file.path] for file in part.files))
+            for name, part in kept.parts.items()
+        }
+        with suppress(OSError):  # a run that may only be read is evaluated too
+            replace(kept, parts=parts).write(Path(folder))
+    return gone
 
 
-def part_of(files: Iterable[tuple[str, int, str]], classes: tuple[str, ...]) -> Part:
+def part_of(files: Iterable[File], classes: tuple[str, ...]) -> Part:
     """A part of dataset ``folder``."""
     listed = tuple(files)
-    counts = Counter(number for _, number, _ in listed)
+    counts = Counter(file.number for file in listed)
     return Part({name: counts[number] for number, name in enumerate(classes)}, "", listed)
-
-
-def _files(root: Path) -> dict[str, str]:
-    """Path of each image file in ``root/train`` and ``root/test`` from there -> the name of its class."""
-    found = {}
-    for part in ("train", "test"):
-        if not (root / part).is_dir():
-            continue
-        own = class_folders(root / part)
-        names = tuple(own)
-        for path, number in find(root / part, {own[name]: number for number, name in enumerate(names)}).files:
-            found[os.path.relpath(path, root)] = names[number]
-    return found
-
-
-def changes(kept: Pinned, now: Pinned) -> list[str]:
-    """What has changed in data of another kind since they were pinned."""
-    told = []
-    if kept.classes != now.classes:
-        told.append(f"classes {', '.join(kept.classes)} became {', '.join(now.classes)}")
-    for name, before in kept.parts.items():
-        after = now.parts[name]
-        if before.counts != after.counts:
-            every = dict.fromkeys([*before.counts, *after.counts])
-            differ = {key: (before.counts.get(key, 0), after.counts.get(key, 0)) for key in every}
-            told.append(f"{name}: " + ", ".join(f"{key} {a} became {b}" for key, (a, b) in differ.items() if a != b))
-        elif before.hash != after.hash:
-            told.append(f"{name} has other samples, as many as before")
-    return told
-
-
-def _images(count: int) -> str:
-    return f"{count} image was" if count == 1 else f"{count} images were"
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -57,6 +57,7 @@ class Findings(BaseModel):
 class _Question(BaseModel):
     config: dict[str, str | int | float | bool]
     own_data: bool
+    changed_data: bool
     path: list[str]
 
 
@@ -66,12 +67,17 @@ class _Answer(BaseModel):
     findings: Findings | None = None
 
 
-def look(config: RunConfig, *, own_data: bool) -> Findings:
-    """`run.assembly.check`, and what it leaves to be known, in this process."""
+def look(config: RunConfig, *, own_data: bool, changed_data: bool = False) -> Findings:
+    """`run.assembly.check`, and what it leaves to be known, in this process.
+
+    ``changed_data``: after `run.assembly.take_changed_data`.
+    """
     from sglr_flower.data import datasets
     from sglr_flower.run import assembly
     from sglr_flower.run.machine import available_gpus
 
+    if changed_data:
+        assembly.take_changed_data(config)
     assembly.check(config, own_data=own_data)
     if config.partition == "own":
         return Findings(gpus=available_gpus())
@@ -80,19 +86,22 @@ def look(config: RunConfig, *, own_data: bool) -> Findings:
     return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)), notes=notes)
 
 
-def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = None) -> Findings:
+def look_apart(
+    config: RunConfig, *, own_data: bool, changed_data: bool = False, warm: Interpreter | None = None
+) -> Findings:
     """As `look`, without torch in this process; where it is loaded already, here after all.
 
     Parameters
     ----------
-    config, own_data
-        As of `run.assembly.check`.
+    config, own_data, changed_data
+        As of `look`.
     warm : Interpreter or None
         The warm interpreter to fork the other process from, if there is one.
     """
     if "torch" in sys.modules:
-        return look(config, own_data=own_data)
-    question = _Question(config=config.values(), own_data=own_data, path=_import_path()).model_dump_json().encode()
+        return look(config, own_data=own_data, changed_data=changed_data)
+    asked = _Question(config=config.values(), own_data=own_data, changed_data=changed_data, path=_import_path())
+    question = asked.model_dump_json().encode()
     code, said = _asked(question) if warm is None or not FORKS else _asked_of_fork(warm, question)
     if code < 0:
         name = signal.Signals(-code).name
@@ -142,7 +151,9 @@ def answer() -> None:
         question = _Question.model_validate_json(sys.stdin.buffer.read())
         try:
             sys.path[:] = question.path
-            findings = look(RunConfig.parse(question.config), own_data=question.own_data)
+            findings = look(
+                RunConfig.parse(question.config), own_data=question.own_data, changed_data=question.changed_data
+            )
             reply = _Answer(findings=findings)
         except (UserError, OSError) as error:  # OSError: a full disk, say; its text names the file
             reply = _Answer(mistake=str(error), details=traceback_of(error))

@@ -15,7 +15,7 @@ import platformdirs
 from flwr.app import ConfigRecord, Context
 from pydantic.dataclasses import dataclass
 
-from sglr_flower.data import datasets, folder, pinned
+from sglr_flower.data import datasets
 from sglr_flower.errors import UserError
 from sglr_flower.exchange.wire import ExchangeError
 from sglr_flower.flower.protocol import CONFIG, STRICT, AssignOrder, Clients, ProtocolError, Session, Text, Value
@@ -62,21 +62,24 @@ def say_what_data(config: RunConfig, context: Context) -> None:
     data = assembly.data_of(config)
     for note in datasets.notes(*data):
         log.info("%s: %s", name(context), note)
+    context.state.pop(_CHANGED, None)
     _say_what_changed(config, context)
 
 
 def say_what_came(config: RunConfig, context: Context) -> None:
     """Log what has changed in a device's folder of images since the run began, once for each change."""
     if not simulated() and config.dataset == "folder":
-        stamp = pinned.stamp(folder.root(config.data_dir))
-        if _CHANGED not in context.state.config_records or context.state.config_records[_CHANGED]["stamp"] != stamp:
+        try:
             _say_what_changed(config, context)
+        except (UserError, OSError) as error:  # it is not trained on what came
+            log.warning("%s: what has come to its folder of images cannot be told: %s", name(context), error)
 
 
 def _say_what_changed(config: RunConfig, context: Context) -> None:
-    stamp = pinned.stamp(folder.root(config.data_dir)) if config.dataset == "folder" else ""
-    context.state[_CHANGED] = ConfigRecord({"stamp": stamp})
-    if changed := "; ".join(datasets.pin(*assembly.data_of(config))):
+    changed = "; ".join(datasets.pin(*assembly.data_of(config)))
+    before = context.state.config_records.get(_CHANGED, ConfigRecord())
+    context.state[_CHANGED] = ConfigRecord({"said": changed})
+    if changed and changed != before.get("said"):
         goes_on = "trains on those that it had" if config.dataset == "folder" else "trains on what is there now"
         log.warning("%s: its data have changed since the run began, and it %s: %s", name(context), goes_on, changed)
 

@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import by, datasets, partition, pinned
+from sglr_flower.data import by, datasets, folder, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
 from sglr_flower.data.levels import AUTO
@@ -170,7 +169,7 @@ def has_data(config: RunConfig) -> bool:
     if config.evaluate == "server":
         return True
     is_folder = config.dataset == "folder" and config.partition != "own" and config.data_dir != ""
-    return is_folder and (Path(config.data_dir) / "train").is_dir()
+    return is_folder and (folder.root(config.data_dir) / "train").is_dir()
 
 
 def pin_data(config: RunConfig) -> None:
@@ -187,6 +186,18 @@ def pin_data(config: RunConfig) -> None:
             f"the data{where} are not those that the run began with: {'; '.join(changed)}. Put them back, or go on "
             f"with what is there now: sglr resume --changed-data {config.run_dir}"
         )
+
+
+def take_changed_data(config: RunConfig) -> None:
+    """Go on with the data that are there now, instead of those that the run began with; of the server's alone.
+
+    Raises
+    ------
+    UserError
+        They are of other classes, a part would be left without any, or they cannot be read.
+    """
+    if has_data(config):
+        datasets.take_changed(*data_of(config))
 
 
 def scoring(config: RunConfig) -> score.Scoring:

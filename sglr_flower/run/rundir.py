@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from sglr_flower.data import pinned
 from sglr_flower.errors import UserError
 from sglr_flower.files import is_full, write_atomic
 from sglr_flower.run.config import RunConfig
@@ -339,20 +338,6 @@ class RunDirectory:
         """Write ``partition.json``: the class names, and for each client its number of samples of each class."""
         content = {"classes": list(classes), "counts": [list(row) for row in counts]}
         write_atomic(self.path / "partition.json", (json.dumps(content) + "\n").encode())
-
-    def take_changed_data(self, config: RunConfig) -> None:
-        """Go on with the data that are there now, instead of those that the run began with.
-
-        Raises
-        ------
-        UserError
-            They are of other classes.
-        """
-        kept = pinned.read(str(self.path))
-        if kept is not None and config.dataset == "folder":
-            pinned.refreshed(kept, Path(config.data_dir)).write(self.path)
-        elif kept is not None:
-            (self.path / pinned.FILE).unlink()
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint (see `checkpoint.latest`)."""

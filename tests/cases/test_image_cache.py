@@ -12,6 +12,7 @@ import torch
 from sglr_flower.data import datasets, folder, imagecache, pictures
 from sglr_flower.data.images import Picture, read_picture
 from sglr_flower.data.options import Options
+from sglr_flower.errors import UserError
 from sglr_flower.run import inprocess
 from sglr_flower.run.config import RunConfig
 
@@ -83,6 +84,44 @@ def test_a_pinned_run_has_them_in_its_own_order(tmp_path: Path, train: Path, dec
     assert datasets.pin("folder", str(tmp_path), 0, 16, Options(kept=str(tmp_path / "kept"), cache=100)) == []
     assert all(map(torch.equal, load(tmp_path), first))
     assert len(decoded) == 48
+
+
+def test_files_that_were_left_out_are_so_once_it_is_pinned(tmp_path: Path, train: Path, decoded: list[str]) -> None:
+    (train / "disc" / "003.png").write_bytes(b"x")
+    first = load(tmp_path, skip_unreadable=True)
+    options = Options(kept=str(tmp_path / "kept"), cache=100, skip_unreadable=True)
+    assert datasets.pin("folder", str(tmp_path), 0, 16, options) == []
+    assert all(map(torch.equal, load(tmp_path, skip_unreadable=True), first))
+    assert len(decoded) == 48
+
+
+def test_a_pinned_run_has_what_is_gone_or_replaced(tmp_path: Path, train: Path, decoded: list[str]) -> None:
+    first = load(tmp_path)
+    datasets.pin("folder", str(tmp_path), 0, 16, Options(kept=str(tmp_path / "kept"), cache=100))
+    (train / "disc" / "000.png").write_bytes((train / "disc" / "001.png").read_bytes())
+    for label in folders.LABELS:  # of every part
+        for file in sorted((train / label).iterdir())[2:]:
+            file.unlink()
+    assert all(map(torch.equal, load(tmp_path), first))
+    assert len(decoded) == 48
+    sentence = "45 of the images that the run began with are not there any more, or have become others: "
+    for options in ({"cache": 0}, {"ground": "black"}):
+        with pytest.raises(UserError, match=sentence):
+            load(tmp_path, **options)
+    assert len(decoded) == 48
+
+
+def test_what_did_not_fit_is_read_only_if_it_is_the_same(
+    tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagecache, "_MEGABYTE", 20 * 3 * 16 * 16)  # the first of class disc
+    load(tmp_path, cache=1)
+    datasets.pin("folder", str(tmp_path), 0, 16, Options(kept=str(tmp_path / "kept"), cache=1))
+    (train / "disc" / "000.png").unlink()
+    load(tmp_path, cache=1)
+    (train / "stripe" / "000.png").write_bytes((train / "stripe" / "001.png").read_bytes())
+    with pytest.raises(UserError, match=r"1 of the images that the run began with .* others: .*/stripe/000\.png\. Put"):
+        load(tmp_path, cache=1)
 
 
 def test_without_a_limit_or_a_folder_nothing_is_kept(tmp_path: Path, train: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -125,14 +126,139 @@ def test_a_resume_over_what_was_removed_or_replaced_is_refused(trained: RunConfi
         UserError, match=r"1 image was removed \(stripe 1\); 1 image was replaced by others \(disc 1\)\. Put"
     ):
         assembly.check(resumed(trained))
-    with pytest.raises(UserError, match=r"1 of the images that the run began with are not there .*stripe/002\.png"):
+    gone = r"2 of the images that the run began with are not there .*disc/001\.png, .*stripe/002\.png\. Put them back"
+    with pytest.raises(UserError, match=gone):
         assembly.splits(resumed(trained))
 
 
-def test_a_resume_over_the_same_data_goes_on(trained: RunConfig, tmp_path: Path) -> None:
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the files that are read to be told from others."""
+    paths: list[str] = []
+    marked = pinned.marked
+
+    def counted(root: Path, path: str, number: int) -> pinned.File:
+        paths.append(path)
+        return marked(root, path, number)
+
+    monkeypatch.setattr(pinned, "marked", counted)
+    return paths
+
+
+def test_a_resume_over_the_same_data_goes_on(trained: RunConfig, tmp_path: Path, opened: list[str]) -> None:
+    before = images(assembly.splits(trained))
+    assembly.check(resumed(trained))
+    assert opened == []  # neither size nor time has moved
     for file in (tmp_path / "data").rglob("*.png"):
         file.touch()  # copied anew, say
     assembly.check(resumed(trained))
+    assert len(opened) == 48
+    assembly.check(resumed(trained))
+    assert len(opened) == 48
+    assert all(map(torch.equal, images(assembly.splits(trained)), before))
+
+
+def test_each_file_is_marked_once_when_a_run_begins(tmp_path: Path, opened: list[str]) -> None:
+    folders.write(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    data = assembly.data_of(config(tmp_path))
+    assert datasets.pin(*data) == []
+    datasets.notes(*data)
+    assert len(opened) == 48
+
+
+def test_what_an_older_version_kept_has_no_times(trained: RunConfig, tmp_path: Path, opened: list[str]) -> None:
+    file = tmp_path / "run" / "data.json"
+    kept = json.loads(file.read_text())
+    for part in kept["parts"].values():
+        part["files"] = [entry[:3] for entry in part["files"]]
+    file.write_text(json.dumps(kept))
+    before = images(assembly.splits(trained))
+    assembly.check(resumed(trained))
+    assert all(map(torch.equal, images(assembly.splits(trained)), before))
+    assert len(opened) == 48
+
+
+def test_a_link_that_leads_nowhere_is_no_change(trained: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "data" / "train" / "disc" / "link.png").symlink_to(tmp_path / "nowhere.png")
+    assembly.check(resumed(trained))
+    image = tmp_path / "data" / "train" / "disc" / "003.png"
+    image.unlink()
+    image.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"1 image was removed \(disc 1\)\. Put"):
+        assembly.check(resumed(trained))
+    assembly.take_changed_data(trained)
+    assert len(kept_paths(tmp_path)) == 47
+    assembly.check(resumed(trained))
+
+
+def kept_paths(tmp_path: Path, part: str = "") -> list[str]:
+    kept = pinned.read(str(tmp_path / "run"))
+    assert kept is not None
+    return [file.path for name, own in kept.parts.items() if part in ("", name) for file in own.files]
+
+
+def test_a_folder_that_is_not_mounted_changes_nothing(trained: RunConfig, tmp_path: Path) -> None:
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    (tmp_path / "data").rename(tmp_path / "away")
+    forget()
+    with pytest.raises(UserError, match="none of the 32 images that the run has for train, so it cannot go on with"):
+        assembly.take_changed_data(trained)
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
+
+
+def test_a_part_is_not_left_without_an_image(trained: RunConfig, tmp_path: Path) -> None:
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    for path in kept_paths(tmp_path, "validation"):
+        (tmp_path / "data" / path).unlink()
+    with pytest.raises(UserError, match="none of the 6 images that the run has for validation"):
+        assembly.take_changed_data(trained)
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
+
+
+def test_a_data_dir_that_begins_with_a_tilde_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folders.write(tmp_path / "data")
+    settings = config(tmp_path, data_dir="~/data")
+    inprocess.run(settings)
+    assert assembly.has_data(settings.replace(evaluate="client"))
+    before = kept_paths(tmp_path)
+    add(tmp_path, "disc", 1)
+    assembly.take_changed_data(settings)
+    assert sorted(kept_paths(tmp_path)) == sorted([*before, "train/disc/!000.png"])
+
+
+def test_new_images_below_test_are_for_test(tmp_path: Path) -> None:
+    folders.write(tmp_path / "data")
+    test = folders.write(tmp_path / "data", 4, part="test")
+    settings = config(tmp_path)
+    inprocess.run(settings)
+    before = {part: kept_paths(tmp_path, part) for part in pinned.PARTS}
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(test / "disc" / "new.png")
+    add(tmp_path, "disc", 1)
+    assembly.take_changed_data(settings)
+    assert kept_paths(tmp_path, "train") == [*before["train"], "train/disc/!000.png"]
+    assert kept_paths(tmp_path, "validation") == before["validation"]
+    assert kept_paths(tmp_path, "test") == [*before["test"], "test/disc/new.png"]
+    assembly.check(resumed(settings))
+
+
+def test_new_files_that_cannot_be_read(tmp_path: Path) -> None:
+    train = folders.write(tmp_path / "data")
+    settings = config(tmp_path, unreadable="skip")
+    inprocess.run(settings)
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    (train / "disc" / "bad.png").write_bytes(b"x")
+    (train / "disc" / "000.png").write_bytes(b"y")  # one that was good
+    with pytest.raises(UserError, match=r"2 image files cannot be read: .*disc/000\.png, .*disc/bad\.png"):
+        assembly.take_changed_data(settings.replace(unreadable="refuse"))
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
+    assembly.take_changed_data(settings)
+    assembly.check(resumed(settings))
+    kept = pinned.read(str(tmp_path / "run"))
+    assert kept is not None
+    assert kept.left_out == ("train/disc/000.png", "train/disc/bad.png")
+    assert sum(map(len, images(assembly.splits(settings)))) == 47
 
 
 def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> None:
@@ -143,7 +269,7 @@ def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> N
     add(tmp_path, "disc", 2)
     (tmp_path / "run" / "summary.json").unlink()  # as if it had been stopped
     (tmp_path / "data" / "train" / "stripe" / "002.png").unlink()
-    RunDirectory(tmp_path / "run").take_changed_data(settings)
+    assembly.take_changed_data(settings)
     assembly.check(resumed(settings))
     inprocess.run(resumed(settings))
     found = images(assembly.splits(settings))
@@ -156,7 +282,7 @@ def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> N
 def test_it_is_not_told_to_go_on_with_other_classes(trained: RunConfig, tmp_path: Path) -> None:
     add(tmp_path, "ring", 2)
     with pytest.raises(UserError, match="the class 'ring', which is none of the run's: disc, stripe"):
-        RunDirectory(tmp_path / "run").take_changed_data(trained)
+        assembly.take_changed_data(trained)
 
 
 def test_the_command_line_refuses_and_goes_on(tmp_path: Path) -> None:

@@ -130,3 +130,40 @@ def test_pictures_that_come_during_a_run_are_said_and_not_trained_on(
         " 3 images were added (disc 1, ring 2)",
         " 4 images were added (disc 2, ring 2)",
     ]
+
+
+@pytest.mark.parametrize("cache", [500, 0])
+def test_pictures_that_are_replaced_or_go_during_a_run(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, cache: int
+) -> None:
+    """With those that it had a device trains as if nothing had happened; where none are kept a sentence names them."""
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    values = {**SETTINGS, "num-clients": 1, "num-server-rounds": 3, "classes": "disc,stripe,ring", "cache": cache}
+    losses = []
+    for place in ("left alone", "changed"):
+        made = grid(tmp_path / place, ["lacking"])
+        disc = tmp_path / place / "lacking" / "data" / "train" / "disc"
+
+        def change(content: RecordDict, disc: Path = disc) -> RecordDict:
+            if METRICS in content and not (disc / "link.png").is_symlink():  # after the first round
+                first, *_, last = sorted(disc.iterdir())
+                first.write_bytes(next((disc.parent / "stripe").iterdir()).read_bytes())
+                last.unlink()
+                (disc / "link.png").symlink_to("nowhere.png")
+                folder.load.cache_clear()
+            return content
+
+        if place == "changed":
+            made.devices[11].changes["train.grid"] = change
+        if place == "changed" and not cache:
+            with pytest.raises(UserError, match=r"node lacking.*: 2 of the images that the run began with are not"):
+                serve(made, {**values, "run-dir": str(tmp_path / place / "run")})  # type: ignore[arg-type]
+            return
+        serve(made, {**values, "run-dir": str(tmp_path / place / "run")})  # type: ignore[arg-type]
+        losses.append((tmp_path / place / "run" / "metrics.csv").read_text().splitlines())
+    loss = losses[0][0].split(",").index("train_loss")
+    assert [row.split(",")[loss] for row in losses[0]] == [row.split(",")[loss] for row in losses[1]]
+    said = [record.getMessage() for record in caplog.records if "data have changed" in record.getMessage()]
+    assert [line.partition("that it had: ")[2] for line in said] == [
+        "1 image was removed (disc 1); 1 image was replaced by others (disc 1)"
+    ]
