@@ -86,6 +86,10 @@ def run(
         parsed = parsed.replace(run_dir=str(chosen))
         directory = RunDirectory(chosen)
         directory.claim(parsed)
+        if launch.in_process:
+            from sglr_flower.data import datasets  # with torch, which is here by now
+
+            datasets.forget_folders()  # the run reads them with what it keeps of them: they would be in memory twice
         if findings.counts:
             directory.partition(findings.classes, findings.counts)  # with evaluate = "client" the server has no data
         for note in findings.notes:

@@ -227,6 +227,13 @@ def take_changed(dataset: str, data_dir: str, seed: int, image_size: int = 0, op
         source = load(dataset, data_dir, seed, image_size, options)
         now = Pinned(dataset, source.classes, fingerprint.parts(source))
     now.write(Path(options.kept))
+    forget_folders()
+
+
+def forget_folders() -> None:
+    """Let go of the images of folders that are remembered in this process."""
+    folder.load.cache_clear()
+    _with_one_channel.cache_clear()
 
 
 def train_files(data_dir: str, seed: int, image_size: int, options: Options = DEFAULT) -> list[str]:

@@ -198,6 +198,7 @@ def take_changed_data(config: RunConfig) -> None:
     """
     if has_data(config):
         datasets.take_changed(*data_of(config))
+        _shares.cache_clear()
 
 
 def scoring(config: RunConfig) -> score.Scoring:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import folders
@@ -32,7 +34,7 @@ def config(tmp_path: Path, **keys: object) -> RunConfig:
 
 def forget() -> None:
     """Be as a new process is: nothing is remembered of a folder."""
-    folder.load.cache_clear()
+    datasets.forget_folders()
     assembly._shares.cache_clear()
 
 
@@ -292,7 +294,9 @@ def test_the_command_line_refuses_and_goes_on(tmp_path: Path) -> None:
     del values["run-dir"]
     keys = [f"{key}={value}" for key, value in values.items()]
     arguments = ["--in-process", "--run-dir", str(tmp_path / "run"), *(part for key in keys for part in ("-s", key))]
+    forget()
     assert CliRunner().invoke(app, ["run", *arguments]).exit_code == 0
+    assert folder.load.cache_info().currsize == 1  # the check's images are let go
     (tmp_path / "run" / "summary.json").unlink()
     add(tmp_path, "disc", 4)
     forget()
@@ -301,6 +305,21 @@ def test_the_command_line_refuses_and_goes_on(tmp_path: Path) -> None:
     assert "4 images were added (disc 4)" in str(refused.exception)
     assert f"sglr resume --changed-data {tmp_path / 'run'}" in str(refused.exception)
     assert CliRunner().invoke(app, ["resume", "--changed-data", str(tmp_path / "run")]).exit_code == 0
+
+
+def test_the_check_apart_takes_what_is_there_now(trained: RunConfig, tmp_path: Path) -> None:
+    """`sglr resume` has no torch, which reading the new images needs."""
+    add(tmp_path, "disc", 4)
+    code = (
+        "import json, sys\nfrom sglr_flower.federation.preflight import look_apart\n"
+        "from sglr_flower.run.config import RunConfig\n"
+        "found = look_apart(RunConfig.parse(json.loads(sys.argv[1])), own_data=False, changed_data=True)\n"
+        "print(sum(map(sum, found.counts)), 'torch' in sys.modules)\n"
+    )
+    config = json.dumps(trained.replace(resume=True).values())
+    asked = subprocess.run([sys.executable, "-c", code, config], capture_output=True, text=True, check=True)
+    assert asked.stdout == "36 False\n"
+    assert kept_paths(tmp_path, "train")[-4:] == [f"train/disc/!{number:03}.png" for number in range(4)]
 
 
 def test_a_run_of_an_older_version_goes_on_as_before(trained: RunConfig, tmp_path: Path) -> None:
