@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sglr_flower import imports
-from sglr_flower.data import by, datasets, partition, pinned
+from sglr_flower.data import by, datasets, folder, partition, pinned
 from sglr_flower.data.augment import augment
 from sglr_flower.data.inputs import Inputs, to_inputs
 from sglr_flower.data.levels import AUTO
@@ -181,12 +182,40 @@ def pin_data(config: RunConfig) -> None:
     UserError
         They are others than those that the run began with.
     """
+    if config.resume and not (Path(config.run_dir) / pinned.FILE).exists():
+        _check_dealt(config)
     if changed := datasets.pin(*data_of(config)):
         where = f" in {config.data_dir}" if config.data_dir else ""
         raise UserError(
             f"the data{where} are not those that the run began with: {'; '.join(changed)}. Put them back, or go on "
             f"with what is there now: sglr resume --changed-data {config.run_dir}"
         )
+
+
+def _check_dealt(config: RunConfig) -> None:
+    """Compare who holds what with what a run of a version that kept no more than that has written down."""
+    path = Path(config.run_dir) / "partition.json"
+    if config.partition == "own" or not path.exists():
+        return
+    names, counts = class_counts(config)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != {"classes": list(names), "counts": [list(own) for own in counts]}:
+        raise UserError(
+            f"the clients would not have the samples that they began with ({path}): the data have changed, or the "
+            "version that began this run dealt them out otherwise. Resume it with that version, or start a new run"
+        )
+
+
+def levels_of(config: RunConfig) -> str:
+    """The run-config's ``levels``, of which "auto" is what the server's own folder of images uses, if it has any."""
+    *_, size, options = data_of(config)
+    if config.dataset != "folder" or options.levels != AUTO or not config.data_dir:
+        return options.levels
+    root = folder.root(config.data_dir)
+    if not any(path.is_file() for path in (root / "train").rglob("[!.]*")):
+        return options.levels
+    found = folder.load(root, config.seed, size or folder.INPUT_SIZE, options).pictures
+    return found.options.levels if found.deep else AUTO
 
 
 def scoring(config: RunConfig) -> score.Scoring:

@@ -123,3 +123,21 @@ def test_a_client_for_each_value_of_a_column(tmp_path: Path) -> None:
         assembly.client_data(of("by:hand", 2), [0])
     with pytest.raises(UserError, match="other values than texts and numbers"):
         assembly.client_data(of("by:boxes", 2), [0])
+
+
+def test_a_column_is_had_of_images_that_are_made_grey_too(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "writer": Value("string")})
+    images = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(36)]
+    rows = {"image": images, "label": [0, 1] * 18, "writer": ["x"] * 12 + ["y"] * 24}
+    Dataset.from_dict(rows, features).save_to_disk(str(tmp_path / "saved"))
+    values = {
+        "dataset": f"hf:{tmp_path / 'saved'}",
+        "partition": "by:writer",
+        "num-clients": 2,
+        "model": "case_models:grey",
+    }
+    both = [RunConfig.parse({**values, "samples-per-client": 0, "channels": channels}) for channels in (1, 3)]
+    assert assembly.class_counts(both[0]) == assembly.class_counts(both[1])
