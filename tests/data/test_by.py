@@ -139,5 +139,7 @@ def test_a_column_is_had_of_images_that_are_made_grey_too(tmp_path: Path) -> Non
         "num-clients": 2,
         "model": "case_models:grey",
     }
-    both = [RunConfig.parse({**values, "num-clients": 2, "samples-per-client": 0, "channels": number}) for number in (1, 3)]
+    both = [
+        RunConfig.parse({**values, "num-clients": 2, "samples-per-client": 0, "channels": number}) for number in (1, 3)
+    ]
     assert assembly.class_counts(both[0]) == assembly.class_counts(both[1])
