@@ -67,12 +67,12 @@ class _Answer(BaseModel):
 
 
 def look(config: RunConfig, *, own_data: bool) -> Findings:
-    """`run.assembly.check`, and what it leaves to be known, in this process."""
+    """`run.checks.check`, and what it leaves to be known, in this process."""
     from sglr_flower.data import datasets
-    from sglr_flower.run import assembly
+    from sglr_flower.run import assembly, checks
     from sglr_flower.run.machine import available_gpus
 
-    assembly.check(config, own_data=own_data)
+    checks.check(config, own_data=own_data)
     if config.partition == "own":
         return Findings(gpus=available_gpus())
     classes, counts = assembly.class_counts(config)
@@ -86,7 +86,7 @@ def look_apart(config: RunConfig, *, own_data: bool, warm: Interpreter | None = 
     Parameters
     ----------
     config, own_data
-        As of `run.assembly.check`.
+        As of `run.checks.check`.
     warm : Interpreter or None
         The warm interpreter to fork the other process from, if there is one.
     """

@@ -15,7 +15,7 @@ from sglr_flower.cli.app import app
 from sglr_flower.data import datasets, folder, pinned
 from sglr_flower.data.source import Source
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.studies.trained import network, targets
@@ -112,7 +112,7 @@ def test_a_resume_over_what_was_added_is_refused(
     trained: RunConfig, tmp_path: Path, label: str, count: int, sentence: str
 ) -> None:
     add(tmp_path, label, count)
-    for go_on in (assembly.check, inprocess.run):
+    for go_on in (checks.check, inprocess.run):
         with pytest.raises(UserError, match=rf"the data in .*/data are not those .*: {sentence} Put them back"):
             go_on(resumed(trained))
 
@@ -124,7 +124,7 @@ def test_a_resume_over_what_was_removed_or_replaced_is_refused(trained: RunConfi
     with pytest.raises(
         UserError, match=r"1 image was removed \(stripe 1\); 1 image was replaced by others \(disc 1\)\. Put"
     ):
-        assembly.check(resumed(trained))
+        checks.check(resumed(trained))
     with pytest.raises(UserError, match=r"1 of the images that the run began with are not there .*stripe/002\.png"):
         assembly.splits(resumed(trained))
 
@@ -132,7 +132,7 @@ def test_a_resume_over_what_was_removed_or_replaced_is_refused(trained: RunConfi
 def test_a_resume_over_the_same_data_goes_on(trained: RunConfig, tmp_path: Path) -> None:
     for file in (tmp_path / "data").rglob("*.png"):
         file.touch()  # copied anew, say
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
 
 
 def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> N
     (tmp_path / "run" / "summary.json").unlink()  # as if it had been stopped
     (tmp_path / "data" / "train" / "stripe" / "002.png").unlink()
     RunDirectory(tmp_path / "run").take_changed_data(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
     inprocess.run(resumed(settings))
     found = images(assembly.splits(settings))
     held = sum(map(len, found[1:]))
@@ -180,7 +180,7 @@ def test_the_command_line_refuses_and_goes_on(tmp_path: Path) -> None:
 def test_a_run_of_an_older_version_goes_on_as_before(trained: RunConfig, tmp_path: Path) -> None:
     before = images(assembly.splits(trained))
     (tmp_path / "run" / "data.json").unlink()
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
 
 
@@ -198,7 +198,7 @@ def test_left_out_files_are_no_change(tmp_path: Path) -> None:
     (train / "disc" / "bad.png").write_bytes(b"x")
     settings = config(tmp_path, unreadable="skip")
     inprocess.run(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
 
 
 def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.M
     keys = {"dataset": "arrays_of_mine:data", "data-dir": "", "model": "mlp", "image-size": 0}
     settings = config(tmp_path, **keys)
     inprocess.run(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
     for name, value, sentence in (
         ("SHIFT", 1.0, "train has other samples, as many as before; validation has other"),
         ("COUNT", 50, "train: 0 .* became .*, 1 .* became"),
@@ -224,7 +224,7 @@ def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.M
         own.load.cache_clear()
         monkeypatch.setattr(arrays_of_mine, name, value)
         with pytest.raises(UserError, match=f"the data are not those that the run began with: {sentence}"):
-            assembly.check(resumed(settings))
+            checks.check(resumed(settings))
 
 
 def test_bundled_data_are_the_same_whenever_they_are_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from uneven import write
 
 from sglr_flower.data import by, partition
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import read_json
 
@@ -55,7 +55,7 @@ def test_samples_per_client_is_a_limit(hospitals: Path) -> None:
 
 def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
     done = config(hospitals, **{"num-server-rounds": 1, "run-dir": str(tmp_path / "run"), "model": "resnet16"})
-    assembly.check(done)
+    checks.check(done)
     inprocess.run(done, 2)
     assert len(read_json(tmp_path / "run" / "partition.json")["counts"]) == 3
 
@@ -70,12 +70,12 @@ def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_one_sentence(hospitals: Path, spec: str, clients: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        assembly.check(config(hospitals, spec, clients))
+        checks.check(config(hospitals, spec, clients))
 
 
 def test_other_data_sets_have_neither_levels_nor_columns() -> None:
     with pytest.raises(UserError, match="for dataset folder and for those of Hugging Face"):
-        assembly.check(RunConfig.parse({"partition": "by:1", "num-clients": 3}))
+        checks.check(RunConfig.parse({"partition": "by:1", "num-clients": 3}))
 
 
 def test_a_level_or_column_has_to_be_named() -> None:
