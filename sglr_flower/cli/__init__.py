@@ -26,8 +26,8 @@ def _speak_utf8() -> None:
     """
     if sys.getfilesystemencoding() == "utf-8" and sys.stdout.encoding.lower() in ("utf-8", "utf8"):
         return
-    if sys.flags.utf8_mode or os.environ.get("PYTHONIOENCODING"):
-        return  # so it was meant
+    if sys.flags.utf8_mode or os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8") == "1":
+        return  # so it was meant, or Python has been told not to look at its environment
     os.environ["PYTHONUTF8"] = "1"
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

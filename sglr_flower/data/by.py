@@ -18,7 +18,7 @@ from sglr_flower.data import datasets, folder, hub
 from sglr_flower.data.classfolders import text
 from sglr_flower.data.options import Options
 from sglr_flower.data.partition import refused
-from sglr_flower.data.samples import Indexed, Samples, Share
+from sglr_flower.data.samples import Indexed, Read, Samples, Share
 from sglr_flower.errors import UserError
 from sglr_flower.seeds import numpy_generator as generator
 
@@ -50,7 +50,7 @@ def shares(values: Sequence[Value], spec: str, num_clients: int, samples_per_cli
             f"train samples have so many values of it, a client for each ({listed})"
         )
     draw = generator(seed, "samples-per-client")
-    every = [np.flatnonzero(client == number) for number in range(num_clients)]
+    every = np.split(np.argsort(client, kind="stable"), np.cumsum(np.bincount(client, minlength=num_clients))[:-1])
     kept = [np.sort(draw.permutation(own)[: samples_per_client or None]) for own in every]
     return [torch.from_numpy(own) for own in kept]
 
@@ -90,7 +90,7 @@ def of_train(spec: str, dataset: str, data_dir: str, seed: int, image_size: int,
 
 def _level(path: str, root: Path, level: int, spec: str) -> str:
     """The name of the folder that an image lies in, so many levels below its class folder."""
-    _, *folders, _ = Path(path).relative_to(root / "train").parts
+    _, _, *folders, _ = Path(path).relative_to(root).parts
     if len(folders) < level:
         raise refused(
             spec,
@@ -105,6 +105,8 @@ def _column(samples: Samples, name: str, spec: str) -> list[Value]:
     if isinstance(samples, Share):
         whole = _column(samples.whole, name, spec)
         return [whole[index] for index in samples.indices.tolist()]
+    if isinstance(samples, Read):
+        return _column(samples.whole, name, spec)
     assert isinstance(samples, Indexed)
     rows: Any = samples.data.rows
     if name not in rows.column_names:

@@ -16,6 +16,10 @@ _SYSTEM = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@ea
 """What systems leave in folders, in small letters, beside names that begin with a dot."""
 
 
+_NOT_READ = frozenset({"MPEG", "EPS"})
+"""Of a film Pillow knows the size alone; a page in PostScript is a program, which Ghostscript would run."""
+
+
 @dataclass(frozen=True)
 class Found:
     """The image files of some class folders.
@@ -36,17 +40,25 @@ class Found:
 
 
 @lru_cache(maxsize=1)
-def endings() -> frozenset[str]:
-    """The endings, in small letters, of all formats that the installed Pillow can read."""
+def formats() -> tuple[str, ...]:
+    """The formats that the installed Pillow can read by itself, as it calls them."""
     from PIL import Image, ImageFile
 
-    def reads(name: str) -> bool:
-        opener = Image.OPEN[name][0] if name in Image.OPEN else None
-        is_stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
-        return opener is not None and not is_stub and name != "MPEG"  # of a film Pillow knows the size alone
-
     Image.init()
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if reads(name))
+    openers = {name: opener for name, (opener, _) in Image.OPEN.items() if name not in _NOT_READ}
+    stubs = {
+        name for name, own in openers.items() if isinstance(own, type) and issubclass(own, ImageFile.StubImageFile)
+    }
+    return tuple(name for name in openers if name not in stubs)
+
+
+@lru_cache(maxsize=1)
+def endings() -> frozenset[str]:
+    """The endings of these, in small letters."""
+    from PIL import Image
+
+    known = formats()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
 
 
 def is_hidden(name: str) -> bool:

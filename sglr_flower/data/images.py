@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sglr_flower.data.classfolders import text
+from sglr_flower.data.classfolders import formats, text
 from sglr_flower.data.levels import of_values, parse
 from sglr_flower.data.options import DEFAULT, NO_GROUND, Options
 from sglr_flower.errors import UserError
@@ -109,7 +109,7 @@ def read_picture(path: Path, channels: int, size: int, options: Options = DEFAUL
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with _unlimited(), Image.open(path) as image:
+        with _unlimited(), Image.open(path, formats=formats()) as image:
             name, (width, height) = image.format or "", image.size
             frames = bool(getattr(image, "is_animated", False))
             # Photos are large: JPEG can be decoded at 1/2, 1/4 or 1/8 of its size. Never below twice the size

@@ -60,9 +60,8 @@ def parse(spec: str) -> tuple[str, float]:
           remainder of the division to nobody (ShardPartitioner, arXiv 1602.05629);
         - ``linear``, ``square``: client i of 1, 2, ... gets a share proportional to i or i squared
           (LinearPartitioner, SquarePartitioner);
-        raise refused(spec, "every node has samples of its own, so there is nothing to divide")
-    if name == "by":
-        raise refused(spec, "it is by what the samples are of (`by.shares`), not by their classes")
+        - ``by:LEVEL-OR-COLUMN``: a client for each folder of a level, or each value of a column (`by.shares`);
+        - ``own``: each node's samples are its clients' alone (`deal`).
 
     Returns
     -------

@@ -68,17 +68,17 @@ class _Answer(BaseModel):
 
 
 def look(config: RunConfig, *, own_data: bool, changed_data: bool = False) -> Findings:
-    """`run.assembly.check`, and what it leaves to be known, in this process.
+    """`run.checks.check`, and what it leaves to be known, in this process.
 
     ``changed_data``: after `run.assembly.take_changed_data`.
     """
     from sglr_flower.data import datasets
-    from sglr_flower.run import assembly
+    from sglr_flower.run import assembly, checks
     from sglr_flower.run.machine import available_gpus
 
     if changed_data:
         assembly.take_changed_data(config)
-    assembly.check(config, own_data=own_data)
+    checks.check(config, own_data=own_data)
     if config.partition == "own":
         return Findings(gpus=available_gpus())
     classes, counts = assembly.class_counts(config)

@@ -51,7 +51,7 @@ from sglr_flower.flower.protocol import (
 )
 from sglr_flower.flower.replies import tensors_of
 from sglr_flower.flower.staterecords import STATES, drop_step, keep_step, pack_states, step_states, unpack_states
-from sglr_flower.run import assembly
+from sglr_flower.run import assembly, checks
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.machine import assigned_cpus, assigned_gpus, concurrent_nodes, machines, simulated, slow_autocast
 from sglr_flower.run.nodetable import printable
@@ -168,7 +168,7 @@ def assign(order: AssignOrder, message: Message, context: Context) -> RecordDict
         log.warning("%s: %s", hosting.name(context), sentence)
     hosting.refuse_outdated(order.session, context)
     if simulated():
-        assembly.refuse_own_partition(config)
+        checks.refuse_own_partition(config)
         _refuse_other_folder(config, order.run_id)
     config = hosting.take(order, config, context)
     kept = hosting.states(context)

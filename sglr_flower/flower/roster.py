@@ -189,7 +189,7 @@ class Roster:
             if wait.over and answers and self._config.tolerant:
                 break
             if wait.over:
-                why = f"still missing after {wait.seconds:g} s (start-timeout): {self._missing(wanted)}"
+                why = f"still missing after {wait.seconds:g} s{wait.key}: {self._missing(wanted)}"
                 raise ExchangeError(f"{why}; {self._unheard()}" if greeter.failures else why)
             wait.tell(self._missing(wanted))
             time.sleep(pause)
@@ -372,8 +372,7 @@ class Roster:
         config = self._config
         if self._own and config.dataset == "folder":
             # Classes, and the range of images of more than 8 bits, are the server's to say: a device sees a part.
-            levels = assembly.data_of(config)[-1].levels
-            config = config.replace(classes=listed_classes(self._classes), levels=levels)
+            config = config.replace(classes=listed_classes(self._classes), levels=assembly.levels_of(config))
         content = RecordDict({ORDER: order.to_record(), CONFIG: ConfigRecord({**config.values()})})
         if states:
             content[STATES] = pack_states(states)

@@ -16,7 +16,7 @@ from sglr_flower.exchange.checks import frame_bytes
 from sglr_flower.exchange.stream import StreamServer
 from sglr_flower.federation.folder import stream_endpoint
 from sglr_flower.flower.strategy import SplitStrategy, frame_of
-from sglr_flower.run import assembly
+from sglr_flower.run import assembly, checks
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory, new_run_dir
 from sglr_flower.split import methods
@@ -56,7 +56,7 @@ def serve(grid: Grid, values: Mapping[str, Any]) -> None:
             raise UserError(f"run-config key {key} = {path!r}: it must be absolute, as Flower runs the app elsewhere")
     if not config.run_dir:
         config = config.replace(run_dir=str(new_run_dir(None, config)))
-    assembly.check_parts(config)
+    checks.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         data = assembly.data_of(config)

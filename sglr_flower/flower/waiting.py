@@ -31,7 +31,12 @@ class Wait:
         self._began = time.monotonic()
         self._due = self._began + TELL_SECONDS
         self._told = False
-        self.seconds = seconds
+        self.seconds = self._said = seconds
+
+    @property
+    def key(self) -> str:
+        """The key in brackets, where it is what the time follows from."""
+        return f" ({self._key})" if self._key and self.seconds == self._said else ""
 
     @property
     def waited(self) -> float:
@@ -50,7 +55,7 @@ class Wait:
             return
         self._due, self._told = now + TELL_SECONDS, True
         left = f"{max(0.0, self.seconds - self.waited):.0f} s left"
-        line = printable(f"waiting for {whom}, {left}" + (f" ({self._key})" if self._key else ""))
+        line = printable(f"waiting for {whom}, {left}{self.key}")
         log.info(line)
         self._directory.status(waiting=line)
 

@@ -544,7 +544,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> RunConfig:
-        if self.method in methods.METHODS:  # one's own is not imported here: `assembly.check_parts` does it
+        if self.method in methods.METHODS:  # one's own is not imported here: `checks.check_parts` does it
             self.refuse_with(methods.METHODS[self.method])
         return self
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sglr_flower.run import assembly, training
+from sglr_flower.run import assembly, checks, training
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.nodes import Attended, OpenRound, Weights
 from sglr_flower.run.rundir import RunDirectory
@@ -180,8 +180,8 @@ def run(config: RunConfig, num_nodes: int = 1) -> Summary:
     UserError
         If data are missing or the run directory cannot be used.
     """
-    assembly.refuse_own_partition(config)
-    assembly.check_parts(config)
+    checks.refuse_own_partition(config)
+    checks.check_parts(config)
     directory = RunDirectory(Path(config.run_dir))
     with directory.session(config):
         assembly.pin_data(config)

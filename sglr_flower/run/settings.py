@@ -74,7 +74,7 @@ def parse_assignment(text: str) -> tuple[str, Scalar]:
     if field is None:
         raise UserError(unknown_key(written.strip()))
     value = value.strip()
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" and value[0] not in value[1:-1]:
         value = value[1:-1]
     if field.annotation is bool:
         return key, _BOOLEANS.get(value.lower(), value)  # of what is neither the validator names key, value and type

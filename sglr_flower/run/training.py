@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sglr_flower.data.samples import Samples
 from sglr_flower.errors import Diverged, UserError
-from sglr_flower.run import assembly, checkpoint, origin, scoring, track, watch
+from sglr_flower.run import assembly, checkpoint, checks, origin, scoring, track, watch
 from sglr_flower.run.accounting import Ledger
 from sglr_flower.run.attempts import train_until_done, with_retries
 from sglr_flower.run.checkpoint import LazyStates
@@ -159,7 +159,7 @@ class Training:
         cls, config: RunConfig, nodes: Nodes, directory: RunDirectory, restored: checkpoint.Checkpoint | None
     ) -> Training:
         """Set up the server's side, in the state of ``restored`` if there is one, and what the directory holds."""
-        assembly.check_batches_of_one(config, nodes.sizes)
+        checks.check_batches_of_one(config, nodes.sizes)
         server = assembly.server(config)
         history, shared = History(score=assembly.scoring(config).score), None
         if restored is not None:
@@ -182,7 +182,7 @@ class Training:
             images.get("test"),
             history.rows,
         )
-        watching.say(assembly.remarks(config, nodes.sizes))
+        watching.say(checks.remarks(config, nodes.sizes))
         return cls(config, nodes, directory, server, images, watching, history, shared, ledger)
 
     def rounds(self) -> Iterator[Done]:

@@ -129,7 +129,7 @@ def begin(
     """
     classes = kind.outputs if isinstance(kind, Classes) and score == ACCURACY else 0
     watch = Watch(rounds, loss_by_chance(kind, loss, samples), classes)
-    if classes and isinstance(kind, Classes) and samples is not None:
+    if classes and isinstance(kind, Classes) and samples is not None and len(samples):
         counts = torch.bincount(one(all_targets(samples)), minlength=classes)
         watch.most = kind.names[int(counts.argmax())], int(counts.max()) / len(samples)
     for row in past:

@@ -16,7 +16,7 @@ from sglr_flower.data import datasets
 from sglr_flower.data.options import Options
 from sglr_flower.data.source import Source
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 
@@ -216,7 +216,7 @@ def test_a_class_name_in_bytes_that_are_not_utf_8_is_trained_and_read_back(tmp_p
     train = folders.write(tmp_path / "data", labels=("disc", "stripe"))
     os.rename(os.fsencode(train / "disc"), os.fsencode(train) + b"/caf\xe9")
     settings = config(tmp_path / "data", tmp_path / "run")
-    assembly.check(settings)
+    checks.check(settings)
     summary = inprocess.run(settings)
     assert summary["evaluated_images"] == 10
     assert RunDirectory(tmp_path / "run").read_config() == settings

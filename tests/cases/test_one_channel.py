@@ -23,7 +23,7 @@ from sglr_flower.data.samples import Indexed, Read, all_targets
 from sglr_flower.data.source import Source, make, one_channel
 from sglr_flower.data.targets import Classes
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.studies.trained import evaluation, export, network, prediction, targets
 
@@ -104,7 +104,7 @@ def test_a_grey_network_is_trained_scored_applied_and_exported(tmp_path: Path) -
         **{"model": "cases.grey_model:grey", "augment": "standard", "client-lr": 0.01},
     }
     config = RunConfig.parse(values)
-    assembly.check(config)
+    checks.check(config)
     inprocess.run(config)
     model = network.load(tmp_path / "run")
     assert (model.channels, model.image_size) == (1, 16)

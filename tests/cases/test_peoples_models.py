@@ -19,7 +19,7 @@ from torch import nn
 
 import sglr_flower as sglr
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import methods
 from sglr_flower.studies.trained import export
@@ -56,7 +56,7 @@ def config_of(name: str, **changes: Any) -> RunConfig:
 def test_a_mistake_is_a_sentence_with_the_stage_and_the_line(name: str, said: str) -> None:
     config = config_of(name, cut={"tied_across": "low"}.get(name, "first"))
     with pytest.raises(UserError) as caught:
-        assembly.check_parts(config)
+        checks.check_parts(config)
 
     sentence = str(caught.value)
     assert sentence.startswith(f"run-config key model = 'case_models:{name}': {said}")
@@ -66,17 +66,17 @@ def test_a_mistake_is_a_sentence_with_the_stage_and_the_line(name: str, said: st
 
 def test_a_server_segment_without_a_graph_is_refused() -> None:
     with pytest.raises(UserError, match=r"its server segment gives a tensor without a graph|does not use the smashed"):
-        assembly.check_parts(config_of("detached_server"))
+        checks.check_parts(config_of("detached_server"))
 
 
 def test_a_network_for_grey_images_is_told_of_the_key() -> None:
     with pytest.raises(UserError, match=r"it is made for images of 1 channel.*set channels = 1$"):
-        assembly.check_parts(config_of("grey"))
+        checks.check_parts(config_of("grey"))
 
 
 def test_a_network_for_grey_images_trains_with_the_key_and_is_exported(tmp_path: Path) -> None:
     config = config_of("grey", channels=1, run_dir=str(tmp_path))
-    assembly.check(config)
+    checks.check(config)
     assert inprocess.run(config)["steps"] == 2
     folder = export.export(trained.load(tmp_path), 0)
     assert torch.export.load(folder / "model.pt2").module()(torch.zeros(3, 1, 16, 16)).shape == (3, 10)
@@ -87,7 +87,7 @@ def test_a_mistake_in_a_method_is_a_sentence_with_the_line() -> None:
     with pytest.raises(
         UserError, match=r"method = 'case_models:misspelt': a step of training fails with NameError"
     ) as e:
-        assembly.check_parts(config)
+        checks.check_parts(config)
     assert str(e.value).endswith(f"case_models.py:{line_of('misspelt')})")
 
 
@@ -109,11 +109,11 @@ def test_batch_norm_on_a_batch_of_one_is_refused_where_there_will_be_one(
         "batch_norm_1d", num_clients=clients, samples_per_client=samples, method=method, run_dir=str(tmp_path / "run")
     )
     if not refused:
-        assembly.check(config)
+        checks.check(config)
         assert inprocess.run(config)["rounds"] == 1
         return
     said = rf"client 0's {samples} sample\(s\) leave a batch of one with batch-size = 8.*stage 'head' fails in training"
-    for check in (assembly.check, inprocess.run):
+    for check in (checks.check, inprocess.run):
         with pytest.raises(UserError, match=said) as caught:
             check(config)
         assert f"case_models.py:{line_of('batch_norm_1d')}" in str(caught.value)
@@ -121,7 +121,7 @@ def test_batch_norm_on_a_batch_of_one_is_refused_where_there_will_be_one(
 
 
 def test_batch_norm_over_feature_maps_takes_a_batch_of_one() -> None:
-    assembly.check(config_of("batch_norm_2d", num_clients=1, samples_per_client=17))
+    checks.check(config_of("batch_norm_2d", num_clients=1, samples_per_client=17))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_batch_norm_over_feature_maps_takes_a_batch_of_one() -> None:
     ],
 )
 def test_what_may_not_be_meant_is_said(name: str, said: list[str]) -> None:
-    found = assembly.remarks(config_of(name), {0: 16})
+    found = checks.remarks(config_of(name), {0: 16})
 
     assert len(found) == len(said)
     for sentence, words in zip(found, said, strict=True):
@@ -142,15 +142,15 @@ def test_what_may_not_be_meant_is_said(name: str, said: list[str]) -> None:
 
 
 def test_probabilities_are_said_of_a_loss_that_takes_logits_only() -> None:
-    assert not assembly.remarks(config_of("probabilities", loss="mse"), {0: 16})
-    assert assembly.remarks(config_of("probabilities", loss="torch.nn:CrossEntropyLoss"), {0: 16})
-    assert not assembly.remarks(config_of("probabilities", loss="torch.nn:NLLLoss"), {0: 16})
+    assert not checks.remarks(config_of("probabilities", loss="mse"), {0: 16})
+    assert checks.remarks(config_of("probabilities", loss="torch.nn:CrossEntropyLoss"), {0: 16})
+    assert not checks.remarks(config_of("probabilities", loss="torch.nn:NLLLoss"), {0: 16})
 
 
 def test_clients_with_batches_of_one_sample_and_batch_norm_are_named() -> None:
-    (said,) = assembly.remarks(config_of("batch_norm_2d"), {0: 16, 3: 1, 5: 1})
+    (said,) = checks.remarks(config_of("batch_norm_2d"), {0: 16, 3: 1, 5: 1})
     assert said.startswith("client(s) 3, 5: all batches are of one sample, of which batch norm (first.1)")
-    assert not assembly.remarks(config_of("tied", cut="low"), {0: 16, 3: 1})
+    assert not checks.remarks(config_of("tied", cut="low"), {0: 16, 3: 1})
 
 
 def test_trying_leaves_no_trace() -> None:
@@ -160,8 +160,8 @@ def test_trying_leaves_no_trace() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    assembly.check(config)
-    assembly.remarks(config, {0: 17})
+    checks.check(config)
+    checks.remarks(config, {0: 17})
     assert torch.equal(torch.rand(4), expected)
     after = assembly.model(config).whole().state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())

@@ -18,7 +18,7 @@ from sglr_flower.cli.app import app
 from sglr_flower.data import datasets, folder, pinned
 from sglr_flower.data.source import Source
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.studies.trained import network, targets
@@ -115,7 +115,7 @@ def test_a_resume_over_what_was_added_is_refused(
     trained: RunConfig, tmp_path: Path, label: str, count: int, sentence: str
 ) -> None:
     add(tmp_path, label, count)
-    for go_on in (assembly.check, inprocess.run):
+    for go_on in (checks.check, inprocess.run):
         with pytest.raises(UserError, match=rf"the data in .*/data are not those .*: {sentence} Put them back"):
             go_on(resumed(trained))
 
@@ -127,7 +127,7 @@ def test_a_resume_over_what_was_removed_or_replaced_is_refused(trained: RunConfi
     with pytest.raises(
         UserError, match=r"1 image was removed \(stripe 1\); 1 image was replaced by others \(disc 1\)\. Put"
     ):
-        assembly.check(resumed(trained))
+        checks.check(resumed(trained))
     gone = r"2 of the images that the run began with are not there .*disc/001\.png, .*stripe/002\.png\. Put them back"
     with pytest.raises(UserError, match=gone):
         assembly.splits(resumed(trained))
@@ -149,13 +149,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_resume_over_the_same_data_goes_on(trained: RunConfig, tmp_path: Path, opened: list[str]) -> None:
     before = images(assembly.splits(trained))
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert opened == []  # neither size nor time has moved
     for file in (tmp_path / "data").rglob("*.png"):
         file.touch()  # copied anew, say
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert len(opened) == 48
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert len(opened) == 48
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
 
@@ -176,22 +176,22 @@ def test_what_an_older_version_kept_has_no_times(trained: RunConfig, tmp_path: P
         part["files"] = [entry[:3] for entry in part["files"]]
     file.write_text(json.dumps(kept))
     before = images(assembly.splits(trained))
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
     assert len(opened) == 48
 
 
 def test_a_link_that_leads_nowhere_is_no_change(trained: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "data" / "train" / "disc" / "link.png").symlink_to(tmp_path / "nowhere.png")
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     image = tmp_path / "data" / "train" / "disc" / "003.png"
     image.unlink()
     image.symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"1 image was removed \(disc 1\)\. Put"):
-        assembly.check(resumed(trained))
+        checks.check(resumed(trained))
     assembly.take_changed_data(trained)
     assert len(kept_paths(tmp_path)) == 47
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
 
 
 def kept_paths(tmp_path: Path, part: str = "") -> list[str]:
@@ -242,7 +242,7 @@ def test_new_images_below_test_are_for_test(tmp_path: Path) -> None:
     assert kept_paths(tmp_path, "train") == [*before["train"], "train/disc/!000.png"]
     assert kept_paths(tmp_path, "validation") == before["validation"]
     assert kept_paths(tmp_path, "test") == [*before["test"], "test/disc/new.png"]
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
 
 
 def test_new_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_new_files_that_cannot_be_read(tmp_path: Path) -> None:
         assembly.take_changed_data(settings.replace(unreadable="refuse"))
     assert (tmp_path / "run" / "data.json").read_bytes() == before
     assembly.take_changed_data(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
     kept = pinned.read(str(tmp_path / "run"))
     assert kept is not None
     assert kept.left_out == ("train/disc/000.png", "train/disc/bad.png")
@@ -272,7 +272,7 @@ def test_a_resume_that_is_told_to_goes_on_with_other_images(tmp_path: Path) -> N
     (tmp_path / "run" / "summary.json").unlink()  # as if it had been stopped
     (tmp_path / "data" / "train" / "stripe" / "002.png").unlink()
     assembly.take_changed_data(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
     inprocess.run(resumed(settings))
     found = images(assembly.splits(settings))
     held = sum(map(len, found[1:]))
@@ -325,7 +325,7 @@ def test_the_check_apart_takes_what_is_there_now(trained: RunConfig, tmp_path: P
 def test_a_run_of_an_older_version_goes_on_as_before(trained: RunConfig, tmp_path: Path) -> None:
     before = images(assembly.splits(trained))
     (tmp_path / "run" / "data.json").unlink()
-    assembly.check(resumed(trained))
+    checks.check(resumed(trained))
     assert all(map(torch.equal, images(assembly.splits(trained)), before))
 
 
@@ -343,7 +343,7 @@ def test_left_out_files_are_no_change(tmp_path: Path) -> None:
     (train / "disc" / "bad.png").write_bytes(b"x")
     settings = config(tmp_path, unreadable="skip")
     inprocess.run(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
 
 
 def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.M
     keys = {"dataset": "arrays_of_mine:data", "data-dir": "", "model": "mlp", "image-size": 0}
     settings = config(tmp_path, **keys)
     inprocess.run(settings)
-    assembly.check(resumed(settings))
+    checks.check(resumed(settings))
     for name, value, sentence in (
         ("SHIFT", 1.0, "train has other samples, as many as before; validation has other"),
         ("COUNT", 50, "train: 0 .* became .*, 1 .* became"),
@@ -369,7 +369,7 @@ def test_arrays_that_have_changed_are_said(tmp_path: Path, monkeypatch: pytest.M
         own.load.cache_clear()
         monkeypatch.setattr(arrays_of_mine, name, value)
         with pytest.raises(UserError, match=f"the data are not those that the run began with: {sentence}"):
-            assembly.check(resumed(settings))
+            checks.check(resumed(settings))
 
 
 def test_bundled_data_are_the_same_whenever_they_are_read(tmp_path: Path) -> None:

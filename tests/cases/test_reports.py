@@ -23,7 +23,7 @@ from sglr_flower.data import datasets
 from sglr_flower.data.images import read_image
 from sglr_flower.data.options import Options
 from sglr_flower.errors import Diverged, UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import checks, inprocess
 from sglr_flower.run.config import RunConfig
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
@@ -287,6 +287,6 @@ def test_accuracy_that_is_the_share_of_the_most_frequent_class_is_said(tmp_path:
     values = {"dataset": "folder", "data-dir": str(tmp_path), "samples-per-client": 0, "num-clients": 2}
     quick = {"image-size": 16, "client-lr": 1e-12, "num-server-rounds": 3, "evaluate-samples": 0}
     config = RunConfig.parse({**values, **quick, "model": "alexnet"})
-    assembly.check(config)
+    checks.check(config)
     (said,) = inprocess.run(config.replace(run_dir=str(tmp_path / "run")))["warnings"]
     assert re.match(r"round 3 of 3: .*, no more than always answering 'disc' gives \(73% of them\): nothing has", said)

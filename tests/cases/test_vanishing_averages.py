@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 
@@ -34,7 +34,7 @@ def moved(config: RunConfig) -> float:
 def test_the_clients_stand_still_and_it_is_said(tmp_path: Path, over: str, phi: float, vanishes: bool) -> None:
     values = VALUES | {"splitavg-over": over, "splitavg-phi": phi, "run-dir": str(tmp_path / "run")}
     config = RunConfig.parse(values)
-    said = assembly.remarks(config, {0: 16, 1: 16, 2: 16})
+    said = checks.remarks(config, {0: 16, 1: 16, 2: 16})
     assert any("the mean cut gradient is zero" in sentence for sentence in said) is vanishes
     assert (moved(config) < 1e-12) is vanishes
     summary = RunDirectory(tmp_path / "run").summary()
@@ -43,4 +43,4 @@ def test_the_clients_stand_still_and_it_is_said(tmp_path: Path, over: str, phi: 
 
 def test_another_cut_gradient_than_the_average_is_not_spoken_of() -> None:
     psl = RunConfig.parse(VALUES | {"splitavg-over": "clients-and-samples", "method": "psl"})
-    assert assembly.remarks(psl, {0: 16, 1: 16, 2: 16}) == []
+    assert checks.remarks(psl, {0: 16, 1: 16, 2: 16}) == []

@@ -13,7 +13,7 @@ from sglr_flower.cli.launch import Launch
 from sglr_flower.errors import UserError
 from sglr_flower.federation.client import Outcome
 from sglr_flower.federation.simulation import Resources, Simulation
-from sglr_flower.run import assembly
+from sglr_flower.run import checks
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 
@@ -70,9 +70,9 @@ def test_a_gpu_for_the_server_that_is_not_there_is_refused(values: dict[str, Any
     config = RunConfig.parse(values)
     if said:
         with pytest.raises(UserError, match=said):
-            assembly.check(config)
+            checks.check(config)
     else:
-        assembly.check(config)
+        checks.check(config)
 
 
 def test_a_benchmark_that_there_is_not_is_refused() -> None:

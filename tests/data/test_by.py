@@ -12,7 +12,7 @@ from uneven import write
 
 from sglr_flower.data import by, partition
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import read_json
 
@@ -55,7 +55,7 @@ def test_samples_per_client_is_a_limit(hospitals: Path) -> None:
 
 def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
     done = config(hospitals, **{"num-server-rounds": 1, "run-dir": str(tmp_path / "run"), "model": "resnet16"})
-    assembly.check(done)
+    checks.check(done)
     inprocess.run(done, 2)
     assert len(read_json(tmp_path / "run" / "partition.json")["counts"]) == 3
 
@@ -70,12 +70,12 @@ def test_a_run_over_sites(hospitals: Path, tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_one_sentence(hospitals: Path, spec: str, clients: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        assembly.check(config(hospitals, spec, clients))
+        checks.check(config(hospitals, spec, clients))
 
 
 def test_other_data_sets_have_neither_levels_nor_columns() -> None:
     with pytest.raises(UserError, match="for dataset folder and for those of Hugging Face"):
-        assembly.check(RunConfig.parse({"partition": "by:1", "num-clients": 3}))
+        checks.check(RunConfig.parse({"partition": "by:1", "num-clients": 3}))
 
 
 def test_a_level_or_column_has_to_be_named() -> None:
@@ -123,3 +123,23 @@ def test_a_client_for_each_value_of_a_column(tmp_path: Path) -> None:
         assembly.client_data(of("by:hand", 2), [0])
     with pytest.raises(UserError, match="other values than texts and numbers"):
         assembly.client_data(of("by:boxes", 2), [0])
+
+
+def test_a_column_is_had_of_images_that_are_made_grey_too(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "writer": Value("string")})
+    images = [Image.new("RGB", (16, 16), (number, 0, 0)) for number in range(36)]
+    rows = {"image": images, "label": [0, 1] * 18, "writer": ["x"] * 12 + ["y"] * 24}
+    Dataset.from_dict(rows, features).save_to_disk(str(tmp_path / "saved"))
+    values = {
+        "dataset": f"hf:{tmp_path / 'saved'}",
+        "partition": "by:writer",
+        "num-clients": 2,
+        "model": "case_models:grey",
+    }
+    both = [
+        RunConfig.parse({**values, "num-clients": 2, "samples-per-client": 0, "channels": number}) for number in (1, 3)
+    ]
+    assert assembly.class_counts(both[0]) == assembly.class_counts(both[1])

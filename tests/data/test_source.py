@@ -141,12 +141,12 @@ def test_images_of_a_saved_data_set(saved: Path) -> None:
 
 
 def test_a_run_on_a_saved_data_set(saved: Path, tmp_path: Path) -> None:
-    from sglr_flower.run import assembly, inprocess
+    from sglr_flower.run import checks, inprocess
     from sglr_flower.run.config import RunConfig
 
     values = {"dataset": f"hf:{saved}/two", "image-size": 16, "partition": "dirichlet:0.5", "samples-per-client": 0}
     config = RunConfig.parse({**values, "num-clients": 2, "num-server-rounds": 1, "run-dir": str(tmp_path)})
-    assembly.check(config)
+    checks.check(config)
     assert 0 <= inprocess.run(config, 2)["test_accuracy_mean"] <= 1
 
 

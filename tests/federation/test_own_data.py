@@ -7,7 +7,7 @@ import torch
 
 from sglr_flower.data import partition
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly
+from sglr_flower.run import assembly, checks
 from sglr_flower.run.config import RunConfig
 
 LABELS = torch.tensor([0] * 10 + [1] * 5 + [2] * 7)
@@ -50,13 +50,13 @@ def test_the_clients_of_a_node_share_its_images_and_no_other_clients() -> None:
 
 def test_it_is_refused_where_no_node_has_data_of_its_own() -> None:
     with pytest.raises(UserError, match=r"partition = 'own'.*--federation"):
-        assembly.check(config())
-    assembly.check(config(), own_data=True)
+        checks.check(config())
+    checks.check(config(), own_data=True)
 
 
 def test_it_is_refused_where_a_method_pools_all_data() -> None:
     with pytest.raises(UserError, match="centralized needs the data of all clients"):
-        assembly.check(config(method="centralized"), own_data=True)
+        checks.check(config(method="centralized"), own_data=True)
 
 
 def test_there_is_no_one_set_of_images_to_count() -> None:

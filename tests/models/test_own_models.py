@@ -10,7 +10,7 @@ import trained_runs
 
 from sglr_flower.errors import UserError
 from sglr_flower.models import cut_index
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split.loss import binary_cross_entropy, cross_entropy
 from sglr_flower.studies.trained import network as trained
@@ -33,7 +33,7 @@ def test_a_number_is_a_count_of_stages_also_where_stages_have_numbers_for_names(
 
 def test_a_client_segment_that_cannot_be_trained_is_refused() -> None:
     with pytest.raises(UserError, match=r"model = 'own_models:flat_first': its client segment must have a weight that"):
-        assembly.check(RunConfig.parse({"model": "own_models:flat_first", "cut": "flat"}))
+        checks.check(RunConfig.parse({"model": "own_models:flat_first", "cut": "flat"}))
 
 
 @pytest.mark.parametrize("cut", ["low", "flat"])

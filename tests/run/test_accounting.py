@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from sglr_flower.errors import TooFewClients, UserError
-from sglr_flower.run import accounting, assembly, attempts, inprocess
+from sglr_flower.run import accounting, assembly, attempts, checks, inprocess
 from sglr_flower.run.accounting import LEDGER, Ledger, epsilon
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.view import closing_table
@@ -125,7 +125,7 @@ def test_noise_that_can_be_drawn_again_has_no_epsilon(tmp_path: Path) -> None:
 def test_without_the_accountant_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^run-config key dp-noise: it needs the accountant: pip install"):
-        assembly.check(config(tmp_path))
+        checks.check(config(tmp_path))
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from reference_parts import plain_loop
 
 from sglr_flower import choices
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.split import loss, methods, optimizers
@@ -103,7 +103,7 @@ def test_what_cannot_train_is_a_sentence_before_anything_starts(
 ) -> None:
     config = RunConfig.parse({**SETTINGS, key: value, "run-dir": str(tmp_path / "run")})
     with pytest.raises(UserError) as raised:
-        assembly.check(config)
+        checks.check(config)
 
     assert str(raised.value).startswith(f"run-config key {key} = {value!r}: ")
     assert said in str(raised.value)
@@ -146,7 +146,7 @@ def test_settings_that_do_not_fit_each_other_are_a_sentence(values: dict[str, ob
 def test_what_an_own_method_has_no_use_for_is_refused_once_it_is_imported() -> None:
     config = RunConfig.parse({"method": "own_parts:cautious", "dp-noise": 1.0})
     with pytest.raises(UserError, match=r"dp-noise = 1\.0: it must be 0 with method own_parts:cautious"):
-        assembly.check(config)
+        checks.check(config)
 
 
 def test_the_servers_old_names_stand_for_the_same() -> None:

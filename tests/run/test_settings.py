@@ -21,6 +21,7 @@ from sglr_flower.run.settings import parse_assignment, read_config
         ("method='psl'", ("method", "psl")),
         ("method=\"psl'", ("method", "\"psl'")),
         ('method="', ("method", '"')),
+        ('classes="a,b","c,d"', ("classes", '"a,b","c,d"')),
         ('num-clients="2"', ("num-clients", 2)),
         ("num_clients=2", ("num-clients", 2)),
         ("channels=1", ("channels", 1)),  # one of few numbers

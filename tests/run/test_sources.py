@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sglr_flower.data.samples import Samples
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.plots import save_curves, save_partition
 from sglr_flower.run.rundir import RunDirectory
@@ -140,7 +140,7 @@ def plain(name: str, config: RunConfig) -> tuple[dict[int, nn.Module], nn.Module
 @pytest.mark.parametrize("name", TASKS)
 def test_a_run_is_the_plain_loop(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = task(name, tmp_path / "one")
-    assembly.check(config)
+    checks.check(config)
     clients, server = plain(name, config)
     summaries = []
     for nodes, changes in ((1, {}), (2, {"evaluate": "client", "run-dir": str(tmp_path / "two")})):
@@ -246,7 +246,7 @@ REFUSED = {
 def test_what_does_not_fit_is_one_sentence_before_anything_starts(name: str) -> None:
     values, sentence = REFUSED[name]
     with pytest.raises(UserError, match=sentence) as caught:
-        assembly.check(RunConfig.parse({"num-clients": 2, "samples-per-client": 0, **values}))
+        checks.check(RunConfig.parse({"num-clients": 2, "samples-per-client": 0, **values}))
     assert "\n" not in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import sglr_flower as sglr
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.run.rundir import RunDirectory
 from sglr_flower.seeds import generator, seed_torch
@@ -304,5 +304,5 @@ def test_a_task_that_is_no_task_is_one_sentence() -> None:
 )
 def test_a_task_with_clients_own_data_says_what_does_not_fit(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        assembly.check(RunConfig.parse({"task": "tests.own_task:task", "samples-per-client": 0, **changes}))
+        checks.check(RunConfig.parse({"task": "tests.own_task:task", "samples-per-client": 0, **changes}))
     assert str(caught.value).startswith(f"run-config key {sentence}")

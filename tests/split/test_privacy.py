@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, inprocess
+from sglr_flower.run import assembly, checks, inprocess
 from sglr_flower.run.config import RunConfig
 from sglr_flower.split import splitavg
 from sglr_flower.split.messages import Upload
@@ -314,7 +314,7 @@ def test_a_run_is_not_begun_with_such_a_segment(monkeypatch: pytest.MonkeyPatch)
     """Whichever way it is started: `flwr run` makes no check before."""
     monkeypatch.setattr(assembly, "refusal", lambda segment: "its part keeps a buffer")
     config = RunConfig.parse({"dp-noise": 1.0})
-    for start in (assembly.server, assembly.check):
+    for start in (assembly.server, checks.check):
         with pytest.raises(UserError, match=r"^run-config key model = 'resnet16': with dp-noise it is refused"):
             start(config)
     assembly.server(config.replace(dp_protects="messages"))
@@ -368,7 +368,7 @@ def test_a_private_run_does_not_depend_on_the_spread_of_its_clients(protects: st
 )
 def test_a_mistake_is_one_sentence(values: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=rf"^run-config key {sentence}"):
-        assembly.check(RunConfig.parse(values))
+        checks.check(RunConfig.parse(values))
 
 
 def test_methods_of_ones_own_may_have_their_messages_noised() -> None:

@@ -32,6 +32,15 @@ SEGMENTS = {
 }
 
 
+class OwnDtype(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
+def test_of_a_segment_with_a_dtype_of_its_own_nothing_is_known() -> None:
+    assert not mean_vanishes(nn.Sequential(OwnDtype(8, 8), nn.BatchNorm1d(8)), (8,))
+
+
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_segments(name: str) -> None:
     layers, shape, wanted = SEGMENTS[name]

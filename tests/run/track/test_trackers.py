@@ -21,7 +21,7 @@ import trained_runs
 from run.track.stores import READERS, Stored
 
 from sglr_flower.errors import UserError
-from sglr_flower.run import assembly, track
+from sglr_flower.run import assembly, checks, track
 from sglr_flower.run.config import TRACKERS, RunConfig
 from sglr_flower.run.rundir import RunDirectory, read_json
 from sglr_flower.run.track import apart
@@ -260,7 +260,7 @@ def test_a_library_that_is_missing_is_said_before_the_run(home: Path, monkeypatc
 
     expected = r"track = 'wandb': wandb is not installed: pip install 'sglr-flower\[wandb\]'"
     with pytest.raises(UserError, match=expected):
-        assembly.check(config)
+        checks.check(config)
 
 
 def test_a_folder_with_the_librarys_name_is_not_the_library(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
