@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -77,15 +78,16 @@ def run(
             code_dir=code_dir,
         )
     parsed = parsed.replace(data_dir=_absolute_data_dir(parsed))
-    with _start(launch) as simulation:
+    with _start(launch) as simulation, tempfile.TemporaryDirectory(prefix="sglr-check-") as images:
         # Every mistake that shows without training is found before anything is written.
-        findings = _look(parsed, launch, simulation)
+        findings = _look(parsed.replace(run_dir=images), launch, simulation)
         _warn_of_slow_autocast(parsed, findings.gpus)
         resources = None if launch.federation else launch.resources(findings.gpus)
         chosen = Path(parsed.run_dir).expanduser().absolute() if parsed.run_dir else new_run_dir(Path("runs"), parsed)
         parsed = parsed.replace(run_dir=str(chosen))
         directory = RunDirectory(chosen)
         directory.claim(parsed)
+        directory.take_images(Path(images))  # which the check has decoded
         if launch.in_process:
             from sglr_flower.data import datasets  # with torch, which is here by now
 
@@ -95,7 +97,7 @@ def run(
         for note in findings.notes:
             Console().print(note, markup=False, highlight=False, soft_wrap=True)
         write_atomic(chosen / LAUNCH, tomli_w.dumps(launch.model_dump(exclude_none=True)).encode())
-        _train(Checked(parsed, directory, launch, resources, simulation))
+        _train(Checked(parsed, directory, launch, resources, simulation), findings.remarks)
 
 
 def resume(run_dir: Path, *, changed_data: bool = False) -> None:
@@ -115,7 +117,7 @@ def resume(run_dir: Path, *, changed_data: bool = False) -> None:
         findings = _look(config, launch, simulation, changed_data=changed_data)
         _warn_of_slow_autocast(config, findings.gpus)
         resources = launch.resources(findings.gpus) if launch.simulated else None
-        _train(Checked(config, directory, launch, resources, simulation))
+        _train(Checked(config, directory, launch, resources, simulation), findings.remarks)
 
 
 def _start(launch: Launch) -> AbstractContextManager[Simulation | None]:
@@ -158,8 +160,8 @@ def _wait_until_free(directory: RunDirectory, launch: Launch) -> None:
                 raise
 
 
-def _train(checked: Checked) -> None:
-    """Train with live progress to the closing table.
+def _train(checked: Checked, remarks: Sequence[str]) -> None:
+    """Train with live progress to the closing table; ``remarks`` are said before, and not once more.
 
     Raises
     ------
@@ -175,6 +177,7 @@ def _train(checked: Checked) -> None:
     try:
         rounds, warnings = checked.config.num_server_rounds, not launch.in_process
         with ProgressView(directory.path, rounds, console, warnings=warnings) as view:
+            view.warn(remarks)
             if launch.in_process:
                 training.in_process(checked.config, launch.nodes, view)
             else:

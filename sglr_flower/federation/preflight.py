@@ -44,6 +44,8 @@ class Findings(BaseModel):
         For each client its number of samples of each class; empty with partition "own".
     notes : tuple[str, ...]
         What a person should know of the data, a sentence each.
+    remarks : tuple[str, ...]
+        What can be trained and may not be meant, as of `run.checks.remarks`; empty with partition "own".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +54,7 @@ class Findings(BaseModel):
     classes: tuple[str, ...] = ()
     counts: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class _Question(BaseModel):
@@ -82,8 +85,13 @@ def look(config: RunConfig, *, own_data: bool, changed_data: bool = False) -> Fi
     if config.partition == "own":
         return Findings(gpus=available_gpus())
     classes, counts = assembly.class_counts(config)
-    notes = tuple(datasets.notes(*assembly.data_of(config)))
-    return Findings(gpus=available_gpus(), classes=classes, counts=tuple(map(tuple, counts)), notes=notes)
+    return Findings(
+        gpus=available_gpus(),
+        classes=classes,
+        counts=tuple(map(tuple, counts)),
+        notes=tuple(datasets.notes(*assembly.data_of(config))),
+        remarks=tuple(checks.remarks(config, {client: sum(own) for client, own in enumerate(counts)})),
+    )
 
 
 def look_apart(

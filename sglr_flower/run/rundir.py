@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -333,6 +334,11 @@ class RunDirectory:
         except UserError:
             return False
         return True
+
+    def take_images(self, folder: Path) -> None:
+        """Take the images that were kept in a folder while the run was checked, so that it need not decode them."""
+        if (folder / KEPT_IMAGES).exists():
+            shutil.move(folder / KEPT_IMAGES, self.path / KEPT_IMAGES)
 
     def partition(self, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
         """Write ``partition.json``: the class names, and for each client its number of samples of each class."""

@@ -57,7 +57,8 @@ class ProgressView:
         self._started = time.monotonic()
         self._shown = -1
         self._announced = self._waiting = ""
-        self._warnings, self._said, self._warned = warnings, 0, 0
+        self._warnings, self._said = warnings, 0
+        self._warned: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -95,7 +96,7 @@ class ProgressView:
             self._announced = f"{status['nodes']} node(s), exchange: {status['exchange']}"
             self._console.print(f"training on {self._announced}")
         self._say_what_observers_say(status.get("observers", []))
-        self._warn(status.get("warnings", []))
+        self.warn(status.get("warnings", []))
         done = int(status.get("rounds_done", status.get("round", 1) - 1))
         steps = int(status.get("steps", 0))
         part = int(status.get("step", 0)) / steps if steps and status.get("round", 0) > done else 0.0
@@ -120,11 +121,13 @@ class ProgressView:
                 self._console.print(saying["sentence"], style=style, markup=False, highlight=False, soft_wrap=True)
         self._said = len(sayings)
 
-    def _warn(self, sentences: Sequence[str]) -> None:
-        """A line for each thing that goes wrong since the last look."""
-        for sentence in sentences[self._warned :] if self._warnings else ():
-            self._console.print(f"warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        self._warned = len(sentences)
+    def warn(self, sentences: Sequence[str]) -> None:
+        """A line for each thing that goes wrong and has not been said."""
+        for sentence in sentences if self._warnings else ():
+            if sentence not in self._warned:
+                said = f"warning: {sentence}"
+                self._console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._warned.update(sentences)
 
     def _say_who_is_awaited(self, line: str) -> None:
         """Whom the server waits for: below the bar, or as a line where there is none."""

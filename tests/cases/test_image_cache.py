@@ -8,7 +8,9 @@ from pathlib import Path
 import folders
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from sglr_flower.cli.app import app
 from sglr_flower.data import datasets, folder, imagecache, pictures
 from sglr_flower.data.images import Picture, read_picture
 from sglr_flower.data.options import Options
@@ -149,3 +151,14 @@ def test_a_run_that_has_ended_leaves_none(tmp_path: Path, train: Path) -> None:
     inprocess.run(RunConfig.parse(values))
     assert (tmp_path / "run" / "data.json").exists()
     assert not (tmp_path / "run" / imagecache.FILE).exists()
+
+
+def test_the_check_and_the_run_decode_an_image_once(
+    tmp_path: Path, train: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {"dataset": "folder", "data-dir": str(tmp_path), "num-clients": 2, "samples-per-client": 0}
+    settings = [part for key, value in (values | {"num-server-rounds": 1}).items() for part in ("-s", f"{key}={value}")]
+    done = CliRunner().invoke(app, ["run", "--in-process", "--run-dir", "run", *settings])
+    assert done.exit_code == 0, done.output
+    assert sorted(decoded) == sorted(file.name for file in train.rglob("*.png"))

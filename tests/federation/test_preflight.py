@@ -88,3 +88,13 @@ def test_interrupted_while_it_checks_it_ends_all_that_it_started(tmp_path: Path)
     assert b"Traceback" not in said
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_may_not_be_meant_is_known_before_anything_starts() -> None:
+    config = RunConfig.parse({"model": "case_models:probabilities", "cut": "first", "num-clients": 2})
+    (remark,) = preflight.look(config, own_data=False).remarks
+    assert "its outputs are probabilities" in remark
+    vanishing = {"model": "case_models:norm_first", "cut": "1", "splitavg-phi": 1.0}
+    config = RunConfig.parse(vanishing | {"splitavg-over": "clients-and-samples", "num-clients": 2})
+    (remark,) = preflight.look(config, own_data=False).remarks
+    assert "the mean cut gradient is zero" in remark

@@ -229,3 +229,13 @@ def test_it_shows_for_whom_the_server_waits(tmp_path: Path, terminal: bool) -> N
     assert ("waiting for attic" in shown(run.view._renderable())) == terminal
     see("")
     assert "attic" not in shown(run.view._renderable())
+
+
+def test_what_the_check_has_said_is_not_said_again(tmp_path: Path) -> None:
+    output = io.StringIO()
+    view = ProgressView(tmp_path, 9, Console(file=output, width=80, force_terminal=False))
+    view.warn(["its outputs are probabilities"])
+    (tmp_path / "status.json").write_text(json.dumps({"warnings": ["its outputs are probabilities", "it diverges"]}))
+    view.update()
+    view.update()
+    assert output.getvalue().splitlines() == ["warning: its outputs are probabilities", "warning: it diverges"]
