@@ -17,7 +17,7 @@ from sglr_flower.data import samples
 from sglr_flower.data.inputs import to_inputs
 from sglr_flower.data.samples import Batch, Samples, Tensors, each, one
 from sglr_flower.data.targets import to_targets
-from sglr_flower.models import all_laid_out, upstream
+from sglr_flower.models import all_laid_out, functional, upstream
 from sglr_flower.seeds import generator, seed_torch
 from sglr_flower.split.loss import mean_of_each
 from sglr_flower.split.optimizers import Optimizer
@@ -154,7 +154,7 @@ class OneByOne:
         """
         inputs, labels = self.feed.batch(plan, client, step)
         segment = self._members[client].segment
-        smashed = segment(inputs) if buffers is None else torch.func.functional_call(segment, {**buffers}, (inputs,))
+        smashed = segment(inputs) if buffers is None else functional.call(segment, {**buffers}, inputs)
         return smashed if plan.defence is None else plan.defence.shaped(one(inputs), smashed), labels
 
     def _recomputed(self, plan: RoundPlan, client: int, step: int, buffers: Mapping[str, Tensor]) -> Tensor:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from sglr_flower.data.samples import Tensors, each, one
-from sglr_flower.models import MixedPrecision, upstream
+from sglr_flower.models import MixedPrecision, functional, upstream
 from sglr_flower.split.optimizers import Optimizer, OptimizerFactory, Slots
 
 _DIFFERENT = 0.01
@@ -178,15 +178,12 @@ def refusal(first: nn.Module, second: nn.Module, inputs: Tensors) -> str:
         A batch, (b, ...).
     """
     segments = (first, second)
-    named = first.named_parameters(remove_duplicate=False)
-    if len(list(named)) > len(list(first.parameters())):  # functional_call within vmap then leaves the module changed
-        return "it uses a weight in two places"
     with torch.no_grad():
         weights = _stacked([dict(segment.named_parameters()) for segment in segments])
         before = _stacked([dict(segment.named_buffers()) for segment in segments])
         buffers = {name: stacked.clone() for name, stacked in before.items()}
         after = [{name: buffer.clone() for name, buffer in segment.named_buffers()} for segment in segments]
-        alone = [functional_call(segment, moved, (inputs,)) for segment, moved in zip(segments, after, strict=True)]
+        alone = [functional.call(segment, moved, inputs) for segment, moved in zip(segments, after, strict=True)]
         try:
             together = _together(first, weights, buffers, each(lambda own: torch.stack([own, own]), inputs))
         except (RuntimeError, ValueError, TypeError) as error:  # the loop has just done it: it is vmap that refuses
@@ -204,8 +201,7 @@ def _together(
     module: nn.Module, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensors
 ) -> Tensor:
     def one(own_weights: dict[str, Tensor], own_buffers: dict[str, Tensor], batch: Tensors) -> Tensor:
-        output: Tensor = functional_call(module, (own_weights, own_buffers), (batch,))
-        return output
+        return functional.call(module, {**own_weights, **own_buffers}, batch)
 
     output: Tensor = vmap(one, randomness="error")({**weights}, {**buffers}, inputs)
     return output

@@ -183,6 +183,34 @@ def test_recomputing_starts_from_the_buffers_of_the_first_forward() -> None:
     assert_close(ends[1], ends[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("way", ["recompute", "restored"])
+def test_a_batch_norm_at_two_places_moves_as_often_as_in_one_process(way: str) -> None:
+    """A forward that is made again moves copies, whatever names a module has."""
+
+    def build(client: int) -> nn.Module:
+        torch.manual_seed(client)
+        norm = nn.BatchNorm2d(3)
+        return nn.Sequential(nn.Conv2d(3, 3, 3), norm, nn.Tanh(), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1), norm).double()
+
+    def server() -> ServerSegment:
+        torch.manual_seed(9)
+        return ServerSegment(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).double(), SGD)
+
+    straight = Cohort({0: images(6)}, build, SGD, torch.float64)
+    train_round(server(), PLAN, LocalLink({0: TrainSession(straight, PLAN)}))
+    other, upper = Cohort({0: images(6)}, build, SGD, torch.float64, recompute=way == "recompute"), server()
+    if way == "recompute":
+        train_round(upper, PLAN, LocalLink({0: TrainSession(other, PLAN)}))
+    else:
+        upper.begin(PLAN)
+        upload: Upload | None = TrainSession(other, PLAN).start()
+        while upload is not None:
+            later = TrainSession(other, PLAN)
+            later.restore(upload.step)
+            upload = later.advance(upper.step(PLAN, {0: upload})[0][0])
+    assert_close(weights(other), weights(straight), rtol=0, atol=0)
+
+
 def test_channels_last_trains_as_the_usual_order_in_memory() -> None:
     config = RunConfig.parse({"num-clients": 2, "samples-per-client": 16, "image-size": 32})
     plan, model = replace(PLAN, clients=(0, 1), batch_size=8, client_lr=1e-3, phi=0.5), assembly.model(config)
