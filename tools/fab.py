@@ -9,9 +9,9 @@ makes the bundle, and ``flwr app publish`` would upload it.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tomllib
 import zipfile
@@ -82,4 +82,8 @@ def main(where: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    arguments = argparse.ArgumentParser(
+        description="Write the app as Flower Hub takes it, and its bundle, into a folder."
+    )
+    arguments.add_argument("folder", type=Path)
+    main(arguments.parse_args().folder)
